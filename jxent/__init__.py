@@ -1,0 +1,23 @@
+"""Cross-entropy for JAX: right to the last digits, small, fast, and open to every transform.
+
+`jxent.*_with_logits` give one loss per example (per class for sigmoid); `jxent.losses` the
+weighted and reduced scalar that a training step differentiates.
+"""
+
+from importlib.metadata import version as _version
+
+from jxent import losses as losses
+from jxent._sigmoid import (
+    sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,
+)
+from jxent._sigmoid import (
+    weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,
+)
+from jxent._softmax import (
+    softmax_cross_entropy_with_logits as softmax_cross_entropy_with_logits,
+)
+from jxent._softmax import (
+    sparse_softmax_cross_entropy_with_logits as sparse_softmax_cross_entropy_with_logits,
+)
+
+__version__ = _version("jxent")

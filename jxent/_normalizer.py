@@ -1,0 +1,104 @@
+"""Log-sum-exp as a pair (max, rest), which keeps the digits that one number loses.
+
+For a row `x` with maximum `m`, `rest` sums `exp(x_j - m)` over all classes *but one* that
+attains the maximum. Then `logsumexp = m + log1p(rest)`, and on a row where one class is far
+ahead `rest` is tiny yet exact to the last digits, whereas `log(sum(exp(x_j - m)))` over all
+classes starts from `1 + tiny`, which rounds to 1, and its logarithm to 0.
+
+All arrays keep the class axis (of size 1 in a pair), so that nothing has to be moved.
+
+The functions below differentiate with respect to the logits as a whole. The pair that they
+are handed is a cache: it is a function of the same logits, and its share of the derivative is
+in their rules already, so the tangents of the pair are ignored.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def pair(x: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
+    """The pair (max, rest) of `x` along `axis`. NaN for a row without a class left."""
+    top = jnp.max(x, axis, keepdims=True)
+    top = jnp.where(top == -jnp.inf, jnp.nan, top)
+    below = jnp.sum(jnp.where(x < top, jnp.exp(x - top), 0), axis, keepdims=True)
+    # One class at the maximum is left out; its ties weigh 1 each, several +inf among them.
+    ties = jnp.sum(x == top, axis, keepdims=True, dtype=x.dtype) - 1
+    return top, jnp.where(jnp.isnan(top), jnp.nan, below + ties)
+
+
+def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
+    """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
+    return jnp.where(x == top, 0, top - x)
+
+
+def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:
+    """Marks the class that holds more than half of the probability, in rows that have one.
+
+    A second class at the maximum would make `rest` at least 1, so no row has two marks.
+    """
+    return (x == top) & (rest < 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def chances(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> tuple[Array, Array]:
+    """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
+    p = jnp.exp(-gap(x, top)) / (1 + rest)
+    return p, jnp.where(_leader(x, top, rest), rest / (1 + rest), 1 - p)
+
+
+# dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
+# the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
+# mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
+@chances.defjvp
+def _chances_jvp(axis, primals, tangents):
+    x, top, rest = primals
+    p, q = chances(x, top, rest, axis)
+    dp = p * deviation(p, x, top, rest, tangents[0], axis)
+    return (p, q), (dp, -dp)
+
+
+def deviation(
+    p: Array, x: Array, top: Array, rest: Array, t: Float[Array, "..."], axis: int
+) -> Float[Array, "..."]:
+    """`t` minus its mean under the probabilities `p` of the logits `x`."""
+    leader = _leader(x, top, rest)
+    origin = jnp.sum(jnp.where(leader, t, 0), axis, keepdims=True)  # 0 where nobody leads
+    t = jnp.where(leader, 0, t - origin)
+    return t - jnp.sum(p * t, axis, keepdims=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def log_normalizer(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> Array:
+    """logsumexp, of the pair alone; `x` is there to be differentiated."""
+    return top + jnp.log1p(rest)
+
+
+# d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
+@log_normalizer.defjvp
+def _log_normalizer_jvp(axis, primals, tangents):
+    x, top, rest = primals
+    p, _ = chances(x, top, rest, axis)
+    mean = jnp.sum(p * tangents[0], axis, keepdims=True)
+    return log_normalizer(x, top, rest, axis), mean
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def surprises(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> Array:
+    """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
+
+    A derivative of 0 for the label of a class that is masked out: the true one is infinite,
+    and times the tangent 0 it would be NaN.
+    """
+    value = gap(x, top) + jnp.log1p(rest)
+    return jnp.where(jnp.isinf(value), 0, value)
+
+
+# d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
+@surprises.defjvp
+def _surprises_jvp(axis, primals, tangents):
+    x, top, rest = primals
+    p, _ = chances(x, top, rest, axis)
+    return surprises(x, top, rest, axis), -deviation(p, x, top, rest, tangents[0], axis)

@@ -1,0 +1,210 @@
+"""Cross-entropy over classes that are independent, from logits in memory.
+
+Each class is a yes-or-no question of its own: a picture may show a dog and an elephant.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jxent import _checks, _derivative
+from jxent._softcap import softcap, softcap_slope
+from jxent._widen import widen
+
+
+def sigmoid_cross_entropy_with_logits(
+    *,
+    labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    logit_softcap: float | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch classes"]:
+    r"""Surprise, in nats, of each label under the sigmoid of its logit: independent classes.
+
+    $$\ell = (1 - z)\,\mathrm{softplus}(x) + z\,\mathrm{softplus}(-x)$$
+
+    with labels $z$ and logits $x$: equal in algebra to TensorFlow's `max(x, 0) - x z +
+    log1p(exp(-|x|))`, but made of terms that do not cancel.
+
+    Args:
+      labels: Probability that the class is present, in the logits' shape and dtype; usually
+        0 or 1. Values outside [0, 1] are computed as the formula says.
+      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per class and example, in the logits' shape and dtype. bfloat16 and float16 are
+      computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `logits` is not floating, `labels` has another dtype, or an option is not a
+        Python value.
+      ValueError: The shapes differ, or `logit_softcap` is not positive.
+
+    Examples:
+      >>> sigmoid_cross_entropy_with_logits(labels=[1.0, 0.0], logits=[0.0, 2.0])
+      Array([0.6931472, 2.126928 ], dtype=float32)
+
+    References:
+      TensorFlow, `tf.nn.sigmoid_cross_entropy_with_logits`.
+    """
+    logits = _checks.floating("logits", logits)
+    labels = _checks.dense_labels(labels, logits)
+    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
+    with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
+        return _per_class(member, labels, logits)
+
+
+def weighted_cross_entropy_with_logits(
+    *,
+    labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    pos_weight: Float[ArrayLike, "..."],
+    logit_softcap: float | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch classes"]:
+    r"""Sigmoid cross-entropy, in nats, whose positive labels count `pos_weight` times.
+
+    $$\ell = (1 - z)\,\mathrm{softplus}(x) + q z\,\mathrm{softplus}(-x)$$
+
+    A weight $q > 1$ makes missed positives dear and raises recall; $q < 1$ raises precision.
+
+    Args:
+      labels: Probability that the class is present, in the logits' shape and dtype; usually
+        0 or 1. Values outside [0, 1] are computed as the formula says.
+      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable. A negative one is computed as the
+        formula says.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per class and example, in the logits' shape and dtype. bfloat16 and float16 are
+      computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not
+        real, or an option is not a Python value.
+      ValueError: The shapes of `labels` and `logits` differ, `pos_weight` does not broadcast
+        to them, or `logit_softcap` is not positive.
+
+    Examples:
+      >>> weighted_cross_entropy_with_logits(
+      ...     labels=[1.0, 0.0], logits=[0.0, 2.0], pos_weight=3.0)
+      Array([2.0794415, 2.126928 ], dtype=float32)
+
+    References:
+      TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`.
+    """
+    logits = _checks.floating("logits", logits)
+    labels = _checks.dense_labels(labels, logits)
+    pos_weight = _checks.pos_weight(pos_weight, logits)
+    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
+    with _checks.scope(name, "weighted_cross_entropy_with_logits"):
+        return _per_class(member, labels, logits, pos_weight)
+
+
+@partial(jax.jit, static_argnums=0)
+def _per_class(member, labels, logits, pos_weight=None):
+    losses, _ = _derivative.losses(member, None, labels, logits, pos_weight)
+    return losses.astype(logits.dtype)
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """Independent classes, dense labels: the member that `_derivative` differentiates."""
+
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
+    axis = None
+
+    def losses(self, labels, logits, pos_weight):
+        x = softcap(widen(logits), self.logit_softcap)
+        z, positive = self._targets(labels, x.dtype, pos_weight)
+        # Three terms, none negative for labels in [0, 1], so nothing cancels.
+        return (
+            _zero_times(1 - z, jnp.maximum(x, 0))
+            + _zero_times(positive, jnp.maximum(-x, 0))
+            + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+        ), None
+
+    # (1 - z) sigmoid(x) - q z sigmoid(-x), not sigmoid(x) - z: that is 0 for z = 1 and x > 17 in
+    # float32, where the truth is -sigmoid(-x).
+    def gradient(self, labels, logits, pos_weight, statistics):
+        x = widen(logits)
+        z, positive = self._targets(labels, x.dtype, pos_weight)
+        capped = softcap(x, self.logit_softcap)
+        slope = (1 - z) * _sigmoid(capped) - positive * _sigmoid(-capped)
+        return slope * softcap_slope(x, self.logit_softcap)
+
+    def tangent(self, data, statistics, tangents):
+        labels, logits, pos_weight = data
+        dlabels, dlogits, dpos_weight = tangents
+        x = softcap(widen(logits), self.logit_softcap)
+        q = jnp.ones_like(x, shape=()) if pos_weight is None else pos_weight
+        change = jnp.zeros_like(x)
+        if dlogits is not None:
+            change += self.gradient(*data, statistics) * widen(dlogits)
+        if dlabels is not None:
+            change += (1 - self.label_smoothing) * _label_slope(x, q) * widen(dlabels)
+        if dpos_weight is not None:
+            z, _ = self._targets(labels, x.dtype, None)
+            change += z * _finite_softplus(-x) * dpos_weight
+        return change
+
+    def _targets(self, labels, dtype, pos_weight):
+        """The smoothed labels, and these times `pos_weight`."""
+        z = labels.astype(dtype)
+        if self.label_smoothing:
+            z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return z, z if pos_weight is None else pos_weight * z
+
+
+def _zero_times(a: Array, b: Array) -> Array:
+    """a b, and 0 where a is 0: no label, no loss, at an infinite logit too."""
+    return jnp.where(a == 0, 0, a * b)
+
+
+@jax.custom_jvp
+def _sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 1 / (1 + jnp.exp(-x))
+
+
+# sigmoid(x) sigmoid(-x), never sigmoid(x) (1 - sigmoid(x)).
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals, tangents):
+    (x,), (t,) = primals, tangents
+    value = _sigmoid(x)
+    return value, value * _sigmoid(-x) * t
+
+
+@jax.custom_jvp
+def _finite_softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """softplus(x), and 0 where that is infinite: a factor of tangents, which may be 0."""
+    return jnp.where(jnp.isinf(x), 0, jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))))
+
+
+@_finite_softplus.defjvp
+def _finite_softplus_jvp(primals, tangents):
+    (x,), (t,) = primals, tangents
+    return _finite_softplus(x), _sigmoid(x) * t
+
+
+@jax.custom_jvp
+def _label_slope(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
+    """d loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
+    linear = q * jnp.maximum(-x, 0) - jnp.maximum(x, 0)
+    return jnp.where(jnp.isinf(x), 0, linear + (q - 1) * jnp.log1p(jnp.exp(-jnp.abs(x))))
+
+
+@_label_slope.defjvp
+def _label_slope_jvp(primals, tangents):
+    (x, q), (dx, dq) = primals, tangents
+    change = dq * _finite_softplus(-x) - (q * _sigmoid(-x) + _sigmoid(x)) * dx
+    return _label_slope(x, q), change

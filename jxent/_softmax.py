@@ -1,0 +1,271 @@
+"""Cross-entropy over classes that exclude each other, from logits in memory.
+
+Each example has one class, or a distribution over the classes.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
+
+from jxent import _checks, _derivative, _normalizer
+from jxent._softcap import softcap, softcap_slope
+from jxent._widen import widen
+
+
+def softmax_cross_entropy_with_logits(
+    *,
+    labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    axis: int = -1,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Cross-entropy, in nats, of each example's distribution and the softmax of its logits.
+
+    $$\ell = \sum_j z_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2$$
+
+    with labels $z$, logits $x$ and $\zeta$ = `z_loss`.
+
+    Args:
+      labels: A weight for every class, in the logits' shape and dtype; usually a distribution,
+        but nothing has to sum to 1. Differentiable. A label of 0 costs nothing, even where the
+        logit is -inf.
+      logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
+        probability equally. A row without a class left is NaN.
+      axis: The axis that holds the classes.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
+        -inf stays ruled out.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, in the logits' dtype: their shape without `axis`. bfloat16 and
+      float16 are computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `logits` is not floating, `labels` has another dtype, or an option is not a
+        Python value.
+      ValueError: The shapes differ, `axis` is not an axis of `logits`, or an option is out of
+        its range.
+
+    Examples:
+      >>> softmax_cross_entropy_with_logits(labels=[0.5, 0.5], logits=[0.0, 2.0])
+      Array(1.126928, dtype=float32)
+
+    References:
+      TensorFlow, `tf.nn.softmax_cross_entropy_with_logits`. z-loss: Chowdhery et al., PaLM,
+      2022, section 5.
+    """
+    logits = _checks.floating("logits", logits)
+    labels = _checks.dense_labels(labels, logits)
+    member = Softmax(
+        axis=_checks.axis(axis, logits),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(name, "softmax_cross_entropy_with_logits"):
+        return _per_example(member, labels, logits)
+
+
+def sparse_softmax_cross_entropy_with_logits(
+    *,
+    labels: Integer[ArrayLike, "*batch"],
+    logits: Float[ArrayLike, "*batch classes"],
+    axis: int = -1,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Surprise, in nats, of each example's class under the softmax of its logits.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    with class $y$, logits $x$, $s$ = `label_smoothing`, $\zeta$ = `z_loss`. No array of one-hot
+    labels is built.
+
+    Args:
+      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient
+        NaN. To ignore padding, use `jxent.losses` with `weights=labels >= 0`, or replace bad ids
+        before this call and mask the losses after it.
+      logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
+        probability equally. A row without a class left is NaN.
+      axis: The axis of `logits` that holds the classes.
+      label_smoothing: The share s of the label, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
+        -inf stays ruled out.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, in the logits' dtype. bfloat16 and float16 are computed in float32
+      and rounded once.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, or an option is not a
+        Python value.
+      ValueError: `labels.shape` is not that of `logits` without `axis`, `axis` is not an axis
+        of `logits`, or an option is out of its range.
+
+    Examples:
+      >>> sparse_softmax_cross_entropy_with_logits(labels=1, logits=[0.0, 0.0])
+      Array(0.6931472, dtype=float32)
+
+    References:
+      TensorFlow, `tf.nn.sparse_softmax_cross_entropy_with_logits`. Smoothing: Szegedy et al.,
+      Rethinking the Inception Architecture, 2016, section 7.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(axis, logits)
+    labels = _checks.class_ids(labels, logits, axis)
+    member = SparseSoftmax(
+        axis=axis,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(name, "sparse_softmax_cross_entropy_with_logits"):
+        return _per_example(member, labels, logits)
+
+
+@partial(jax.jit, static_argnums=0)
+def _per_example(member, labels, logits):
+    losses, _ = _derivative.losses(member, None, labels, logits, None)
+    return losses.astype(logits.dtype)
+
+
+@dataclass(frozen=True)
+class _Exclusive:
+    """What dense labels and ids share: the options, and everything about the normaliser."""
+
+    axis: int
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_softcap: float | None = None
+
+    def _capped(self, logits):
+        return softcap(widen(logits), self.logit_softcap)
+
+    def _even_share(self, x):
+        """What smoothing adds to the label of each class that is not ruled out."""
+        left = x > -jnp.inf
+        count = jnp.sum(left, self.axis, keepdims=True, dtype=x.dtype)
+        return jnp.where(left, self.label_smoothing / jnp.maximum(count, 1), 0)
+
+    def _z_term(self, pair):
+        top, rest = pair
+        return self.z_loss * jnp.square(top + jnp.log1p(rest))
+
+    def _with_z_loss(self, slope, x, p, pair):
+        """Adds d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
+        if not self.z_loss:
+            return slope
+        log_normalizer = _normalizer.log_normalizer(x, *pair, self.axis)
+        log_normalizer = jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer)
+        return slope + 2 * self.z_loss * log_normalizer * p
+
+
+@dataclass(frozen=True)
+class Softmax(_Exclusive):
+    """Exclusive classes, dense labels: the member that `_derivative` differentiates."""
+
+    def losses(self, labels, logits, pos_weight):
+        x = self._capped(logits)
+        z = self._smoothed(labels, x)
+        pair = _normalizer.pair(x, self.axis)
+        top, rest = pair
+        apart = jnp.sum(
+            jnp.where(z == 0, 0, z * _normalizer.gap(x, top)), self.axis, keepdims=True
+        )
+        loss = apart + jnp.sum(z, self.axis, keepdims=True) * jnp.log1p(rest)
+        if self.z_loss:
+            loss += self._z_term(pair)
+        return jnp.squeeze(loss, self.axis), pair
+
+    # Z p - z with Z = sum z is 0 for a confident one-hot row; its two halves are not.
+    def gradient(self, labels, logits, pos_weight, statistics):
+        x = self._capped(logits)
+        z = self._smoothed(labels, x)
+        p, q = _normalizer.chances(x, *statistics, self.axis)
+        slope = (jnp.sum(z, self.axis, keepdims=True) - z) * p - z * q
+        slope = self._with_z_loss(slope, x, p, statistics)
+        return slope * softcap_slope(widen(logits), self.logit_softcap)
+
+    def tangent(self, data, statistics, tangents):
+        labels, logits, _ = data
+        dlabels, dlogits, _ = tangents
+        change = jnp.zeros_like(jnp.squeeze(statistics[0], self.axis))
+        if dlogits is not None:
+            slope = self.gradient(*data, statistics)
+            change += jnp.sum(slope * widen(dlogits), self.axis)
+        if dlabels is not None:
+            slope = _normalizer.surprises(self._capped(logits), *statistics, self.axis)
+            slope = (1 - self.label_smoothing) * slope
+            change += jnp.sum(slope * widen(dlabels), self.axis)
+        return change
+
+    def _smoothed(self, labels, x):
+        z = labels.astype(x.dtype)
+        if not self.label_smoothing:
+            return z
+        return (1 - self.label_smoothing) * z + self._even_share(x)
+
+
+@dataclass(frozen=True)
+class SparseSoftmax(_Exclusive):
+    """Exclusive classes, ids: the member that `_derivative` differentiates."""
+
+    def losses(self, labels, logits, pos_weight):
+        x = self._capped(logits)
+        top, rest = _normalizer.pair(x, self.axis)
+        top = jnp.where(self._in_range(labels, x), top, jnp.nan)
+        own = jnp.sum(jnp.where(self._is_label(labels, x), x, 0), self.axis, keepdims=True)
+        apart = _normalizer.gap(own, top)
+        if self.label_smoothing:
+            share = self._even_share(x)
+            spread = jnp.where(share == 0, 0, share * _normalizer.gap(x, top))
+            spread = jnp.sum(spread, self.axis, keepdims=True)
+            # At s = 1 the label has no part in it, at -inf neither.
+            kept = 1 - self.label_smoothing
+            apart = spread + (kept * apart if kept else 0)
+        loss = apart + jnp.log1p(rest)
+        if self.z_loss:
+            loss += self._z_term((top, rest))
+        return jnp.squeeze(loss, self.axis), (top, rest)
+
+    # -(1 - p_y) at the label, without forming p_y - 1, which rounds to 0 on a confident row.
+    def gradient(self, labels, logits, pos_weight, statistics):
+        x = self._capped(logits)
+        p, q = _normalizer.chances(x, *statistics, self.axis)
+        own = self._is_label(labels, x)
+        if self.label_smoothing:
+            slope = jnp.where(own, self.label_smoothing - q, p) - self._even_share(x)
+        else:
+            slope = jnp.where(own, -q, p)
+        slope = self._with_z_loss(slope, x, p, statistics)
+        return slope * softcap_slope(widen(logits), self.logit_softcap)
+
+    def tangent(self, data, statistics, tangents):
+        _, dlogits, _ = tangents
+        slope = self.gradient(*data, statistics)
+        return jnp.sum(slope * widen(dlogits), self.axis)
+
+    def _in_range(self, labels, x):
+        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+        ids = jnp.expand_dims(labels, self.axis)
+        return (ids >= 0) & (ids <= _largest_id(ids.dtype, x.shape[self.axis]))
+
+    def _is_label(self, labels, x):
+        ids = jnp.expand_dims(labels, self.axis).astype(jnp.int32)
+        return jax.lax.broadcasted_iota(jnp.int32, x.shape, self.axis % x.ndim) == ids
+
+
+def _largest_id(dtype, classes):
+    return min(classes - 1, int(jnp.iinfo(dtype).max))

@@ -1,0 +1,347 @@
+"""The scalar that a training step differentiates: weighted, smoothed, reduced.
+
+These are the losses of TensorFlow 1's `tf.losses` (`tf.compat.v1.losses`), under their names
+and with their meaning, as pure functions. TensorFlow's `loss_collection` is missing on purpose:
+it adds the loss to a global list, and a pure function has none. Add the losses up where they
+are computed; `scope` names the computation in profiles (`jax.named_scope`).
+
+A weight of 0 takes an element out altogether. It adds exactly 0 to the loss and to every
+derivative, even where its own loss is inf or NaN, so `weights=labels >= 0` ignores padding:
+
+>>> labels = jnp.array([2, 0, -1])  # the last is padding
+>>> logits = jnp.zeros((3, 4))
+>>> sparse_softmax_cross_entropy(labels, logits, weights=labels >= 0)
+Array(1.3862944, dtype=float32)
+"""
+
+from enum import Enum
+from functools import partial
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
+
+from jxent import _checks, _derivative
+from jxent._sigmoid import Sigmoid
+from jxent._softmax import Softmax, SparseSoftmax
+from jxent._widen import computing_dtype, widen
+
+
+class Reduction(str, Enum):
+    """What becomes of the losses l and their weights w, broadcast to l. No elements give 0."""
+
+    NONE = "none"
+    """w l: nothing is reduced."""
+
+    SUM = "weighted_sum"
+    """sum(w l)."""
+
+    MEAN = "weighted_mean"
+    """sum(w l) / sum(w)."""
+
+    SUM_OVER_BATCH_SIZE = "weighted_sum_over_batch_size"
+    """sum(w l) / number of elements of l."""
+
+    SUM_BY_NONZERO_WEIGHTS = "weighted_sum_by_nonzero_weights"
+    """sum(w l) / number of elements with w != 0."""
+
+    SUM_OVER_NONZERO_WEIGHTS = SUM_BY_NONZERO_WEIGHTS
+    """TensorFlow's older name of the same."""
+
+
+def sigmoid_cross_entropy(
+    multi_class_labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Sigmoid cross-entropy, in nats, of independent classes, weighted and reduced.
+
+    $$\ell = (1 - z')\,\mathrm{softplus}(x) + q z'\,\mathrm{softplus}(-x), \qquad
+    z' = z (1 - s) + s / 2$$
+
+    for every class and example, with labels $z$, logits $x$, $q$ = `pos_weight`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced.
+
+    Args:
+      multi_class_labels: Probability that the class is present, in the logits' shape and any
+        real dtype; usually 0 or 1.
+      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
+      weights: A number, or an array of the logits' rank with each dimension 1 or equal to
+        theirs. Where it is 0 the element takes no part. Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array of their shape. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `logits` is not floating, labels, `weights` or `pos_weight` are not real, or
+        an option is not a Python value.
+      ValueError: The shapes of labels and logits differ, `weights` or `pos_weight` do not fit
+        them, `weights` is None, `label_smoothing` or `logit_softcap` is out of its range, or
+        `reduction` is unknown.
+
+    Examples:
+      >>> sigmoid_cross_entropy([[1, 0]], jnp.array([[0.0, 2.0]]))
+      Array(1.4100376, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.sigmoid_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    labels = _checks.castable_labels("multi_class_labels", multi_class_labels, logits)
+    pos_weight = _checks.pos_weight(pos_weight, logits)
+    member = Sigmoid(
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "sigmoid_cross_entropy"):
+        return _checked_and_reduced(
+            member, weights, reduction, labels, logits, pos_weight
+        )
+
+
+def softmax_cross_entropy(
+    onehot_labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Softmax cross-entropy, in nats, of exclusive classes, weighted and reduced.
+
+    $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z'_j = z_j (1 - s) + s / C$$
+
+    for every example, with labels $z$, logits $x$, $\zeta$ = `z_loss`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced.
+
+    Args:
+      onehot_labels: A weight for every class, in the logits' shape and any real dtype; usually
+        a distribution, but nothing has to sum to 1.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
+        +inf share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `logits` is not floating, labels or `weights` are not real, or an option is
+        not a Python value.
+      ValueError: The shapes of labels and logits differ, `weights` do not fit the losses or
+        are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> softmax_cross_entropy([[0, 1]], jnp.array([[0.0, 2.0]]))
+      Array(0.126928, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.softmax_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.castable_labels("onehot_labels", onehot_labels, logits)
+    member = Softmax(
+        axis=axis,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "softmax_cross_entropy"):
+        return _checked_and_reduced(
+            member, weights, reduction, labels, logits
+        )
+
+
+def sparse_softmax_cross_entropy(
+    labels: Integer[ArrayLike, "*batch"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Softmax cross-entropy, in nats, of class ids, weighted and reduced.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    for every example, with class $y$, logits $x$, $\zeta$ = `z_loss`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced. No one-hot labels are built.
+
+    Args:
+      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`.
+        Any other id makes its example NaN unless its weight is 0: `weights=labels >= 0`
+        ignores padding.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
+        +inf share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the label, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf. (TensorFlow's function of this name has no smoothing.)
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or
+        an option is not a Python value.
+      ValueError: `labels.shape` is not that of `logits` without the classes, `weights` do not
+        fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> sparse_softmax_cross_entropy([1, 0], jnp.array([[0.0, 2.0], [0.0, 2.0]]))
+      Array(1.126928, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.class_ids(labels, logits, axis, trailing_one=True)
+    member = SparseSoftmax(
+        axis=axis,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "sparse_softmax_cross_entropy"):
+        return _checked_and_reduced(
+            member, weights, reduction, labels, logits
+        )
+
+
+def compute_weighted_loss(
+    losses: Float[ArrayLike, "..."],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    *,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    """Losses computed elsewhere, weighted and reduced.
+
+    A weight of 0 drops the value, inf and NaN too. It cannot clean a NaN gradient that arises
+    outside: 0 is passed back to such a loss, and whatever made it multiplies that 0 by NaN. The
+    other functions of this module take the weights inside and have no such trap.
+
+    Args:
+      losses: Losses, of any floating dtype and shape.
+      weights: A number, or an array of the losses' rank with each dimension 1 or equal to
+        theirs; `[batch, 1]` for losses of shape `[batch]` too. Differentiable.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the losses' dtype, or for `Reduction.NONE` an array of their shape. Computed
+      in float32 at least, rounded once.
+
+    Raises:
+      TypeError: `losses` is not floating or `weights` are not real.
+      ValueError: `weights` do not fit the losses or are None, or `reduction` is unknown.
+
+    Examples:
+      >>> compute_weighted_loss(jnp.array([1.0, jnp.inf, 3.0]), jnp.array([1.0, 0.0, 2.0]))
+      Array(3.5, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.compute_weighted_loss`.
+    """
+    values = _checks.floating("losses", losses)
+    masks, weights = _checked_weights(
+        weights, values.shape, values.dtype, per_example=values.ndim == 1
+    )
+    with _checks.scope(scope, "compute_weighted_loss"):
+        return _weighted_loss(masks, _checked_reduction(reduction), weights, values)
+
+
+def _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight=None):
+    per_example = member.axis is not None
+    shape = logits.shape[:-1] if per_example else logits.shape
+    masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
+    reduction = _checked_reduction(reduction)
+    return _loss(member, masks, reduction, weights, labels, logits, pos_weight)
+
+
+def _checked_weights(weights, shape, dtype, *, per_example):
+    """Whether the weights can mask, and the weights: a nonzero Python number costs no mask."""
+    masks = not (isinstance(weights, Real) and weights != 0)
+    dtype = computing_dtype(dtype)
+    return masks, _checks.weights(weights, shape, dtype, per_example=per_example)
+
+
+def _checked_reduction(reduction: Reduction | str) -> Reduction:
+    try:
+        return Reduction(reduction)
+    except ValueError:
+        known = ", ".join(repr(member.value) for member in Reduction)
+        raise ValueError(f"reduction must be one of {known}, got {reduction!r}") from None
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _loss(member, masks, reduction, weights, labels, logits, pos_weight):
+    data = (labels, logits, pos_weight)
+    if masks:
+        weighted = _derivative.weighted_losses(member, weights, *data)
+    else:
+        weighted = weights * _derivative.losses(member, None, *data)[0]
+    return _reduced(reduction, weights, weighted).astype(logits.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _weighted_loss(masks, reduction, weights, losses):
+    values = widen(losses)
+    weighted = _derivative.weigh(weights, values) if masks else weights * values
+    return _reduced(reduction, weights, weighted).astype(losses.dtype)
+
+
+def _reduced(reduction, weights, weighted):
+    if reduction is Reduction.NONE:
+        return weighted
+    total = jnp.sum(weighted)
+    if reduction is Reduction.SUM:
+        return total
+    repeats = weighted.size // max(weights.size, 1)  # of each weight, once it is broadcast
+    if reduction is Reduction.MEAN:
+        count = jnp.sum(weights) * repeats
+    elif reduction is Reduction.SUM_OVER_BATCH_SIZE:
+        count = jnp.full_like(total, weighted.size)
+    else:
+        # Counted in floating point: int32 would wrap at 2^31 elements.
+        count = jnp.sum(weights != 0, dtype=total.dtype) * repeats
+    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))

@@ -1,0 +1,102 @@
+"""The truth that the tests compare with, in float64 or wider, importing nothing from jxent.
+
+Two kinds. The *plain* formulas are the textbook's, in JAX and float64: moderate logits only, any
+transform. The *wide* ones are NumPy's long double, written so that nothing cancels and in other
+terms than the library's (no maximum is taken out), for counting ulps at any confidence.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+WIDE = np.longdouble
+IS_WIDER = np.finfo(WIDE).eps < np.finfo(np.float64).eps
+
+
+def tolerance(dtype, terms: int) -> float:
+    """Relative error to allow in `dtype` for a result made of `terms` added terms.
+
+    A dozen roundings and a random walk over the terms in the computing dtype, then one in the
+    dtype itself.
+    """
+    bits = jnp.finfo(dtype).bits
+    computed_in = jnp.float32 if bits < 32 else dtype
+    rounding = float(jnp.finfo(dtype).eps) if bits < 32 else 0.0
+    return rounding + (16 + 4 * terms**0.5) * float(jnp.finfo(computed_in).eps)
+
+
+def ulps(got, truth, dtype, scale=None) -> np.ndarray:
+    """Distance in units in the last place of the truth, or of `scale` where terms cancel.
+
+    Below the smallest normal number, where XLA flushes to zero, one unit is that number's.
+    """
+    truth = np.asarray(truth, WIDE)
+    scale = truth if scale is None else np.asarray(scale, WIDE)
+    info = jnp.finfo(dtype)
+    unit = np.maximum(np.abs(scale), WIDE(float(info.tiny))) * WIDE(float(info.eps))
+    return (np.abs(np.asarray(got, WIDE) - truth) / unit).astype(np.float64)
+
+
+# Plain formulas.
+
+
+def capped(x, cap):
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def sigmoid(labels, logits, pos_weight=1.0, label_smoothing=0.0, logit_softcap=None):
+    z = labels * (1 - label_smoothing) + label_smoothing / 2
+    x = capped(logits, logit_softcap)
+    pos_weight = jnp.broadcast_to(pos_weight, logits.shape)
+    return -(pos_weight * z * jnp.log(1 / (1 + jnp.exp(-x)))) - (1 - z) * jnp.log(
+        1 / (1 + jnp.exp(x))
+    )
+
+
+def softmax(labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
+    z = labels * (1 - label_smoothing) + label_smoothing / logits.shape[axis]
+    x = capped(logits, logit_softcap)
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True))
+    loss = jnp.sum(z * (log_normalizer - x), axis)
+    return loss + z_loss * jnp.squeeze(log_normalizer, axis) ** 2
+
+
+def sparse_softmax(labels, logits, axis=-1, **options):
+    onehot = jax.nn.one_hot(labels, logits.shape[axis], axis=axis, dtype=logits.dtype)
+    return softmax(onehot, logits, axis, **options)
+
+
+def reduced(losses, weights, reduction):
+    w = jnp.broadcast_to(weights, losses.shape)
+    count = {
+        "weighted_sum": 1,
+        "weighted_mean": jnp.sum(w),
+        "weighted_sum_over_batch_size": losses.size,
+        "weighted_sum_by_nonzero_weights": jnp.sum(w != 0, dtype=w.dtype),
+    }
+    return w * losses if reduction == "none" else jnp.sum(w * losses) / count[reduction]
+
+
+# Wide formulas: the value, d/dx and second derivative, one row of logits at a time.
+
+
+def wide_sigmoid(z, x, q=1.0):
+    """Value, d/dx, d2/dx2, and the size of the terms that d/dx is the difference of."""
+    z, x, q = (np.asarray(a, WIDE) for a in (z, x, q))
+    present, absent = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
+    value = (1 - z) * np.logaddexp(0, x) + q * z * np.logaddexp(0, -x)
+    slope = (1 - z) * present - q * z * absent
+    return value, slope, (1 - z + q * z) * present * absent, (1 - z) * present + q * z * absent
+
+
+def wide_softmax_of_class(y: int, x):
+    """Loss of class `y` in the row `x`, its gradient and its Hessian."""
+    x = np.asarray(x, WIDE)
+    others = np.arange(x.size) != y
+    odds = np.exp(x - x[y])  # long double holds exp of +-11000
+    p = odds / odds.sum()
+    rest = np.array([np.delete(p, j).sum() for j in range(x.size)])  # 1 - p
+    value = np.log1p(odds[others].sum())
+    hessian = -np.outer(p, p)
+    hessian[np.diag_indices(x.size)] = p * rest
+    return value, np.where(others, p, -rest), hessian
