@@ -75,9 +75,7 @@ def _real(name: str, x: Array) -> None:
         raise TypeError(f"{name} must be real, got {x.dtype}")
 
 
-def class_ids(
-    value: ArrayLike, logits: Array, axis: int, *, trailing_one: bool = False
-) -> Array:
+def class_ids(value: ArrayLike, logits: Array, axis: int, *, trailing_one: bool = False) -> Array:
     """Integer ids, one for each example of the logits.
 
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
@@ -184,8 +182,8 @@ def _number(name: str, value, in_range: bool, wanted: str) -> float:
     return float(value)
 
 
-def scope(name: str | None, default: str):
+def scope(value: str | None, default: str, *, argument: str = "name"):
     """The named scope of a call."""
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {name!r}")
-    return jax.named_scope(name or default)
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{argument} must be a string, got {value!r}")
+    return jax.named_scope(value or default)

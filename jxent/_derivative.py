@@ -4,7 +4,7 @@ A member of the family is a frozen dataclass of its options (`_sigmoid.Sigmoid`,
 `_softmax.Softmax`, ...) with three methods:
 
     losses(*data)                       -> losses, statistics
-    gradient(*data, statistics)         -> d losses / d logits
+    gradient(data, statistics)          -> d losses / d logits
     tangent(data, statistics, tangents) -> the tangent of the losses
 
 `data` is (labels, logits, pos_weight) as the caller gave them; `statistics` is what is small
@@ -96,7 +96,7 @@ def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Arra
 
 @jax.custom_jvp
 def weigh(weights: Array, values: Array) -> Array:
-    """weights * values, and 0 where the weight is 0, even for a value of inf or NaN."""
+    """Weights * values, and 0 where the weight is 0, even for a value of inf or NaN."""
     return jnp.where(weights == 0, 0, weights * values)
 
 

@@ -134,14 +134,12 @@ class Sigmoid:
             + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
         ), None
 
-    # (1 - z) sigmoid(x) - q z sigmoid(-x), not sigmoid(x) - z: that is 0 for z = 1 and x > 17 in
-    # float32, where the truth is -sigmoid(-x).
-    def gradient(self, labels, logits, pos_weight, statistics):
+    def gradient(self, data, statistics):
+        labels, logits, pos_weight = data
         x = widen(logits)
         z, positive = self._targets(labels, x.dtype, pos_weight)
         capped = softcap(x, self.logit_softcap)
-        slope = (1 - z) * _sigmoid(capped) - positive * _sigmoid(-capped)
-        return slope * softcap_slope(x, self.logit_softcap)
+        return _slope(1 - z, positive, capped) * softcap_slope(x, self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
         labels, logits, pos_weight = data
@@ -150,7 +148,7 @@ class Sigmoid:
         q = jnp.ones_like(x, shape=()) if pos_weight is None else pos_weight
         change = jnp.zeros_like(x)
         if dlogits is not None:
-            change += self.gradient(*data, statistics) * widen(dlogits)
+            change += self.gradient(data, statistics) * widen(dlogits)
         if dlabels is not None:
             change += (1 - self.label_smoothing) * _label_slope(x, q) * widen(dlabels)
         if dpos_weight is not None:
@@ -167,7 +165,7 @@ class Sigmoid:
 
 
 def _zero_times(a: Array, b: Array) -> Array:
-    """a b, and 0 where a is 0: no label, no loss, at an infinite logit too."""
+    """A b, and 0 where a is 0: no label, no loss, at an infinite logit too."""
     return jnp.where(a == 0, 0, a * b)
 
 
@@ -185,6 +183,26 @@ def _sigmoid_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+def _slope(negative: Array, positive: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """D loss / dx for the weights 1 - z and q z of the two answers.
+
+    Not sigmoid(x) - z: that is 0 for z = 1 and x > 17 in float32, where the truth is
+    -sigmoid(-x).
+    """
+    return negative * _sigmoid(x) - positive * _sigmoid(-x)
+
+
+# The weights are added first: times sigmoid(x) sigmoid(-x), the smaller could fall below the
+# smallest normal number and be flushed to 0 while the sum is normal.
+@_slope.defjvp
+def _slope_jvp(primals, tangents):
+    (negative, positive, x), (dnegative, dpositive, dx) = primals, tangents
+    change = (negative + positive) * (_sigmoid(x) * _sigmoid(-x)) * dx
+    change += dnegative * _sigmoid(x) - dpositive * _sigmoid(-x)
+    return _slope(negative, positive, x), change
+
+
+@jax.custom_jvp
 def _finite_softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """softplus(x), and 0 where that is infinite: a factor of tangents, which may be 0."""
     return jnp.where(jnp.isinf(x), 0, jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))))
@@ -198,7 +216,7 @@ def _finite_softplus_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _label_slope(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
-    """d loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
+    """D loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
     linear = q * jnp.maximum(-x, 0) - jnp.maximum(x, 0)
     return jnp.where(jnp.isinf(x), 0, linear + (q - 1) * jnp.log1p(jnp.exp(-jnp.abs(x))))
 

@@ -42,5 +42,5 @@ def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
 
 
 def softcap_slope(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
-    """d softcap / d x, 0 at -inf."""
+    """D softcap / d x, 0 at -inf."""
     return 1.0 if cap is None else _sech2(x / cap)

@@ -181,16 +181,15 @@ class Softmax(_Exclusive):
         z = self._smoothed(labels, x)
         pair = _normalizer.pair(x, self.axis)
         top, rest = pair
-        apart = jnp.sum(
-            jnp.where(z == 0, 0, z * _normalizer.gap(x, top)), self.axis, keepdims=True
-        )
+        apart = jnp.sum(jnp.where(z == 0, 0, z * _normalizer.gap(x, top)), self.axis, keepdims=True)
         loss = apart + jnp.sum(z, self.axis, keepdims=True) * jnp.log1p(rest)
         if self.z_loss:
             loss += self._z_term(pair)
         return jnp.squeeze(loss, self.axis), pair
 
     # Z p - z with Z = sum z is 0 for a confident one-hot row; its two halves are not.
-    def gradient(self, labels, logits, pos_weight, statistics):
+    def gradient(self, data, statistics):
+        labels, logits, _ = data
         x = self._capped(logits)
         z = self._smoothed(labels, x)
         p, q = _normalizer.chances(x, *statistics, self.axis)
@@ -199,14 +198,13 @@ class Softmax(_Exclusive):
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
-        labels, logits, _ = data
         dlabels, dlogits, _ = tangents
         change = jnp.zeros_like(jnp.squeeze(statistics[0], self.axis))
         if dlogits is not None:
-            slope = self.gradient(*data, statistics)
+            slope = self.gradient(data, statistics)
             change += jnp.sum(slope * widen(dlogits), self.axis)
         if dlabels is not None:
-            slope = _normalizer.surprises(self._capped(logits), *statistics, self.axis)
+            slope = _normalizer.surprises(self._capped(data[1]), *statistics, self.axis)
             slope = (1 - self.label_smoothing) * slope
             change += jnp.sum(slope * widen(dlabels), self.axis)
         return change
@@ -241,7 +239,8 @@ class SparseSoftmax(_Exclusive):
         return jnp.squeeze(loss, self.axis), (top, rest)
 
     # -(1 - p_y) at the label, without forming p_y - 1, which rounds to 0 on a confident row.
-    def gradient(self, labels, logits, pos_weight, statistics):
+    def gradient(self, data, statistics):
+        labels, logits, _ = data
         x = self._capped(logits)
         p, q = _normalizer.chances(x, *statistics, self.axis)
         own = self._is_label(labels, x)
@@ -254,7 +253,7 @@ class SparseSoftmax(_Exclusive):
 
     def tangent(self, data, statistics, tangents):
         _, dlogits, _ = tangents
-        slope = self.gradient(*data, statistics)
+        slope = self.gradient(data, statistics)
         return jnp.sum(slope * widen(dlogits), self.axis)
 
     def _in_range(self, labels, x):

@@ -29,7 +29,7 @@ from jxent._softmax import Softmax, SparseSoftmax
 from jxent._widen import computing_dtype, widen
 
 
-class Reduction(str, Enum):
+class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() included
     """What becomes of the losses l and their weights w, broadcast to l. No elements give 0."""
 
     NONE = "none"
@@ -108,10 +108,8 @@ def sigmoid_cross_entropy(
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
-    with _checks.scope(scope, "sigmoid_cross_entropy"):
-        return _checked_and_reduced(
-            member, weights, reduction, labels, logits, pos_weight
-        )
+    with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
+        return _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight)
 
 
 def softmax_cross_entropy(
@@ -174,10 +172,8 @@ def softmax_cross_entropy(
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
-    with _checks.scope(scope, "softmax_cross_entropy"):
-        return _checked_and_reduced(
-            member, weights, reduction, labels, logits
-        )
+    with _checks.scope(scope, "softmax_cross_entropy", argument="scope"):
+        return _checked_and_reduced(member, weights, reduction, labels, logits)
 
 
 def sparse_softmax_cross_entropy(
@@ -226,8 +222,8 @@ def sparse_softmax_cross_entropy(
         fit the losses or are None, an option is out of its range, or `reduction` is unknown.
 
     Examples:
-      >>> sparse_softmax_cross_entropy([1, 0], jnp.array([[0.0, 2.0], [0.0, 2.0]]))
-      Array(1.126928, dtype=float32)
+      >>> sparse_softmax_cross_entropy([1, 0], jnp.zeros((2, 4)))
+      Array(1.3862944, dtype=float32)
 
     References:
       TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`.
@@ -241,10 +237,8 @@ def sparse_softmax_cross_entropy(
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
-    with _checks.scope(scope, "sparse_softmax_cross_entropy"):
-        return _checked_and_reduced(
-            member, weights, reduction, labels, logits
-        )
+    with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
+        return _checked_and_reduced(member, weights, reduction, labels, logits)
 
 
 def compute_weighted_loss(
@@ -286,7 +280,7 @@ def compute_weighted_loss(
     masks, weights = _checked_weights(
         weights, values.shape, values.dtype, per_example=values.ndim == 1
     )
-    with _checks.scope(scope, "compute_weighted_loss"):
+    with _checks.scope(scope, "compute_weighted_loss", argument="scope"):
         return _weighted_loss(masks, _checked_reduction(reduction), weights, values)
 
 

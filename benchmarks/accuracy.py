@@ -1,0 +1,176 @@
+"""Errors in ulp of value, gradient and second derivative: jxent, optax, PyTorch, TensorFlow.
+
+    python -m benchmarks.accuracy [--dtype float32] [--summary] [--json FILE]
+
+The truth is computed in long double, from formulas of its own (`tests/reference.py`). A peer that
+is not installed is left out. An error is counted in units in the last place of the true result, or
+of the smallest normal number where the truth lies below it, since XLA flushes such results to 0.
+Where a soft label makes the gradient the difference of two terms, the unit is that of the terms.
+"""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tabulate import tabulate
+
+import jxent
+from benchmarks.peers import PEERS, Peer
+from benchmarks.samples import sigmoid_samples, softmax_samples
+from tests import reference
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors of one quantity on one kind of sample."""
+
+    loss: str
+    kind: str
+    quantity: str
+    peer: str
+    ulps: np.ndarray
+    excess: np.ndarray  # ulps beyond what the sample's condition accounts for: the bound's slack
+    zeros: float  # share of results that are 0 where the truth is a normal number
+
+    def row(self) -> dict:
+        """One line of the table."""
+        return {
+            "loss": self.loss,
+            "samples": self.kind,
+            "quantity": self.quantity,
+            "library": self.peer,
+            "max ulp": float(self.ulps.max()),
+            "median ulp": float(np.median(self.ulps)),
+            "returned as 0": f"{self.zeros:.0%}",
+        }
+
+
+def _errors(loss, kind, quantity, peer, got, truth, dtype, scale=None, condition=0.0) -> Errors:
+    got = np.asarray(got, np.longdouble)
+    ulps = reference.ulps(got, truth, dtype, scale)
+    normal = np.abs(truth) >= float(jnp.finfo(dtype).tiny)
+    zeros = np.mean(got[normal] == 0) if normal.any() else 0.0
+    excess = ulps - np.asarray(condition, np.float64)
+    return Errors(loss, kind, quantity, peer, ulps, excess, float(zeros))
+
+
+def sigmoid_errors(peer: Peer, dtype) -> list[Errors]:
+    """Errors of one peer's sigmoid loss over all samples."""
+    found = []
+    for sample in sigmoid_samples(dtype):
+        if sample.pos_weight != 1 and not peer.has_pos_weight:
+            continue
+        value, slope, curvature, terms = reference.wide_sigmoid(
+            sample.labels, sample.logits, sample.pos_weight
+        )
+        kind = f"{sample.kind}, pos_weight {float(sample.pos_weight):.2g}"
+        results = peer.sigmoid(sample.labels, sample.logits, sample.pos_weight)
+        record = partial(_errors, "sigmoid", kind, peer=peer.name, dtype=dtype)
+        found += [
+            record("value", got=results[0], truth=value),
+            record("d/dx", got=results[1], truth=slope, scale=terms),
+            record("d2/dx2", got=results[2], truth=curvature),
+        ]
+    return found
+
+
+def softmax_errors(peer: Peer, dtype) -> list[Errors]:
+    """Errors of one peer's softmax loss with ids over all samples."""
+    found = []
+    for sample in softmax_samples(dtype):
+        truths = [
+            reference.wide_softmax_of_class(y, x)
+            for y, x in zip(sample.labels, sample.logits, strict=True)
+        ]
+        value, slope = (np.array([t[i] for t in truths]) for i in (0, 1))
+        curvature = np.array([t[2][y] for t, y in zip(truths, sample.labels, strict=True)])
+        got = peer.softmax(sample.labels, sample.logits)
+        own = sample.labels[:, None]
+        others = np.arange(slope.shape[1]) != own
+        x = np.asarray(sample.logits, np.float64)
+        below = x.max(1, keepdims=True) - x
+
+        def size(a):
+            return np.abs(np.log(np.maximum(a, np.finfo(np.float64).tiny)).astype(np.float64))
+
+        record = partial(_errors, "softmax ids", sample.kind, peer=peer.name, dtype=dtype)
+
+        def at_label(a, own=own):
+            return np.take_along_axis(np.asarray(a, np.longdouble), own, 1)[:, 0]
+
+        found += [
+            record("value", got=got[0], truth=value, condition=size(value)),
+            record(
+                "d/dx_label",
+                got=at_label(got[1]),
+                truth=at_label(slope),
+                condition=size(value),
+            ),
+            record(
+                "d/dx_other",
+                got=np.asarray(got[1], np.longdouble)[others],
+                truth=slope[others],
+                condition=below[others],
+            ),
+            record("d2/dx_label2", got=got[2], truth=curvature, condition=size(curvature)),
+        ]
+    return found
+
+
+def measure(dtype, peers: list[Callable[[], Peer | None]] = PEERS) -> list[Errors]:
+    """All errors of all peers that are installed."""
+    with jax.enable_x64(jnp.dtype(dtype) == jnp.float64):
+        found = [
+            errors
+            for make in peers
+            if (peer := make()) is not None
+            for errors in (*sigmoid_errors(peer, dtype), *softmax_errors(peer, dtype))
+        ]
+    order = {"sigmoid": 0, "softmax ids": 1}
+    return sorted(found, key=lambda e: (order[e.loss], e.quantity))
+
+
+def summary(rows: list[dict], dtype) -> list[dict]:
+    """The largest error of each quantity over all samples, one column a library."""
+    table: dict[tuple[str, str], dict] = {}
+    for row in rows:
+        line = table.setdefault(
+            (row["loss"], row["quantity"]), {"loss": row["loss"], "quantity": row["quantity"]}
+        )
+        line[row["library"]] = max(line.get(row["library"], 0.0), row["max ulp"])
+    lost = 0.5 / float(jnp.finfo(dtype).eps)
+    return [
+        {k: "all digits" if isinstance(v, float) and v >= lost else v for k, v in line.items()}
+        for line in table.values()
+    ]
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"]
+    )
+    parser.add_argument("--summary", action="store_true", help="only the largest errors")
+    parser.add_argument("--json", help="also write the rows to this file")
+    options = parser.parse_args()
+    rows = [errors.row() for errors in measure(jnp.dtype(options.dtype))]
+    print(
+        f"{options.dtype}, jxent {jxent.__version__}, jax {jax.__version__}, "
+        f"{jax.default_backend()}, {platform.machine()}, Python {platform.python_version()}"
+    )
+    shown = summary(rows, options.dtype) if options.summary else rows
+    print(tabulate(shown, headers="keys", floatfmt=".2g", tablefmt="github"))
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The logits and labels on which accuracy is measured, here and in the tests."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SigmoidSample:
+    """Elementwise labels and logits in the dtype measured, and a positive weight in float32 up."""
+
+    kind: str
+    labels: np.ndarray
+    logits: np.ndarray
+    pos_weight: np.floating
+
+
+def _rounded(x, dtype) -> np.ndarray:
+    return np.asarray(jnp.asarray(x, dtype))
+
+
+def sigmoid_samples(dtype, points: int = 20_000) -> Iterator[SigmoidSample]:
+    """Logits from near 0 to where the loss leaves the dtype's normal numbers."""
+    rng = np.random.default_rng(1)
+    reach = {"float16": 10, "bfloat16": 80, "float32": 80, "float64": 600}[np.dtype(dtype).name]
+    sizes = np.concatenate([np.geomspace(1e-6, 1, points // 4), np.linspace(0, reach, points // 4)])
+    logits = _rounded(np.concatenate([sizes, -sizes]), dtype)
+
+    def labels(z):
+        return _rounded(np.broadcast_to(z, logits.shape), dtype)
+
+    wide = np.float64 if np.dtype(dtype) == np.float64 else np.float32
+    for q in (wide(1), wide(0.1), wide(30)):
+        yield SigmoidSample("labels 0", labels(0.0), logits, q)
+        yield SigmoidSample("labels 1", labels(1.0), logits, q)
+        soft = labels(rng.uniform(0, 0.9, logits.shape))
+        yield SigmoidSample("labels in [0, 0.9]", soft, logits, q)
+    yield SigmoidSample(
+        "labels within 1e-5 of 1", labels(1 - rng.uniform(0, 1e-5, logits.shape)), logits, wide(1)
+    )
+
+
+@dataclass(frozen=True)
+class SoftmaxSample:
+    """Rows of logits with one class id each."""
+
+    kind: str
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def softmax_samples(dtype, rows: int = 200) -> Iterator[SoftmaxSample]:
+    """Rows from undecided to so confident that the loss is the smallest normal number."""
+    rng = np.random.default_rng(2)
+    reach = {"float16": 8, "bfloat16": 80, "float32": 80, "float64": 600}[np.dtype(dtype).name]
+    for classes in (2, 10, 1000):
+        ids = rng.integers(classes, size=rows)
+        noise = rng.standard_normal((rows, classes))
+        lead = np.linspace(0, reach, rows)[:, None] * (np.arange(classes) == ids[:, None])
+        yield SoftmaxSample(f"{classes} classes, right", ids, _rounded(noise + lead, dtype))
+        wrong = (ids + 1) % classes
+        yield SoftmaxSample(f"{classes} classes, wrong", wrong, _rounded(noise + lead, dtype))
+        yield SoftmaxSample(f"{classes} classes, undecided", ids, _rounded(noise * 0.1, dtype))

@@ -1,0 +1,277 @@
+"""Which digits are in the picture? Multi-label training on real handwriting.
+
+    python examples/multilabel_digits.py [--steps N] [--seed N] [--quick] [--output FOLDER]
+
+Scenes are composed of scikit-learn's handwritten digits: one to three of them on a canvas, and the
+label of a scene says which digits are present. Several may be, so the classes are independent and
+the loss is sigmoid cross-entropy. A small convolutional network is trained with
+`jxent.losses.sigmoid_cross_entropy` inside an ordinary optax step; three shorter runs then show
+what `pos_weight` is for. Training and held-out scenes are made from different digits.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib as mpl
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from sklearn.model_selection import train_test_split
+from tabulate import tabulate
+from tqdm import tqdm
+
+import jxent
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+CLASSES = 10
+SIDE = 8  # of a digit
+CANVAS = 20
+BATCH = 100
+POS_WEIGHTS = (0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Pictures `[n, CANVAS, CANVAS, 1]` in [0, 1], and which digits each shows, `[n, CLASSES]`."""
+
+    pictures: np.ndarray
+    labels: np.ndarray
+
+    def batches(self, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Shuffled batches without end."""
+        while True:
+            order = rng.permutation(len(self.pictures))
+            for start in range(0, len(order) - BATCH + 1, BATCH):
+                batch = order[start : start + BATCH]
+                yield self.pictures[batch], self.labels[batch]
+
+
+def compose(digits: np.ndarray, names: np.ndarray, count: int, rng: np.random.Generator) -> Scenes:
+    """`count` scenes of one to three digits that do not overlap."""
+    pictures = np.zeros((count, CANVAS, CANVAS, 1), np.float32)
+    labels = np.zeros((count, CLASSES), np.float32)
+    for picture, label in zip(pictures, labels, strict=True):
+        corners: list[np.ndarray] = []
+        for which in rng.integers(len(digits), size=rng.integers(1, 4)):
+            corner = rng.integers(CANVAS - SIDE + 1, size=2)
+            while any(np.max(np.abs(corner - other)) < SIDE for other in corners):
+                corners = corners[:-1] if rng.random() < 0.01 else corners  # never stuck
+                corner = rng.integers(CANVAS - SIDE + 1, size=2)
+            corners.append(corner)
+            row, column = corner
+            picture[row : row + SIDE, column : column + SIDE, 0] = digits[which]
+            label[names[which]] = 1
+    return Scenes(pictures, labels)
+
+
+def make_scenes(training: int, held_out: int, seed: int) -> tuple[Scenes, Scenes]:
+    """Training and held-out scenes, of different digits."""
+    data = load_digits()
+    images = (data.images / 16).astype(np.float32)
+    parts = train_test_split(
+        images, data.target, test_size=0.25, stratify=data.target, random_state=seed
+    )
+    rng = np.random.default_rng(seed)
+    return (
+        compose(parts[0], parts[2], training, rng),
+        compose(parts[1], parts[3], held_out, rng),
+    )
+
+
+Params = dict[str, jax.Array]
+
+
+def init(key: jax.Array) -> Params:
+    """Three 3 x 3 convolutions and a linear layer."""
+    params: Params = {}
+    widths = (1, 32, 64, 64)
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
+        key, sub = jax.random.split(key)
+        scale = (2 / (9 * n_in)) ** 0.5
+        params[f"conv{i}"] = scale * jax.random.normal(sub, (3, 3, n_in, n_out))
+        params[f"bias{i}"] = jnp.zeros(n_out)
+    params["kernel"] = jax.random.normal(key, (widths[-1], CLASSES)) / widths[-1] ** 0.5
+    params["bias"] = jnp.zeros(CLASSES)
+    return params
+
+
+def logits_of(params: Params, pictures: jax.Array) -> jax.Array:
+    """One logit a digit: is it anywhere in the picture? Hence the *max* over all places."""
+    x = pictures
+    for i, stride in enumerate((1, 2, 1)):
+        x = jax.lax.conv_general_dilated(
+            x, params[f"conv{i}"], (stride, stride), "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        x = jax.nn.relu(x + params[f"bias{i}"])
+    return x.max(axis=(1, 2)) @ params["kernel"] + params["bias"]
+
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]  # of (labels, logits)
+
+
+def plain(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """The loss of the main run."""
+    return jxent.losses.sigmoid_cross_entropy(labels, logits)
+
+
+def weighted(pos_weight: float, labels: jax.Array, logits: jax.Array) -> jax.Array:
+    """The same where a digit that is there counts `pos_weight` times."""
+    return jxent.weighted_cross_entropy_with_logits(
+        labels=labels, logits=logits, pos_weight=pos_weight
+    ).mean()
+
+
+def train(loss: Loss, scenes: Scenes, steps: int, seed: int, title: str) -> tuple[Params, list]:
+    """The trained parameters, and the loss of every step."""
+    optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, peak_value=6e-3))
+
+    def loss_fn(params, pictures, labels):
+        return loss(labels, logits_of(params, pictures))
+
+    @jax.jit
+    def step(params, state, pictures, labels):
+        value, gradient = jax.value_and_grad(loss_fn)(params, pictures, labels)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    params = init(jax.random.key(seed))
+    state = optimizer.init(params)
+    curve = []
+    batches = scenes.batches(np.random.default_rng(seed))
+    with tqdm(range(steps), desc=title, unit="step") as progress:
+        for _ in progress:
+            params, state, value = step(params, state, *next(batches))
+            curve.append(float(value))
+            progress.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
+    return params, curve
+
+
+def predict(params: Params, scenes: Scenes) -> np.ndarray:
+    """The probability of each digit in each scene."""
+    chunks = np.array_split(scenes.pictures, max(1, len(scenes.pictures) // 500))
+    forward = jax.jit(logits_of)
+    return np.concatenate([np.asarray(jax.nn.sigmoid(forward(params, c))) for c in chunks])
+
+
+def metrics(probabilities: np.ndarray, scenes: Scenes) -> dict[str, float]:
+    """Mean average precision, and macro precision and recall at probability one half."""
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        scenes.labels, probabilities > 0.5, average="macro", zero_division=0
+    )
+    return {
+        "mean average precision": float(average_precision_score(scenes.labels, probabilities)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "F1": float(f1),
+    }
+
+
+def draw(
+    path: Path, scenes: Scenes, probabilities: np.ndarray, curve: list, trade: list[dict]
+) -> None:
+    """One picture: scenes with predictions, the loss curve, precision against recall."""
+    figure = plt.figure(figsize=(12, 8), layout="constrained")
+    rows = figure.add_gridspec(2, 1, height_ratios=(1.25, 1))
+    upper, lower = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
+    upper.suptitle("Held-out scenes: digits present, and predicted")
+    for i, axes in enumerate(upper.subplots(2, 6).flat):
+        axes.imshow(scenes.pictures[i, :, :, 0], cmap="gray_r")
+        truth, guess = np.flatnonzero(scenes.labels[i]), np.flatnonzero(probabilities[i] > 0.5)
+        right = np.array_equal(truth, guess)
+        shown = [" ".join(map(str, digits)) or "none" for digits in (truth, guess)]
+        axes.set_title(
+            f"is {shown[0]}, predicted {shown[1]}", fontsize=9, color="black" if right else "C3"
+        )
+        axes.set_xticks([])
+        axes.set_yticks([])
+    left, right_axes = lower.subplots(1, 2)
+    left.semilogy(curve, color="C0")
+    left.set(xlabel="step", ylabel="loss, nats per class", title="sigmoid cross-entropy, training")
+    recall, precision = [r["recall"] for r in trade], [r["precision"] for r in trade]
+    right_axes.plot(recall, precision, "o-", color="C1")
+    for q, a, b in zip(POS_WEIGHTS, recall, precision, strict=True):
+        right_axes.annotate(f"pos_weight {q:g}", (a, b), (-6, -14), textcoords="offset points",
+            horizontalalignment="right")  # fmt: skip
+    right_axes.margins(x=0.25, y=0.15)
+    right_axes.set(xlabel="macro recall", ylabel="macro precision", title="what pos_weight trades")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """An argument that seeds NumPy, scikit-learn and JAX alike."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must be in [0, 2**32), got {value}")
+    return value
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--steps", type=positive, default=500, help="of the main run")
+    parser.add_argument("--seed", type=seed_number, default=0, help="same seed, same numbers")
+    parser.add_argument("--quick", action="store_true", help="40 steps on few scenes, to try it")
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the picture")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.steps = min(options.steps, 40)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / ".writable").touch()
+        (options.output / ".writable").unlink()
+    except OSError as error:
+        parser.error(f"argument --output: cannot write to {options.output}: {error.strerror}")
+    return options
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Trains, prints the table, writes the picture; returns the main run's metrics."""
+    options = arguments(argv)
+    start = time.perf_counter()
+    training, held_out = make_scenes(
+        *((2_000, 500) if options.quick else (20_000, 4_000)), options.seed
+    )
+    shorter = max(1, options.steps * 2 // 5)
+
+    params, curve = train(plain, training, options.steps, options.seed, "sigmoid_cross_entropy")
+    probabilities = predict(params, held_out)
+    rows = [metrics(probabilities, held_out)]
+    for q in POS_WEIGHTS:
+        other, _ = train(partial(weighted, q), training, shorter, options.seed, f"pos_weight {q:g}")
+        rows.append(metrics(predict(other, held_out), held_out))
+
+    names = [f"sigmoid_cross_entropy, {options.steps} steps"]
+    names += [f"pos_weight {q:g}, {shorter} steps" for q in POS_WEIGHTS]
+    table = [{"run": name, **row} for name, row in zip(names, rows, strict=True)]
+    print(tabulate(table, headers="keys", floatfmt=".3f"))
+    picture = options.output / "multilabel_digits.png"
+    draw(picture, held_out, probabilities, curve, rows[1:])
+    print(f"{picture} written, {time.perf_counter() - start:.0f} s in all")
+    return rows[0]
+
+
+if __name__ == "__main__":
+    main()
