@@ -1,14 +1,30 @@
 """Cross-entropy for JAX: right to the last digits, small, fast, and open to every transform.
 
-`jxent.*_with_logits` give one loss per example (per class for sigmoid); `jxent.losses` the
-weighted and reduced scalar that a training step differentiates.
+`jxent.*_with_logits` give one loss per example (per class for sigmoid), `jxent.linear_*` the same
+straight from the output projection, and `jxent.losses` the weighted and reduced scalar that a
+training step differentiates.
 """
 
 from importlib.metadata import version as _version
 
 from jxent import losses as losses
+from jxent._linear import (
+    linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
+)
+from jxent._linear import (
+    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
+)
+from jxent._linear import (
+    linear_sparse_sigmoid_cross_entropy as linear_sparse_sigmoid_cross_entropy,
+)
+from jxent._linear import (
+    linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
+)
 from jxent._sigmoid import (
     sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,
+)
+from jxent._sigmoid import (
+    sparse_sigmoid_cross_entropy_with_logits as sparse_sigmoid_cross_entropy_with_logits,
 )
 from jxent._sigmoid import (
     weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,

@@ -41,7 +41,7 @@ def floating(name: str, value: ArrayLike) -> Array:
 def dense_labels(value: ArrayLike, logits: Array) -> Array:
     """Labels of the logits' shape and dtype."""
     labels = array("labels", value, logits.dtype)
-    _same_shape("labels", labels, logits)
+    _same_shape("labels", labels, logits.shape)
     if labels.dtype != logits.dtype:
         raise TypeError(
             f"labels must have the dtype of logits, {logits.dtype}, got {labels.dtype}; class "
@@ -50,18 +50,18 @@ def dense_labels(value: ArrayLike, logits: Array) -> Array:
     return labels
 
 
-def castable_labels(name: str, value: ArrayLike, logits: Array) -> Array:
+def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
     """Labels of the logits' shape, of any real dtype."""
-    labels = array(name, value, computing_dtype(logits.dtype))
-    _same_shape(name, labels, logits)
+    labels = array(name, value, computing_dtype(dtype))
+    _same_shape(name, labels, shape)
     _real(name, labels)
     return labels
 
 
-def _same_shape(name: str, labels: Array, logits: Array) -> None:
-    if labels.shape != logits.shape:
+def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
+    if labels.shape != shape:
         raise ValueError(
-            f"{name} must have the shape of logits, {logits.shape}, got {labels.shape}; nothing "
+            f"{name} must have the shape of logits, {shape}, got {labels.shape}; nothing "
             "is broadcast"
         )
 
@@ -75,43 +75,70 @@ def _real(name: str, x: Array) -> None:
         raise TypeError(f"{name} must be real, got {x.dtype}")
 
 
-def class_ids(value: ArrayLike, logits: Array, axis: int, *, trailing_one: bool = False) -> Array:
-    """Integer ids, one for each example of the logits.
-
-    With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
-    """
+def _integers(value: ArrayLike) -> Array:
     ids = array("labels", value, jnp.int32)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
-    shape = list(logits.shape)
-    del shape[axis]
-    if trailing_one and ids.shape == (*shape, 1):
-        ids = ids.reshape(shape)
-    if ids.shape != tuple(shape):
+    return ids
+
+
+def class_ids(
+    value: ArrayLike, shape: tuple[int, ...], axis: int, *, trailing_one: bool = False
+) -> Array:
+    """Integer ids, one for each example of logits of the given shape.
+
+    With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
+    """
+    ids = _integers(value)
+    batch = shape[:axis] + shape[axis + 1 :]
+    if trailing_one and ids.shape == (*batch, 1):
+        ids = ids.reshape(batch)
+    if ids.shape != batch:
         raise ValueError(
-            f"labels must have the shape of logits without axis {axis}, {tuple(shape)}, got "
-            f"{ids.shape} for logits of shape {logits.shape}"
+            f"labels must have the shape of logits without axis {axis}, {batch}, got {ids.shape} "
+            f"for logits of shape {shape}"
         )
     return ids
 
 
-def pos_weight(value: ArrayLike, logits: Array) -> Array:
-    """A scalar, or an array of the logits' rank that broadcasts to them, in their wide dtype."""
-    dtype = computing_dtype(logits.dtype)
+def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
+    """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
+    ids = _integers(value)
+    if ids.ndim != len(shape) or ids.shape[:-1] != shape[:-1]:
+        raise ValueError(
+            f"labels must be lists of ids, [*batch, ids] with batch {shape[:-1]} as {what} has "
+            f"it, got shape {ids.shape}"
+        )
+    return ids
+
+
+def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+    """A scalar, or an array of the rank of the logits that broadcasts to their shape."""
+    dtype = computing_dtype(dtype)
     q = array("pos_weight", value, dtype)
     _real("pos_weight", q)
     try:
-        fits = np.broadcast_shapes(q.shape, logits.shape) == logits.shape
+        fits = np.broadcast_shapes(q.shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
             "pos_weight must be a number or broadcast to logits, e.g. one a class, got shape "
-            f"{q.shape} for logits of shape {logits.shape}"
+            f"{q.shape} for logits of shape {shape}"
         )
     if q.ndim:
-        q = q.reshape((1,) * (logits.ndim - q.ndim) + q.shape)
+        q = q.reshape((1,) * (len(shape) - q.ndim) + q.shape)
     return q.astype(dtype)
+
+
+def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+    """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
+    q = array("pos_weight", value, computing_dtype(dtype))
+    if q.ndim and q.shape != shape[-1:]:
+        raise ValueError(
+            f"pos_weight must be a number or one a class, shape {shape[-1:]}, got {q.shape}"
+        )
+    return pos_weight(q, (1, shape[-1]), dtype)
 
 
 def weights(value: ArrayLike, losses: tuple[int, ...], dtype, *, per_example: bool) -> Array:
@@ -136,6 +163,52 @@ def weights(value: ArrayLike, losses: tuple[int, ...], dtype, *, per_example: bo
             f"equal to theirs, got shape {w.shape} for losses of shape {losses}"
         )
     return w.reshape(shape).astype(dtype)
+
+
+def projection(
+    inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
+) -> tuple[Array, Array, Array | None, tuple[int, ...]]:
+    """The three arrays of a projection, and the shape of its logits."""
+    x, w = floating("inputs", inputs), floating("kernel", kernel)
+    if x.dtype != w.dtype:
+        raise TypeError(f"kernel must have the dtype of inputs, {x.dtype}, got {w.dtype}")
+    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            "inputs and kernel must be [*batch, features] and [features, classes], got shapes "
+            f"{x.shape} and {w.shape}"
+        )
+    if bias is not None:
+        bias = array("bias", bias, computing_dtype(x.dtype))
+        _real("bias", bias)
+        if bias.shape != w.shape[1:]:
+            raise ValueError(
+                f"bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"
+            )
+        bias = bias.astype(computing_dtype(x.dtype))
+    return x, w, bias, (*x.shape[:-1], w.shape[1])
+
+
+def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+    """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
+    labels = array("labels", value, computing_dtype(dtype))
+    _same_shape("labels", labels, shape)
+    if labels.dtype not in (dtype, jnp.float32):
+        raise TypeError(
+            f"labels must have the dtype of inputs, {dtype}, or float32, got {labels.dtype}"
+        )
+    return labels
+
+
+def block_size(value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError("block_size is an option, compiled in: it must be a Python integer")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"block_size must be a Python integer or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"block_size must be at least 1, got {value}")
+    return int(value)
 
 
 def axis(value: int, logits: Array) -> int:

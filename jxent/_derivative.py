@@ -11,6 +11,7 @@ A member of the family is a frozen dataclass of its options (`_sigmoid.Sigmoid`,
 and dear, one normaliser an example.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -58,10 +59,8 @@ def _losses_jvp(member, primals, tangents):
     @jax.checkpoint
     def tangent(weights, data, statistics, values, moving):
         if weights is not None:
-            dropped = (weights == 0) & ~jnp.isfinite(values)
-            data, statistics, moving = jax.tree.map(
-                partial(_without, dropped, member.axis), (data, statistics, moving)
-            )
+            clean = without_dropped(member, weights, values)
+            data, statistics, moving = clean((data, statistics, moving))
         return member.tangent(data, statistics, moving)
 
     if all(t is None for t in moving):
@@ -74,11 +73,18 @@ def _losses_jvp(member, primals, tangents):
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
 
 
-def _without(dropped: Array, axis: int | None, x: Array) -> Array:
-    if x.ndim > dropped.ndim:
-        assert axis is not None
-        dropped = jnp.expand_dims(dropped, axis)
-    return jnp.where(dropped, jnp.zeros_like(x), x)
+def without_dropped(member: Member, weights: Array, values: Array) -> Callable[[Any], Any]:
+    """Puts 0 in place of dropped examples in a tree of arrays."""
+    dropped = (weights == 0) & ~jnp.isfinite(values)
+
+    def clean(x):
+        along = dropped
+        if x.ndim > dropped.ndim:
+            assert member.axis is not None
+            along = jnp.expand_dims(dropped, member.axis)
+        return jnp.where(along, jnp.zeros_like(x), x)
+
+    return partial(jax.tree.map, clean)
 
 
 def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Array:

@@ -9,11 +9,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative
 from jxent._softcap import softcap, softcap_slope
-from jxent._widen import widen
+from jxent._widen import largest_id, widen
 
 
 def sigmoid_cross_entropy_with_logits(
@@ -57,7 +57,7 @@ def sigmoid_cross_entropy_with_logits(
     labels = _checks.dense_labels(labels, logits)
     member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
     with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
-        return _per_class(member, labels, logits)
+        return _jitted(member, labels, logits)
 
 
 def weighted_cross_entropy_with_logits(
@@ -104,14 +104,73 @@ def weighted_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    pos_weight = _checks.pos_weight(pos_weight, logits)
+    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
-        return _per_class(member, labels, logits, pos_weight)
+        return _jitted(member, labels, logits, pos_weight)
+
+
+def sparse_sigmoid_cross_entropy_with_logits(
+    *,
+    labels: Integer[ArrayLike, "*batch ids"],
+    logits: Float[ArrayLike, "*batch classes"],
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    logit_softcap: float | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    where $z_j$ is 1 for the classes that are listed and 0 for all others, then smoothed. No array
+    of dense labels is built: item 7 has labels 3 and 90,210, and that is what is passed.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
+        padding, an id that appears twice counts once, and one that is too large makes its
+        example's loss and gradient NaN.
+      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
+        else inf.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, the sum over its classes, in the logits' dtype. bfloat16 and float16
+      are computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `pos_weight` is not real, or
+        an option is not a Python value.
+      ValueError: `labels` is not `[*batch, ids]` for logits `[*batch, classes]`, `pos_weight`
+        does not broadcast to the logits, or an option is out of its range.
+
+    Examples:
+      >>> sparse_sigmoid_cross_entropy_with_logits(
+      ...     labels=[[3, 1], [2, -1]], logits=jnp.zeros((2, 5)))
+      Array([3.465736, 3.465736], dtype=float32)
+
+    References:
+      TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`, of the dense labels.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.id_lists(labels, logits.shape, "logits")
+    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    member = SparseSigmoid(
+        axis=axis,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
+        return _jitted(member, labels, logits, pos_weight)
 
 
 @partial(jax.jit, static_argnums=0)
-def _per_class(member, labels, logits, pos_weight=None):
+def _jitted(member, labels, logits, pos_weight=None):
     losses, _ = _derivative.losses(member, None, labels, logits, pos_weight)
     return losses.astype(logits.dtype)
 
@@ -162,6 +221,78 @@ class Sigmoid:
         if self.label_smoothing:
             z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
         return z, z if pos_weight is None else pos_weight * z
+
+
+@dataclass(frozen=True)
+class SigmoidSum:
+    """The sum over independent classes, dense labels: a member of one loss an example."""
+
+    axis: int
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
+
+    @property
+    def _each(self) -> Sigmoid:
+        return Sigmoid(self.label_smoothing, self.logit_softcap)
+
+    def losses(self, labels, logits, pos_weight):
+        losses, _ = self._each.losses(labels, logits, pos_weight)
+        return jnp.sum(losses, self.axis), None
+
+    def gradient(self, data, statistics):
+        return self._each.gradient(data, statistics)
+
+    def tangent(self, data, statistics, tangents):
+        return jnp.sum(self._each.tangent(data, statistics, tangents), self.axis)
+
+
+@dataclass(frozen=True)
+class SparseSigmoid(SigmoidSum):
+    """The same from lists of ids, `[*batch, ids]`; the classes are the last axis."""
+
+    def losses(self, labels, logits, pos_weight):
+        losses, _ = super().losses(_listed(labels, logits.shape), logits, pos_weight)
+        return jnp.where(self._in_range(labels, logits), losses, jnp.nan), None
+
+    def gradient(self, data, statistics):
+        labels, logits, pos_weight = data
+        slope = super().gradient((_listed(labels, logits.shape), logits, pos_weight), statistics)
+        return jnp.where(self._in_range(labels, logits)[..., None], slope, jnp.nan)
+
+    def tangent(self, data, statistics, tangents):
+        labels, logits, pos_weight = data
+        dense = (_listed(labels, logits.shape), logits, pos_weight)
+        _, dlogits, dpos_weight = tangents
+        change = super().tangent(dense, statistics, (None, dlogits, dpos_weight))
+        # The factors must be NaN, not the tangent alone: reverse mode sees only the factors.
+        return change * jnp.where(self._in_range(labels, logits), 1, jnp.nan).astype(change.dtype)
+
+    def _in_range(self, labels, logits):
+        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+        return jnp.all(labels <= largest_id(labels.dtype, logits.shape[-1]), axis=-1)
+
+
+def _listed(ids: Integer[Array, "*batch ids"], shape: tuple[int, ...]) -> Array:
+    """Which classes are listed, as booleans `[*batch, classes]` that XLA need not store.
+
+    One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
+    scatter is slower still where the classes are split or the processor is no CPU. Long lists
+    take a loop, which keeps the program small.
+    """
+    classes = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    # An id out of range may wrap here; its example is NaN in any case.
+    ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
+
+    def with_id(k, listed):
+        return listed | (classes == jax.lax.dynamic_index_in_dim(ids, k, axis=-1))
+
+    listed = jnp.zeros(shape, bool)
+    count = ids.shape[-1]
+    if count > 64:
+        return jax.lax.fori_loop(0, count, with_id, listed)
+    for k in range(count):
+        listed = with_id(k, listed)
+    return listed
 
 
 def _zero_times(a: Array, b: Array) -> Array:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative, _normalizer
 from jxent._softcap import softcap, softcap_slope
-from jxent._widen import widen
+from jxent._widen import largest_id, widen
 
 
 def softmax_cross_entropy_with_logits(
@@ -124,7 +124,7 @@ def sparse_softmax_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(axis, logits)
-    labels = _checks.class_ids(labels, logits, axis)
+    labels = _checks.class_ids(labels, logits.shape, axis)
     member = SparseSoftmax(
         axis=axis,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -259,12 +259,8 @@ class SparseSoftmax(_Exclusive):
     def _in_range(self, labels, x):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         ids = jnp.expand_dims(labels, self.axis)
-        return (ids >= 0) & (ids <= _largest_id(ids.dtype, x.shape[self.axis]))
+        return (ids >= 0) & (ids <= largest_id(ids.dtype, x.shape[self.axis]))
 
     def _is_label(self, labels, x):
         ids = jnp.expand_dims(labels, self.axis).astype(jnp.int32)
         return jax.lax.broadcasted_iota(jnp.int32, x.shape, self.axis % x.ndim) == ids
-
-
-def _largest_id(dtype, classes):
-    return min(classes - 1, int(jnp.iinfo(dtype).max))

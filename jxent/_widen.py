@@ -1,4 +1,4 @@
-"""The dtype that the losses compute in."""
+"""Dtypes: the one that losses compute in, and what an integer one can name."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -16,3 +16,8 @@ def computing_dtype(dtype) -> jnp.dtype:
 def widen(x: Array) -> Array:
     """A floating array in the dtype that losses of it are computed in."""
     return x.astype(computing_dtype(x.dtype))
+
+
+def largest_id(dtype, classes: int) -> int:
+    """The last class that an id of this integer dtype can name."""
+    return min(classes - 1, int(jnp.iinfo(dtype).max))

@@ -16,6 +16,7 @@ Array(1.3862944, dtype=float32)
 
 from enum import Enum
 from functools import partial
+from math import prod
 from numbers import Real
 
 import jax
@@ -23,8 +24,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _checks, _derivative
-from jxent._sigmoid import Sigmoid
+from jxent import _blocks, _checks, _derivative
+from jxent._sigmoid import Sigmoid, SigmoidSum, SparseSigmoid
 from jxent._softmax import Softmax, SparseSoftmax
 from jxent._widen import computing_dtype, widen
 
@@ -102,8 +103,10 @@ def sigmoid_cross_entropy(
       TensorFlow, `tf.compat.v1.losses.sigmoid_cross_entropy`.
     """
     logits = _checks.floating("logits", logits)
-    labels = _checks.castable_labels("multi_class_labels", multi_class_labels, logits)
-    pos_weight = _checks.pos_weight(pos_weight, logits)
+    labels = _checks.castable_labels(
+        "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
+    )
+    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -165,7 +168,7 @@ def softmax_cross_entropy(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.castable_labels("onehot_labels", onehot_labels, logits)
+    labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
     member = Softmax(
         axis=axis,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -230,7 +233,7 @@ def sparse_softmax_cross_entropy(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.class_ids(labels, logits, axis, trailing_one=True)
+    labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
     member = SparseSoftmax(
         axis=axis,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -239,6 +242,410 @@ def sparse_softmax_cross_entropy(
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
         return _checked_and_reduced(member, weights, reduction, labels, logits)
+
+
+def sparse_sigmoid_cross_entropy(
+    labels: Integer[ArrayLike, "*batch ids"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Sigmoid cross-entropy, in nats, from ids of the positive classes, weighted and reduced.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    for every example, summed over its classes, where $z_j$ is 1 for the classes that are listed and
+    0 for all others, moved towards 1/2 by `label_smoothing`, and $q$ = `pos_weight`; then
+    multiplied by `weights` and reduced. No array of dense labels is built.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
+        padding, an id that appears twice counts once, and one that is too large makes its
+        example NaN unless its weight is 0.
+      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
+        else inf.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `weights` or `pos_weight` are
+        not real, or an option is not a Python value.
+      ValueError: `labels` is not `[*batch, ids]`, `weights` or `pos_weight` do not fit, `weights`
+        is None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> sparse_sigmoid_cross_entropy([[3, 1], [2, -1]], jnp.zeros((2, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.sparse_sigmoid_cross_entropy_with_logits`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.id_lists(labels, logits.shape, "logits")
+    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    member = SparseSigmoid(
+        axis=axis,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
+        return _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight)
+
+
+def linear_sparse_softmax_cross_entropy(
+    labels: Integer[ArrayLike, "*batch"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sparse_softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    with class $y$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$; one number an example, multiplied by `weights` and reduced. Value and both gradients
+    take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
+
+    Args:
+      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its
+        example NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        `weights` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, `weights` do
+        not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> linear_sparse_softmax_cross_entropy(
+      ...     [1, 0], jnp.ones((2, 3)), jnp.zeros((3, 4)))
+      Array(1.3862944, dtype=float32)
+
+    References:
+      `jxent.linear_sparse_softmax_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
+    member = SparseSoftmax(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
+        return _checked_and_reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+        )
+
+
+def linear_softmax_cross_entropy(
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z'_j = z_j (1 - s) + s / C$$
+
+    with labels $z$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$; one number an example, multiplied by `weights` and reduced. Value and both gradients
+    take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
+
+    Args:
+      labels: A weight for every class, in any real dtype; usually a distribution, but nothing
+        has to sum to 1. Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
+        `weights` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
+        `weights` do not fit the losses or are None, an option is out of its range, or `reduction`
+        is unknown.
+
+    Examples:
+      >>> linear_softmax_cross_entropy(
+      ...     jnp.full((2, 4), 0.25), jnp.ones((2, 3)), jnp.zeros((3, 4)))
+      Array(1.3862944, dtype=float32)
+
+    References:
+      `jxent.linear_softmax_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    member = Softmax(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
+        return _checked_and_reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+        )
+
+
+def linear_sparse_sigmoid_cross_entropy(
+    labels: Integer[ArrayLike, "*batch ids"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sparse_sigmoid_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    where $z_j$ is 1 for the classes that are listed and 0 for all others, moved towards 1/2 by
+    `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$; one number an example, the sum over its classes, multiplied by `weights` and reduced. Value
+    and both gradients take three matrix products, the value alone one, and two where `kernel` or
+    `inputs` is frozen.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
+        an id that appears twice counts once, and one that is too large makes its example's
+        loss and gradient NaN.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
+        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
+        `[classes]`, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> linear_sparse_sigmoid_cross_entropy(
+      ...     [[3, 1], [2, -1]], jnp.ones((2, 3)), jnp.zeros((3, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.linear_sparse_sigmoid_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.id_lists(labels, shape, "inputs")
+    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SparseSigmoid(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
+        return _checked_and_reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+            pos_weight,
+        )
+
+
+def linear_sigmoid_cross_entropy(
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sigmoid_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    with labels $z$, moved towards 1/2 by `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$; one number an example, the sum over its classes, multiplied by `weights` and reduced. Value
+    and both gradients take three matrix products, the value alone one, and two where `kernel` or
+    `inputs` is frozen.
+
+    Args:
+      labels: Probability that the class is present, in any real dtype; usually 0 or 1.
+        Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
+        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
+        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
+        `[classes]`, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> linear_sigmoid_cross_entropy(
+      ...     jnp.zeros((2, 5)), jnp.ones((2, 3)), jnp.zeros((3, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.linear_sigmoid_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SigmoidSum(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    with _checks.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
+        return _checked_and_reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+            pos_weight,
+        )
 
 
 def compute_weighted_loss(
@@ -292,6 +699,18 @@ def _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight=
     return _loss(member, masks, reduction, weights, labels, logits, pos_weight)
 
 
+def _checked_and_reduced_projection(
+    member, weights, reduction, block_size, labels, inputs, kernel, bias, pos_weight=None
+):
+    batch = inputs.shape[:-1]
+    masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
+    reduction = _checked_reduction(reduction)
+    blocks = _blocks.block_count(prod(batch), kernel.shape, _checks.block_size(block_size))
+    return _projected_loss(
+        member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+    )
+
+
 def _checked_weights(weights, shape, dtype, *, per_example):
     """Whether the weights can mask, and the weights: a nonzero Python number costs no mask."""
     masks = not (isinstance(weights, Real) and weights != 0)
@@ -324,18 +743,43 @@ def _weighted_loss(masks, reduction, weights, losses):
     return _reduced(reduction, weights, weighted).astype(losses.dtype)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _projected_loss(
+    member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+):
+    batch = inputs.shape[:-1]
+    each = jnp.broadcast_to(weights, batch).reshape(-1)
+    labels, inputs = _blocks.flat(labels, inputs)
+    projection = (labels, inputs, kernel, bias, pos_weight)
+    if reduction is Reduction.NONE:
+        mask = each if masks else None
+        values, _ = _blocks.per_example(member, blocks, mask, *projection)
+        return _derivative.weigh(each, values).reshape(batch)
+    # The denominator goes into the weights: dividing the loss afterwards would cost another pass
+    # over the kernel's gradient.
+    each = _divided(each, _count(reduction, weights, prod(batch)))
+    return _blocks.total(member, blocks, masks, each, *projection)
+
+
 def _reduced(reduction, weights, weighted):
     if reduction is Reduction.NONE:
         return weighted
-    total = jnp.sum(weighted)
+    return _divided(jnp.sum(weighted), _count(reduction, weights, weighted.size))
+
+
+def _count(reduction, weights, size):
+    """What the sum is divided by, for weights that are broadcast to `size` losses."""
+    repeats = size // max(weights.size, 1)
     if reduction is Reduction.SUM:
-        return total
-    repeats = weighted.size // max(weights.size, 1)  # of each weight, once it is broadcast
+        return jnp.ones_like(weights, shape=())
     if reduction is Reduction.MEAN:
-        count = jnp.sum(weights) * repeats
-    elif reduction is Reduction.SUM_OVER_BATCH_SIZE:
-        count = jnp.full_like(total, weighted.size)
-    else:
-        # Counted in floating point: int32 would wrap at 2^31 elements.
-        count = jnp.sum(weights != 0, dtype=total.dtype) * repeats
-    return jnp.where(count == 0, 0, total / jnp.where(count == 0, 1, count))
+        return jnp.sum(weights) * repeats
+    if reduction is Reduction.SUM_OVER_BATCH_SIZE:
+        return jnp.full_like(weights, size, shape=())
+    # Counted in floating point: int32 would wrap at 2^31 elements.
+    return jnp.sum(weights != 0, dtype=weights.dtype) * repeats
+
+
+def _divided(x, count):
+    """The quotient, and 0 where nothing was counted."""
+    return jnp.where(count == 0, 0, x / jnp.where(count == 0, 1, count))

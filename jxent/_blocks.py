@@ -1,0 +1,264 @@
+"""Losses straight from the output projection, a block of examples at a time.
+
+The logits of a step, `inputs @ kernel + bias`, are its largest array and are needed only to be
+reduced. Here the examples are cut into blocks, each product keeps the full class axis (small
+tiles of classes are slow on every chip), and one block of logits is alive at a time.
+
+Block k takes the examples k, k + K, k + 2 K, ...: strided, so that under automatic sharding every
+block stays evenly split over the chips that the examples are split over.
+
+Both forms below compute the losses of a block by `_derivative.losses`, so every rule about digits,
+infinities and dropped examples holds here too.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float
+
+from jxent import _derivative
+from jxent._derivative import Member
+from jxent._widen import computing_dtype
+
+# Elements of a block of logits that every shape may have: 128 MiB in float32.
+_ROOM = 2**25
+
+
+def block_count(examples: int, kernel: tuple[int, ...], block_size: int | None) -> int:
+    """How many blocks to cut the examples into.
+
+    By default a block has 2^25 logits, but at least half as many examples as there are features:
+    adding to d/d kernel reads and writes it once a block, and fewer examples a block would leave
+    the products waiting for that.
+    """
+    features, classes = kernel
+    if block_size is None:
+        block_size = max(_ROOM // max(classes, 1), features // 2, 8)
+        block_size -= block_size % 128 if block_size > 128 else 0
+    return max(1, -(-examples // block_size))
+
+
+def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:
+    """Labels and inputs with one axis of examples."""
+    batch = inputs.shape[:-1]
+    examples = math.prod(batch)
+    labels = labels.reshape(examples, *labels.shape[len(batch) :])
+    return labels, inputs.reshape(examples, inputs.shape[-1])
+
+
+def _cut(blocks: int, x: Array) -> Array:
+    """`[examples, ...]` as `[blocks, block, ...]`, strided; zeros fill the last places."""
+    missing = -x.shape[0] % blocks
+    if missing:
+        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+    return jnp.swapaxes(x.reshape(-1, blocks, *x.shape[1:]), 0, 1)
+
+
+def _join(examples: int, x: Array) -> Array:
+    """The inverse of `_cut`: drops what was filled in."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:examples]
+
+
+def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
+    """The logits of a block, accumulated in float32 at least."""
+    x = jnp.matmul(inputs, kernel, preferred_element_type=computing_dtype(kernel.dtype))
+    return x if bias is None else x + bias[None]
+
+
+def _present(tangent) -> Array | None:
+    return None if isinstance(tangent, SymbolicZero) else tangent
+
+
+# One loss per example.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bias, pos_weight):
+    """Losses of all examples, unweighted, and their statistics, as `_derivative.losses`."""
+
+    def block(_, rows):
+        weights, labels, inputs = rows
+        x = _project(inputs, kernel, bias)
+        return None, _derivative.losses(member, weights, labels, x, pos_weight)
+
+    rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
+    _, results = jax.lax.scan(block, None, rows)
+    return jax.tree.map(partial(_join, inputs.shape[0]), results)
+
+
+# A scan over blocks of tangents, each under `jax.checkpoint`: its transpose multiplies a block's
+# logits once more, and keeps nothing of a block but one normaliser an example.
+#
+# Low precision: transposing x = inputs @ kernel as it stands would multiply a float32 cotangent by
+# a bfloat16 operand, and add up d/d kernel over the scan in bfloat16. So the tangent of the inputs
+# meets the finished product of the gradient and the kernel; that of the kernel enters the scan in
+# float32, which its transpose then accumulates in, and is rounded inside, where the products are
+# between operands of one dtype in both directions.
+def _per_example_jvp(member, blocks, primals, tangents):
+    weights, labels, inputs, kernel, bias, pos_weight = primals
+    dlabels, dinputs, dkernel, dbias, dpos_weight = map(_present, tangents[1:])
+    values, statistics = per_example(member, blocks, *primals)
+    wide = computing_dtype(inputs.dtype)
+    dkernel = None if dkernel is None else dkernel.astype(wide)
+
+    @jax.checkpoint
+    def block(rows, shared):
+        weights, values, statistics, labels, inputs, dlabels, dinputs = rows
+        kernel, bias, pos_weight, dkernel, dbias, dpos_weight = shared
+        x = _project(inputs, kernel, bias)
+        data = (labels, x, pos_weight)
+        moving = (dlabels, None, dpos_weight)
+        if weights is not None:
+            clean = _derivative.without_dropped(member, weights, values)
+            inputs, dinputs, data, statistics, moving = clean(
+                (inputs, dinputs, data, statistics, moving)
+            )
+        change = jnp.zeros_like(values)
+        if dlabels is not None or dpos_weight is not None:
+            change += member.tangent(data, statistics, moving)
+        slope = member.gradient(data, statistics)
+        if dinputs is not None:
+            pulled = _pull(slope, kernel)
+            change += jnp.sum(pulled * dinputs.astype(wide), axis=1)
+        if dkernel is not None:
+            # The output in the operands' dtype, so that the cotangent is in it too.
+            pushed = jnp.matmul(inputs, dkernel.astype(inputs.dtype)).astype(wide)
+            change += jnp.sum(slope * pushed, axis=1)
+        if dbias is not None:
+            change += jnp.sum(slope * dbias[None], axis=1)
+        return change
+
+    shared = (kernel, bias, pos_weight, dkernel, dbias, dpos_weight)
+    rows = (weights, values, statistics, labels, inputs, dlabels, dinputs)
+    rows = jax.tree.map(partial(_cut, blocks), rows)
+    _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
+    change = _join(inputs.shape[0], change)
+    return (values, statistics), (change, jax.tree.map(jnp.zeros_like, statistics))
+
+
+per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
+
+
+def _pull(slope: Array, kernel: Array) -> Array:
+    """d/d inputs of a block: the slope in the kernel's dtype before the product."""
+    return jnp.matmul(slope.astype(kernel.dtype), kernel.T, preferred_element_type=slope.dtype)
+
+
+# The weighted sum of the losses.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def total(
+    member: Member, blocks: int, masks: bool, weights, labels, inputs, kernel, bias, pos_weight
+) -> Float[Array, ""]:
+    """sum(weights * losses), weights `[examples]` in the computing dtype.
+
+    `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
+    """
+    primals = (weights, labels, inputs, kernel, bias, pos_weight)
+    return _sweep(member, blocks, masks, (False,) * len(primals), *primals)[0]
+
+
+# The loss is a scalar, so its derivatives need no cotangent to be known: one sweep over the blocks
+# returns the loss and d/d every argument that has a tangent, three products for value and both
+# gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
+# float32, so that the rounding to the operands' dtype comes last.
+def _total_jvp(member, blocks, masks, primals, tangents):
+    moving = [_present(t) for t in tangents]
+    wanted = tuple(t is not None for t in moving)
+    value, slopes = _sweep(member, blocks, masks, wanted, *primals)
+    change = jnp.zeros_like(value)
+    for slope, t in zip(slopes, moving, strict=True):
+        if t is not None:
+            change += jnp.sum(slope * t.astype(slope.dtype))
+    return value, change
+
+
+total.defjvp(_total_jvp, symbolic_zeros=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _sweep(member: Member, blocks: int, masks: bool, wanted: tuple[bool, ...], *arguments):
+    """The total, and for each argument d total / d argument if it is wanted, else None."""
+    return _plain_sweep(member, blocks, masks, wanted, lambda block: block, *arguments)
+
+
+# The derivatives of the sweep (second order of the loss) are those of its scan, with each block
+# under `jax.checkpoint`, the accumulators outside it: of a block only its rows are kept. A
+# checkpoint in the sweep itself would be inlined when the rule above is linearised, and a second
+# reverse pass would keep all the logits.
+@_sweep.defjvp
+def _sweep_jvp(member, blocks, masks, wanted, primals, tangents):
+    return jax.jvp(
+        partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint), primals, tangents
+    )
+
+
+def _plain_sweep(
+    member, blocks, masks, wanted, protect, weights, labels, inputs, kernel, bias, pos_weight
+):
+    want_weights, want_labels, want_inputs, want_kernel, want_bias, want_pos_weight = wanted
+    examples = inputs.shape[0]
+
+    @protect
+    def block(weights, labels, inputs, kernel, bias, pos_weight):
+        x = _project(inputs, kernel, bias)
+
+        def losses(labels, x, pos_weight):
+            return _derivative.losses(
+                member, weights if masks else None, labels, x, pos_weight
+            )[0]  # fmt: skip
+
+        by_logits = want_inputs or want_kernel or want_bias
+        float_labels = labels if want_labels else None
+        values, pull = jax.vjp(
+            lambda z, x, q: losses(
+                labels if z is None else z, x, pos_weight if q is None else q
+            ),
+            float_labels,
+            x,
+            pos_weight if want_pos_weight else None,
+        )  # fmt: skip
+        value = jnp.sum(_derivative.weigh(weights, values))
+        by_rows: list[Array | None] = [None, None, None]
+        by_shared: list[Array | None] = [None, None, None]
+        if want_weights:
+            by_rows[0] = jnp.where(jnp.isfinite(values), values, 0)
+        if by_logits or want_labels or want_pos_weight:
+            by_rows[1], slope, by_shared[2] = pull(weights)
+        if by_logits:
+            low = slope.astype(kernel.dtype)
+            if want_inputs:
+                by_rows[2] = _pull(slope, kernel)
+            if want_kernel:
+                if masks:
+                    inputs = _derivative.without_dropped(member, weights, values)(inputs)
+                by_shared[0] = jnp.matmul(inputs.T, low, preferred_element_type=slope.dtype)
+            if want_bias:
+                by_shared[1] = jnp.sum(slope, axis=0)
+        return value, by_rows, by_shared
+
+    def step(carry, rows):
+        value, by_rows, by_shared = block(*rows, kernel, bias, pos_weight)
+        return jax.tree.map(jnp.add, carry, (value, by_shared)), by_rows
+
+    wide = computing_dtype(inputs.dtype)
+
+    def accumulator(wanted, x):
+        return jnp.zeros_like(x, dtype=wide) if wanted else None
+
+    start = (
+        jnp.zeros((), wide),
+        [
+            accumulator(want_kernel, kernel),
+            accumulator(want_bias, bias),
+            accumulator(want_pos_weight, pos_weight),
+        ],
+    )
+    rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
+    (value, by_shared), by_rows = jax.lax.scan(step, start, rows)
+    by_rows = jax.tree.map(partial(_join, examples), by_rows)
+    return value, [*by_rows, *by_shared]

@@ -1,0 +1,296 @@
+"""Cross-entropy straight from the output projection: the logits never exist as a whole."""
+
+from functools import partial
+
+import jax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
+
+from jxent import _blocks, _checks
+from jxent._sigmoid import SigmoidSum, SparseSigmoid
+from jxent._softmax import Softmax, SparseSoftmax
+
+
+def linear_sparse_softmax_cross_entropy(
+    *,
+    labels: Integer[ArrayLike, "*batch"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    bias: Float[ArrayLike, "classes"] | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Surprise, in nats, of each example's class under the softmax of its projection.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    with class $y$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$ = `inputs @ kernel + bias`, which never exist as a whole.
+
+    Args:
+      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, `[*batch]`, in float32 at least. Reverse mode computes each block of
+      logits a second time; `jxent.losses.linear_sparse_softmax_cross_entropy` does not.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or an option
+        is out of its range.
+
+    Examples:
+      >>> linear_sparse_softmax_cross_entropy(
+      ...     labels=[1, 0], inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      Array([1.3862944, 1.3862944], dtype=float32)
+
+    References:
+      Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, for the problem;
+      blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.class_ids(labels, shape, len(shape) - 1)
+    member = SparseSoftmax(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    block_size = _checks.block_size(block_size)
+    with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
+        return _per_example(member, block_size, labels, inputs, kernel, bias, None)
+
+
+def linear_softmax_cross_entropy(
+    *,
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    bias: Float[ArrayLike, "classes"] | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Cross-entropy, in nats, of each example's distribution and the softmax of its projection.
+
+    $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z'_j = z_j (1 - s) + s / C$$
+
+    with labels $z$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$ = `inputs @ kernel + bias`, which never exist as a whole.
+
+    Args:
+      labels: A weight for every class, in the inputs' dtype or float32; usually a distribution, but
+        nothing has to sum to 1. Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, `[*batch]`, in float32 at least. Reverse mode computes each block of
+      logits a second time; `jxent.losses.linear_softmax_cross_entropy` does not.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` has another
+        dtype than `inputs` and is not float32, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`, or
+        an option is out of its range.
+
+    Examples:
+      >>> linear_softmax_cross_entropy(
+      ...     labels=jax.numpy.full((2, 4), 0.25), inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      Array([1.3862944, 1.3862944], dtype=float32)
+
+    References:
+      Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, for the problem;
+      blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.projected_labels(labels, shape, inputs.dtype)
+    member = Softmax(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    block_size = _checks.block_size(block_size)
+    with _checks.scope(name, "linear_softmax_cross_entropy"):
+        return _per_example(member, block_size, labels, inputs, kernel, bias, None)
+
+
+def linear_sparse_sigmoid_cross_entropy(
+    *,
+    labels: Integer[ArrayLike, "*batch ids"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    bias: Float[ArrayLike, "classes"] | None = None,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    where $z_j$ is 1 for the classes that are listed and 0 for all others, moved towards 1/2 by
+    `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$ = `inputs @ kernel + bias`, which never exist as a whole.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
+        an id that appears twice counts once, and one that is too large makes its example's
+        loss and gradient NaN.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, `[*batch]`, in float32 at least. Reverse mode computes each block of
+      logits a second time; `jxent.losses.linear_sparse_sigmoid_cross_entropy` does not.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        `pos_weight` is not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
+        `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
+
+    Examples:
+      >>> linear_sparse_sigmoid_cross_entropy(
+      ...     labels=[[3, 1], [2, -1]], inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      Array([3.465736, 3.465736], dtype=float32)
+
+    References:
+      Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, for the problem;
+      blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.id_lists(labels, shape, "inputs")
+    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SparseSigmoid(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    block_size = _checks.block_size(block_size)
+    with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
+        return _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight)
+
+
+def linear_sigmoid_cross_entropy(
+    *,
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    bias: Float[ArrayLike, "classes"] | None = None,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    name: str | None = None,
+) -> Float[Array, "*batch"]:
+    r"""Sigmoid cross-entropy, in nats, of independent classes, summed over them.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    with labels $z$, moved towards 1/2 by `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$ = `inputs @ kernel + bias`, which never exist as a whole.
+
+    Args:
+      labels: Probability that the class is present, in the inputs' dtype or float32; usually 0
+        or 1. Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      One loss per example, `[*batch]`, in float32 at least. Reverse mode computes each block of
+      logits a second time; `jxent.losses.linear_sigmoid_cross_entropy` does not.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` has another
+        dtype than `inputs` and is not float32, `pos_weight` is not real, or an option is not a
+        Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
+        `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
+
+    Examples:
+      >>> linear_sigmoid_cross_entropy(
+      ...     labels=jax.numpy.zeros((2, 5)), inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      Array([3.465736, 3.465736], dtype=float32)
+
+    References:
+      Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2024, for the problem;
+      blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.projected_labels(labels, shape, inputs.dtype)
+    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SigmoidSum(
+        axis=1,
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap),
+    )
+    block_size = _checks.block_size(block_size)
+    with _checks.scope(name, "linear_sigmoid_cross_entropy"):
+        return _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight):
+    batch = inputs.shape[:-1]
+    labels, inputs = _blocks.flat(labels, inputs)
+    blocks = _blocks.block_count(inputs.shape[0], kernel.shape, block_size)
+    losses, _ = _blocks.per_example(member, blocks, None, labels, inputs, kernel, bias, pos_weight)
+    return losses.reshape(batch)
