@@ -112,8 +112,13 @@ def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     return ids
 
 
-def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
-    """A scalar, or an array of the rank of the logits that broadcasts to their shape."""
+def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
+    """A scalar, or an array of the rank of the logits that broadcasts to their shape.
+
+    None for the number 1, which costs nothing.
+    """
+    if isinstance(value, numbers.Real) and value == 1:
+        return None
     dtype = computing_dtype(dtype)
     q = array("pos_weight", value, dtype)
     _real("pos_weight", q)
@@ -131,10 +136,10 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
     return q.astype(dtype)
 
 
-def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
     """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
-    q = array("pos_weight", value, computing_dtype(dtype))
-    if q.ndim and q.shape != shape[-1:]:
+    q = value if isinstance(value, numbers.Real) else array("pos_weight", value)
+    if not isinstance(q, numbers.Real) and q.ndim and q.shape != shape[-1:]:
         raise ValueError(
             f"pos_weight must be a number or one a class, shape {shape[-1:]}, got {q.shape}"
         )

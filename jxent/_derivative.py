@@ -56,7 +56,7 @@ def _losses_jvp(member, primals, tangents):
     values, statistics = losses(member, weights, *data)
     moving = [None if isinstance(t, SymbolicZero) else t for t in tangents[1:]]
 
-    @jax.checkpoint
+    @partial(jax.checkpoint, prevent_cse=False)
     def tangent(weights, data, statistics, values, moving):
         if weights is not None:
             clean = without_dropped(member, weights, values)

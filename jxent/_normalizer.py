@@ -23,15 +23,39 @@ def pair(x: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` along `axis`. NaN for a row without a class left."""
     top = jnp.max(x, axis, keepdims=True)
     top = jnp.where(top == -jnp.inf, jnp.nan, top)
-    below = jnp.sum(jnp.where(x < top, jnp.exp(x - top), 0), axis, keepdims=True)
-    # One class at the maximum is left out; its ties weigh 1 each, several +inf among them.
-    ties = jnp.sum(x == top, axis, keepdims=True, dtype=x.dtype) - 1
-    return top, jnp.where(jnp.isnan(top), jnp.nan, below + ties)
+    # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
+    # maximum and its ties, and 1 for all others, whose distance is a normal number. With ties the
+    # sum over all classes is at least 2, and 1 can be taken from it without losing digits.
+    #
+    # XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and
+    # it stores what two sums share; either would be an array of the logits' size. Hence minima in
+    # one sum, and the same distances spelled in another way in the other.
+    info = jnp.finfo(x.dtype)
+    below = jnp.minimum(top, info.max) - jnp.minimum(x, info.max)
+    other = jnp.minimum(below * (1 / info.tiny), 1)
+    but_one = jnp.sum(other * jnp.exp(-below), axis, keepdims=True)
+    above = jnp.maximum(-top, -info.max) - jnp.maximum(-x, -info.max)
+    everyone = jnp.sum(jnp.exp(above), axis, keepdims=True)
+    return top, jnp.where(everyone >= 2, everyone - 1, but_one)
 
 
 def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
     """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
     return jnp.where(x == top, 0, top - x)
+
+
+def zero_times(a: Array, b: Array) -> Array:
+    """a b for b >= 0, and 0 where a is 0: no label, no loss, at an infinite logit too.
+
+    Without a select, which would end XLA:CPU's fusion of the sum that this stands in: infinity is
+    brought down to the largest number, and the second term, which is 0 for every smaller one,
+    overflows again unless a is 0.
+    """
+    info = jnp.finfo(b.dtype)
+    most = float(info.max)
+    bounded = jnp.minimum(b, most)
+    excess = jnp.maximum(bounded - most * (1 - float(info.epsneg)), 0)
+    return a * bounded + (a * excess) * most
 
 
 def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative
+from jxent._normalizer import zero_times
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
 
@@ -188,8 +189,8 @@ class Sigmoid:
         z, positive = self._targets(labels, x.dtype, pos_weight)
         # Three terms, none negative for labels in [0, 1], so nothing cancels.
         return (
-            _zero_times(1 - z, jnp.maximum(x, 0))
-            + _zero_times(positive, jnp.maximum(-x, 0))
+            zero_times(1 - z, jnp.maximum(x, 0))
+            + zero_times(positive, jnp.maximum(-x, 0))
             + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
         ), None
 
@@ -247,29 +248,67 @@ class SigmoidSum:
 
 
 @dataclass(frozen=True)
-class SparseSigmoid(SigmoidSum):
-    """The same from lists of ids, `[*batch, ids]`; the classes are the last axis."""
+class SparseSigmoid:
+    """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
+
+    In terms of v, which is -x for the listed classes and x for the others, every class has the
+    loss `a softplus(v) + b softplus(-v)`. Without smoothing b is 0, without `pos_weight` a is 1:
+    v is then all that is looked at, and XLA:CPU, which stores it, stores nothing else.
+    """
+
+    axis: int
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
 
     def losses(self, labels, logits, pos_weight):
-        losses, _ = super().losses(_listed(labels, logits.shape), logits, pos_weight)
-        return jnp.where(self._in_range(labels, logits), losses, jnp.nan), None
+        x = softcap(widen(logits), self.logit_softcap)
+        listed = _listed(labels, x.shape)
+        a, b = self._factors(listed, x, pos_weight)
+        v = jnp.where(listed, -x, x)
+        losses = _softplus(v) if a is None else zero_times(a, _softplus(v))
+        if b is not None:
+            losses += zero_times(b, _softplus(-v))
+        return jnp.where(self._in_range(labels, x), jnp.sum(losses, -1), jnp.nan), None
 
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
-        slope = super().gradient((_listed(labels, logits.shape), logits, pos_weight), statistics)
-        return jnp.where(self._in_range(labels, logits)[..., None], slope, jnp.nan)
+        x = widen(logits)
+        capped = softcap(x, self.logit_softcap)
+        listed = _listed(labels, x.shape)
+        a, b = self._factors(listed, x, pos_weight)
+        a = jnp.ones_like(x, shape=()) if a is None else a
+        b = jnp.zeros_like(x, shape=()) if b is None else b
+        slope = _slope(a, b, jnp.where(listed, -capped, capped))
+        slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
+        return jnp.where(self._in_range(labels, x)[..., None], slope, jnp.nan)
 
     def tangent(self, data, statistics, tangents):
-        labels, logits, pos_weight = data
-        dense = (_listed(labels, logits.shape), logits, pos_weight)
+        labels, logits, _ = data
         _, dlogits, dpos_weight = tangents
-        change = super().tangent(dense, statistics, (None, dlogits, dpos_weight))
-        # The factors must be NaN, not the tangent alone: reverse mode sees only the factors.
-        return change * jnp.where(self._in_range(labels, logits), 1, jnp.nan).astype(change.dtype)
+        x = softcap(widen(logits), self.logit_softcap)
+        change = jnp.zeros_like(x, shape=x.shape[:-1])
+        if dlogits is not None:
+            change += jnp.sum(self.gradient(data, statistics) * widen(dlogits), -1)
+        if dpos_weight is not None:
+            positive = jnp.where(
+                _listed(labels, x.shape), 1 - self.label_smoothing / 2, self.label_smoothing / 2
+            ).astype(x.dtype)
+            positive = jnp.where(self._in_range(labels, x)[..., None], positive, jnp.nan)
+            change += jnp.sum(positive * _finite_softplus(-x) * dpos_weight, -1)
+        return change
 
-    def _in_range(self, labels, logits):
+    def _factors(self, listed, x, pos_weight):
+        """The factors a and b above; None for 1 and 0."""
+        share = self.label_smoothing / 2
+        if pos_weight is None:
+            one = jnp.ones_like(x, shape=())
+            return ((1 - share) * one, share * one) if share else (None, None)
+        a = (1 - share) * jnp.where(listed, pos_weight, 1)
+        return a, share * jnp.where(listed, 1, pos_weight) if share else None
+
+    def _in_range(self, labels, x):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        return jnp.all(labels <= largest_id(labels.dtype, logits.shape[-1]), axis=-1)
+        return jnp.all(labels <= largest_id(labels.dtype, x.shape[-1]), axis=-1)
 
 
 def _listed(ids: Integer[Array, "*batch ids"], shape: tuple[int, ...]) -> Array:
@@ -293,11 +332,6 @@ def _listed(ids: Integer[Array, "*batch ids"], shape: tuple[int, ...]) -> Array:
     for k in range(count):
         listed = with_id(k, listed)
     return listed
-
-
-def _zero_times(a: Array, b: Array) -> Array:
-    """A b, and 0 where a is 0: no label, no loss, at an infinite logit too."""
-    return jnp.where(a == 0, 0, a * b)
 
 
 @jax.custom_jvp
@@ -333,10 +367,14 @@ def _slope_jvp(primals, tangents):
     return _slope(negative, positive, x), change
 
 
+def _softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
 @jax.custom_jvp
 def _finite_softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """softplus(x), and 0 where that is infinite: a factor of tangents, which may be 0."""
-    return jnp.where(jnp.isinf(x), 0, jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x))))
+    return jnp.where(jnp.isinf(x), 0, _softplus(x))
 
 
 @_finite_softplus.defjvp

@@ -181,7 +181,9 @@ class Softmax(_Exclusive):
         z = self._smoothed(labels, x)
         pair = _normalizer.pair(x, self.axis)
         top, rest = pair
-        apart = jnp.sum(jnp.where(z == 0, 0, z * _normalizer.gap(x, top)), self.axis, keepdims=True)
+        apart = jnp.sum(
+            _normalizer.zero_times(z, _normalizer.gap(x, top)), self.axis, keepdims=True
+        )
         loss = apart + jnp.sum(z, self.axis, keepdims=True) * jnp.log1p(rest)
         if self.z_loss:
             loss += self._z_term(pair)
@@ -224,11 +226,10 @@ class SparseSoftmax(_Exclusive):
         x = self._capped(logits)
         top, rest = _normalizer.pair(x, self.axis)
         top = jnp.where(self._in_range(labels, x), top, jnp.nan)
-        own = jnp.sum(jnp.where(self._is_label(labels, x), x, 0), self.axis, keepdims=True)
-        apart = _normalizer.gap(own, top)
+        apart = _normalizer.gap(self._own(labels, x), top)
         if self.label_smoothing:
             share = self._even_share(x)
-            spread = jnp.where(share == 0, 0, share * _normalizer.gap(x, top))
+            spread = _normalizer.zero_times(share, _normalizer.gap(x, top))
             spread = jnp.sum(spread, self.axis, keepdims=True)
             # At s = 1 the label has no part in it, at -inf neither.
             kept = 1 - self.label_smoothing
@@ -260,6 +261,20 @@ class SparseSoftmax(_Exclusive):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         ids = jnp.expand_dims(labels, self.axis)
         return (ids >= 0) & (ids <= largest_id(ids.dtype, x.shape[self.axis]))
+
+    def _own(self, labels, x):
+        """The label's logit. Gathered on CPU, where a comparison would store an array; elsewhere
+        compared, which fuses, and moves no logits where the classes are split."""
+
+        def gathered(labels, x):
+            ids = jnp.clip(labels, 0, largest_id(labels.dtype, x.shape[self.axis]))
+            ids = jnp.expand_dims(ids.astype(jnp.int32), self.axis)
+            return jnp.take_along_axis(x, ids, self.axis, mode="promise_in_bounds")
+
+        def compared(labels, x):
+            return jnp.sum(jnp.where(self._is_label(labels, x), x, 0), self.axis, keepdims=True)
+
+        return jax.lax.platform_dependent(labels, x, cpu=gathered, default=compared)
 
     def _is_label(self, labels, x):
         ids = jnp.expand_dims(labels, self.axis).astype(jnp.int32)
