@@ -23,20 +23,51 @@ def pair(x: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` along `axis`. NaN for a row without a class left."""
     top = jnp.max(x, axis, keepdims=True)
     top = jnp.where(top == -jnp.inf, jnp.nan, top)
-    # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
-    # maximum and its ties, and 1 for all others, whose distance is a normal number. With ties the
-    # sum over all classes is at least 2, and 1 can be taken from it without losing digits.
-    #
-    # XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and
-    # it stores what two sums share; either would be an array of the logits' size. Hence minima in
-    # one sum, and the same distances spelled in another way in the other.
+    sums = partial(_sums, axis=axis)
+    piece = _piece(x.shape[axis])
+    if piece and axis % x.ndim == x.ndim - 1:
+        sums = partial(
+            jax.lax.platform_dependent, cpu=partial(_sums_of_pieces, piece), default=sums
+        )
+    everyone, but_one = sums(x, top)
+    # With ties the sum over all classes is at least 2, and taking 1 from it loses no digits.
+    return top, jnp.where(everyone >= 2, everyone - 1, but_one)
+
+
+def _sums(x: Array, top: Array, axis: int) -> tuple[Array, Array]:
+    """The sums of exp(x_j - m) over all classes, and over all but the maximum and its ties.
+
+    XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and
+    it stores what two sums share; either would be an array of the logits' size. Hence minima in
+    one sum, and the same distances spelled in another way in the other.
+    """
     info = jnp.finfo(x.dtype)
+    # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
+    # maximum and its ties, and 1 for all others, whose distance is a normal number.
     below = jnp.minimum(top, info.max) - jnp.minimum(x, info.max)
     other = jnp.minimum(below * (1 / info.tiny), 1)
     but_one = jnp.sum(other * jnp.exp(-below), axis, keepdims=True)
     above = jnp.maximum(-top, -info.max) - jnp.maximum(-x, -info.max)
-    everyone = jnp.sum(jnp.exp(above), axis, keepdims=True)
-    return top, jnp.where(everyone >= 2, everyone - 1, but_one)
+    return jnp.sum(jnp.exp(above), axis, keepdims=True), but_one
+
+
+def _piece(classes: int) -> int | None:
+    """The length to cut long rows into on CPU: the largest divisor that its caches like."""
+    if classes <= 2**14:
+        return None
+    return next((n for n in range(2**13, 2**10 - 1, -1) if classes % n == 0), None)
+
+
+def _sums_of_pieces(piece: int, x: Array, top: Array) -> tuple[Array, Array]:
+    """The same in two steps along the last axis: measured 2 to 9 times as fast on long rows.
+
+    XLA:CPU works on whole rows, whose intermediate results then leave the cache. The barriers keep
+    it from joining the pieces again.
+    """
+    pieces = jax.lax.optimization_barrier(x.reshape(*x.shape[:-1], -1, piece))
+    partial_sums = jax.lax.optimization_barrier(_sums(pieces, top[..., None], axis=-1))
+    everyone, but_one = (jnp.sum(s[..., 0], -1, keepdims=True) for s in partial_sums)
+    return everyone, but_one
 
 
 def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
