@@ -38,9 +38,7 @@ def of_optax(inputs, kernel, labels):
 
 def scalar(block_size, inputs, kernel, labels):
     """The loss that a training step differentiates."""
-    return losses.linear_sparse_softmax_cross_entropy(
-        labels, inputs, kernel, block_size=block_size
-    )
+    return losses.linear_sparse_softmax_cross_entropy(labels, inputs, kernel, block_size=block_size)
 
 
 def per_example(inputs, kernel, labels):
@@ -71,7 +69,9 @@ def hessian_vector(loss, *, forward: bool):
 
 def temporaries(function, *shapes) -> int:
     """Bytes of temporary memory of the compiled program."""
-    return jax.jit(function).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+    analysis = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    assert analysis is not None  # every backend that this runs on has one
+    return analysis.temp_size_in_bytes
 
 
 def memory_table(examples: int, features: int, classes: int) -> list[dict]:
@@ -84,12 +84,13 @@ def memory_table(examples: int, features: int, classes: int) -> list[dict]:
     )
     default = partial(scalar, None)
     rows = []
-    for what, wrap in {
+    programs: dict[str, Callable] = {
         "value": lambda loss: loss,
         "value and gradients": value_and_gradients,
         "Hessian-vector, forward over reverse": partial(hessian_vector, forward=True),
         "Hessian-vector, reverse over reverse": partial(hessian_vector, forward=False),
-    }.items():
+    }
+    for what, wrap in programs.items():
         theirs = temporaries(wrap(of_optax), *shapes)
         for name, loss in {
             "scalar": default,

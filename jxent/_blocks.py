@@ -27,6 +27,19 @@ from jxent._widen import computing_dtype
 _ROOM = 2**25
 
 
+def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
+    """Weights and inputs with 0 in place of examples that weigh 0 and whose inputs are inf or NaN.
+
+    Before the projection: its derivative multiplies the inputs by the logits' cotangent, which is
+    0 there, and NaN with them. The weight is replaced as well, so that its slope is 0.
+    """
+    broken = (weights == 0) & ~jnp.all(jnp.isfinite(inputs), axis=1)
+    return (
+        jnp.where(broken, jnp.zeros_like(weights), weights),
+        jnp.where(broken[:, None], jnp.zeros_like(inputs), inputs),
+    )
+
+
 def block_count(examples: int, kernel: tuple[int, ...], block_size: int | None) -> int:
     """How many blocks to cut the examples into.
 
@@ -113,9 +126,7 @@ def _per_example_jvp(member, blocks, primals, tangents):
         moving = (dlabels, None, dpos_weight)
         if weights is not None:
             clean = _derivative.without_dropped(member, weights, values)
-            inputs, dinputs, data, statistics, moving = clean(
-                (inputs, dinputs, data, statistics, moving)
-            )
+            data, statistics, moving = clean((data, statistics, moving))
         change = jnp.zeros_like(values)
         if dlabels is not None or dpos_weight is not None:
             change += member.tangent(data, statistics, moving)
@@ -131,11 +142,16 @@ def _per_example_jvp(member, blocks, primals, tangents):
             change += jnp.sum(slope * dbias[None], axis=1)
         return change
 
-    shared = (kernel, bias, pos_weight, dkernel, dbias, dpos_weight)
-    rows = (weights, values, statistics, labels, inputs, dlabels, dinputs)
-    rows = jax.tree.map(partial(_cut, blocks), rows)
-    _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
-    change = _join(inputs.shape[0], change)
+    @jax.checkpoint  # saves the rows as they were given, not as they are cut
+    def all_blocks(rows, shared):
+        rows = jax.tree.map(partial(_cut, blocks), rows)
+        _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
+        return _join(inputs.shape[0], change)
+
+    change = all_blocks(
+        (weights, values, statistics, labels, inputs, dlabels, dinputs),
+        (kernel, bias, pos_weight, dkernel, dbias, dpos_weight),
+    )
     return (values, statistics), (change, jax.tree.map(jnp.zeros_like, statistics))
 
 
@@ -173,7 +189,7 @@ def _total_jvp(member, blocks, masks, primals, tangents):
     change = jnp.zeros_like(value)
     for slope, t in zip(slopes, moving, strict=True):
         if t is not None:
-            change += jnp.sum(slope * t.astype(slope.dtype))
+            change += jnp.sum(slope.astype(value.dtype) * t.astype(value.dtype))
     return value, change
 
 
@@ -222,11 +238,8 @@ def _plain_sweep(
             x,
             pos_weight if want_pos_weight else None,
         )  # fmt: skip
-        value = jnp.sum(_derivative.weigh(weights, values))
-        by_rows: list[Array | None] = [None, None, None]
+        by_rows: list[Array | None] = [values, None, None]
         by_shared: list[Array | None] = [None, None, None]
-        if want_weights:
-            by_rows[0] = jnp.where(jnp.isfinite(values), values, 0)
         if by_logits or want_labels or want_pos_weight:
             by_rows[1], slope, by_shared[2] = pull(weights)
         if by_logits:
@@ -234,31 +247,28 @@ def _plain_sweep(
             if want_inputs:
                 by_rows[2] = _pull(slope, kernel)
             if want_kernel:
-                if masks:
-                    inputs = _derivative.without_dropped(member, weights, values)(inputs)
                 by_shared[0] = jnp.matmul(inputs.T, low, preferred_element_type=slope.dtype)
             if want_bias:
                 by_shared[1] = jnp.sum(slope, axis=0)
-        return value, by_rows, by_shared
+        return by_rows, by_shared
 
     def step(carry, rows):
-        value, by_rows, by_shared = block(*rows, kernel, bias, pos_weight)
-        return jax.tree.map(jnp.add, carry, (value, by_shared)), by_rows
+        by_rows, by_shared = block(*rows, kernel, bias, pos_weight)
+        return jax.tree.map(jnp.add, carry, by_shared), by_rows
 
     wide = computing_dtype(inputs.dtype)
 
     def accumulator(wanted, x):
         return jnp.zeros_like(x, dtype=wide) if wanted else None
 
-    start = (
-        jnp.zeros((), wide),
-        [
-            accumulator(want_kernel, kernel),
-            accumulator(want_bias, bias),
-            accumulator(want_pos_weight, pos_weight),
-        ],
-    )
+    start = [
+        accumulator(want_kernel, kernel),
+        accumulator(want_bias, bias),
+        accumulator(want_pos_weight, pos_weight),
+    ]
     rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
-    (value, by_shared), by_rows = jax.lax.scan(step, start, rows)
-    by_rows = jax.tree.map(partial(_join, examples), by_rows)
-    return value, [*by_rows, *by_shared]
+    by_shared, by_rows = jax.lax.scan(step, start, rows)
+    values, *by_rows = jax.tree.map(partial(_join, examples), by_rows)
+    value = jnp.sum(_derivative.weigh(weights, values))
+    by_weights = jnp.where(jnp.isfinite(values), values, 0) if want_weights else None
+    return value, [by_weights, *by_rows, *by_shared]

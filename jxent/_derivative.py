@@ -78,6 +78,8 @@ def without_dropped(member: Member, weights: Array, values: Array) -> Callable[[
     dropped = (weights == 0) & ~jnp.isfinite(values)
 
     def clean(x):
+        if x.ndim == 0:  # one pos_weight for all examples
+            return x
         along = dropped
         if x.ndim > dropped.ndim:
             assert member.axis is not None

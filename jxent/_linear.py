@@ -59,7 +59,8 @@ def linear_sparse_softmax_cross_entropy(
 
     Examples:
       >>> linear_sparse_softmax_cross_entropy(
-      ...     labels=[1, 0], inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      ...     labels=[1, 0],
+      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
       Array([1.3862944, 1.3862944], dtype=float32)
 
     References:
@@ -128,7 +129,8 @@ def linear_softmax_cross_entropy(
 
     Examples:
       >>> linear_softmax_cross_entropy(
-      ...     labels=jax.numpy.full((2, 4), 0.25), inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      ...     labels=jax.numpy.full((2, 4), 0.25),
+      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
       Array([1.3862944, 1.3862944], dtype=float32)
 
     References:
@@ -198,7 +200,8 @@ def linear_sparse_sigmoid_cross_entropy(
 
     Examples:
       >>> linear_sparse_sigmoid_cross_entropy(
-      ...     labels=[[3, 1], [2, -1]], inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      ...     labels=[[3, 1], [2, -1]],
+      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
       Array([3.465736, 3.465736], dtype=float32)
 
     References:
@@ -207,7 +210,7 @@ def linear_sparse_sigmoid_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.id_lists(labels, shape, "inputs")
-    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
         axis=1,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -215,7 +218,7 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight)
+        return _per_example(member, block_size, labels, inputs, kernel, bias, factor)
 
 
 def linear_sigmoid_cross_entropy(
@@ -267,7 +270,8 @@ def linear_sigmoid_cross_entropy(
 
     Examples:
       >>> linear_sigmoid_cross_entropy(
-      ...     labels=jax.numpy.zeros((2, 5)), inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      ...     labels=jax.numpy.zeros((2, 5)),
+      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
       Array([3.465736, 3.465736], dtype=float32)
 
     References:
@@ -276,7 +280,7 @@ def linear_sigmoid_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
-    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
         axis=1,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -284,7 +288,7 @@ def linear_sigmoid_cross_entropy(
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight)
+        return _per_example(member, block_size, labels, inputs, kernel, bias, factor)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

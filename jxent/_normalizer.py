@@ -76,7 +76,7 @@ def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]
 
 
 def zero_times(a: Array, b: Array) -> Array:
-    """a b for b >= 0, and 0 where a is 0: no label, no loss, at an infinite logit too.
+    """The product for b >= 0, and 0 where a is 0: no label, no loss, at an infinite logit too.
 
     Without a select, which would end XLA:CPU's fusion of the sum that this stands in: infinity is
     brought down to the largest number, and the second term, which is 0 for every smaller one,

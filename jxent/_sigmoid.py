@@ -105,10 +105,10 @@ def weighted_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
-        return _jitted(member, labels, logits, pos_weight)
+        return _jitted(member, labels, logits, factor)
 
 
 def sparse_sigmoid_cross_entropy_with_logits(
@@ -160,14 +160,14 @@ def sparse_sigmoid_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
     labels = _checks.id_lists(labels, logits.shape, "logits")
-    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
         axis=axis,
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
     with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
-        return _jitted(member, labels, logits, pos_weight)
+        return _jitted(member, labels, logits, factor)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -263,8 +263,11 @@ class SparseSoftmax(_Exclusive):
         return (ids >= 0) & (ids <= largest_id(ids.dtype, x.shape[self.axis]))
 
     def _own(self, labels, x):
-        """The label's logit. Gathered on CPU, where a comparison would store an array; elsewhere
-        compared, which fuses, and moves no logits where the classes are split."""
+        """The label's logit.
+
+        Gathered on CPU, where a comparison would store an array; elsewhere compared, which fuses,
+        and moves no logits where the classes are split.
+        """
 
         def gathered(labels, x):
             ids = jnp.clip(labels, 0, largest_id(labels.dtype, x.shape[self.axis]))

@@ -106,13 +106,13 @@ def sigmoid_cross_entropy(
     labels = _checks.castable_labels(
         "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
     )
-    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
     with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
-        return _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight)
+        return _checked_and_reduced(member, weights, reduction, labels, logits, factor)
 
 
 def softmax_cross_entropy(
@@ -299,14 +299,14 @@ def sparse_sigmoid_cross_entropy(
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
     labels = _checks.id_lists(labels, logits.shape, "logits")
-    pos_weight = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
         axis=axis,
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
     with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
-        return _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight)
+        return _checked_and_reduced(member, weights, reduction, labels, logits, factor)
 
 
 def linear_sparse_softmax_cross_entropy(
@@ -543,7 +543,7 @@ def linear_sparse_sigmoid_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.id_lists(labels, shape, "inputs")
-    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
         axis=1,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -559,7 +559,7 @@ def linear_sparse_sigmoid_cross_entropy(
             inputs,
             kernel,
             bias,
-            pos_weight,
+            factor,
         )
 
 
@@ -628,7 +628,7 @@ def linear_sigmoid_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
-    pos_weight = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
         axis=1,
         label_smoothing=_checks.label_smoothing(label_smoothing),
@@ -644,7 +644,7 @@ def linear_sigmoid_cross_entropy(
             inputs,
             kernel,
             bias,
-            pos_weight,
+            factor,
         )
 
 
@@ -750,6 +750,8 @@ def _projected_loss(
     batch = inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
     labels, inputs = _blocks.flat(labels, inputs)
+    if masks:
+        each, inputs = _blocks.without_broken(each, inputs)
     projection = (labels, inputs, kernel, bias, pos_weight)
     if reduction is Reduction.NONE:
         mask = each if masks else None

@@ -21,7 +21,9 @@ class Case:
     plain: Callable[..., Any]  # of the same
     shape: tuple[int, ...]  # of the logits
     axis: int | None = -1  # of the classes, if the loss sums over them
-    labels: str = "dense"  # or "ids", "hard" (integers that losses.* casts)
+    labels: str = "dense"  # or "ids", "lists" (of ids), "hard" (integers that losses.* casts)
+    features: int | None = None  # of a projection; then there are no logits to pass
+    bias: bool = False
     pos_weight: tuple[int, ...] | None = None  # its shape
     weights: tuple[int, ...] | None = None
     options: dict = field(default_factory=dict, hash=False)
@@ -32,13 +34,26 @@ class Case:
     def arrays(self, dtype=np.float64, scale=2.0, seed=0) -> dict[str, np.ndarray]:
         """Arguments: logits of the given spread; labels that do not sum to 1; one weight of 0."""
         rng = np.random.default_rng([seed, len(self.name)])
-        arrays: dict[str, Any] = {
-            "logits": jnp.asarray(scale * rng.standard_normal(self.shape), dtype)
-        }
+        wide = dtype if jnp.finfo(dtype).bits >= 32 else np.float32
+        arrays: dict[str, Any] = {}
+        if self.features is None:
+            arrays["logits"] = jnp.asarray(scale * rng.standard_normal(self.shape), dtype)
+        else:
+            *batch, classes = self.shape
+            inputs = rng.standard_normal((*batch, self.features))
+            kernel = scale * rng.standard_normal((self.features, classes)) / self.features**0.5
+            arrays["inputs"] = jnp.asarray(inputs, dtype)
+            arrays["kernel"] = jnp.asarray(kernel, dtype)
+            if self.bias:
+                arrays["bias"] = jnp.asarray(scale * rng.standard_normal(classes), wide)
         if self.labels == "ids":
-            batch = list(self.shape)
-            classes = batch.pop(self.axis)
-            arrays["labels"] = rng.integers(classes, size=batch)
+            examples = list(self.shape)
+            classes = examples.pop(self.axis or 0)
+            arrays["labels"] = rng.integers(classes, size=examples)
+        elif self.labels == "lists":
+            lists = rng.integers(-2, self.shape[-1], size=(*self.shape[:-1], 4))
+            lists[..., -1] = lists[..., 0]  # an id twice counts once
+            arrays["labels"] = lists
         elif self.labels == "hard":
             arrays["labels"] = rng.integers(2, size=self.shape)
         else:
@@ -49,11 +64,13 @@ class Case:
                 value = rng.uniform(0.3, 3, shape)
                 if name == "weights":
                     value.flat[-1] = 0
-                arrays[name] = jnp.asarray(value, dtype if jnp.finfo(dtype).bits >= 32 else "f4")
+                arrays[name] = jnp.asarray(value, wide)
         return {name: np.asarray(value) for name, value in arrays.items()}
 
     def differentiable(self) -> tuple[str, ...]:
-        names = ("logits", "labels") if self.labels == "dense" else ("logits",)
+        names: tuple[str, ...] = ("logits",) if self.features is None else ("inputs", "kernel")
+        names += ("bias",) if self.bias else ()
+        names += ("labels",) if self.labels == "dense" else ()
         return names + tuple(n for n in ("pos_weight", "weights") if getattr(self, n) is not None)
 
     @property
@@ -147,4 +164,69 @@ FLOOR_3 = (
     ),
 )  # fmt: skip
 
-CASES = FLOOR_1 + FLOOR_3
+
+SPARSE_SIGMOID = (jxent.sparse_sigmoid_cross_entropy_with_logits, reference.sparse_sigmoid)
+LINEAR = {
+    "sparse_softmax": (reference.sparse_softmax, "ids"),
+    "softmax": (reference.softmax, "dense"),
+    "sparse_sigmoid": (reference.sparse_sigmoid, "lists"),
+    "sigmoid": (reference.sigmoid_sum, "dense"),
+}
+
+
+def _linear(member, shape, features, block_size, suffix="", reduction=None, **kwargs):
+    """Floor 2, or with a reduction floor 3, of a projection cut into blocks."""
+    plain, labels = LINEAR[member]
+    options = kwargs.pop("options", {})
+    name = f"linear_{member}_cross_entropy"
+    plain = reference.projected(plain)
+
+    def loss(**arrays):
+        if reduction is None:
+            return getattr(jxent, name)(**arrays, **options, block_size=block_size)
+        return getattr(losses, name)(
+            **arrays, **options, block_size=block_size, reduction=reduction
+        )
+
+    def truth(*, weights=None, **arrays):
+        each = plain(**arrays, **options)
+        return each if reduction is None else reference.reduced(each, weights, reduction)
+
+    title = f"linear {member}{suffix} {reduction or ''}".rstrip()
+    return Case(
+        title, loss, truth, shape, labels=labels, features=features, options=options, **kwargs
+    )
+
+
+IDS = (
+    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), labels="lists"),
+    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (2, 1, 5), " all", labels="lists",
+             pos_weight=(5,), options=CAP | SMOOTH),
+    _floor_3(
+        "sparse_sigmoid", losses.sparse_sigmoid_cross_entropy, reference.sparse_sigmoid, (3, 5),
+        "labels", "weighted_mean", labels="lists", weights=(3,), pos_weight=(),
+    ),
+)  # fmt: skip
+
+# Blocks that divide the examples and that do not, one block, one example a block.
+FLOOR_2 = (
+    _linear("sparse_softmax", (7, 5), 3, 2, bias=True),
+    _linear("sparse_softmax", (2, 4, 5), 3, None, " all", options=CAP | Z | SMOOTH),
+    _linear("softmax", (7, 5), 3, 3, " all", bias=True, options=Z | SMOOTH),
+    _linear("sparse_sigmoid", (7, 5), 3, 3, pos_weight=(5,)),
+    _linear("sigmoid", (7, 5), 3, 1, " all", bias=True, pos_weight=(), options=CAP | SMOOTH),
+)
+
+LINEAR_LOSSES = (
+    _linear("sparse_softmax", (7, 5), 3, 2, "", "weighted_mean", weights=(7,)),
+    _linear("sparse_softmax", (7, 5), 3, 3, " all", "weighted_sum", weights=(7,), bias=True,
+            options=CAP | Z | SMOOTH),
+    _linear("softmax", (7, 5), 3, 3, "", "weighted_sum_over_batch_size", weights=(7, 1)),
+    _linear("softmax", (2, 4, 5), 3, 8, " all", "none", weights=(2, 1), bias=True,
+            options=Z | SMOOTH),
+    _linear("sparse_sigmoid", (7, 5), 3, 4, "", "weighted_sum_by_nonzero_weights", weights=(7,),
+            bias=True, pos_weight=(5,), options=SMOOTH),
+    _linear("sigmoid", (7, 5), 3, 3, "", "weighted_mean", weights=(7,), pos_weight=()),
+)  # fmt: skip
+
+CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES

@@ -45,9 +45,9 @@ def capped(x, cap):
 
 
 def sigmoid(labels, logits, pos_weight=1.0, label_smoothing=0.0, logit_softcap=None):
-    z = labels * (1 - label_smoothing) + label_smoothing / 2
+    z = labels.astype(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     x = capped(logits, logit_softcap)
-    pos_weight = jnp.broadcast_to(pos_weight, logits.shape)
+    pos_weight = jnp.broadcast_to(pos_weight, logits.shape).astype(logits.dtype)
     return -(pos_weight * z * jnp.log(1 / (1 + jnp.exp(-x)))) - (1 - z) * jnp.log(
         1 / (1 + jnp.exp(x))
     )
@@ -66,7 +66,32 @@ def sparse_softmax(labels, logits, axis=-1, **options):
     return softmax(onehot, logits, axis, **options)
 
 
+def sparse_sigmoid(labels, logits, **options):
+    """Sum over classes; ids below 0 are padding, repeated ones count once."""
+    listed = np.asarray(labels)[..., None] == np.arange(logits.shape[-1])
+    dense = jnp.asarray(listed.any(-2), logits.dtype)
+    return jnp.sum(sigmoid(dense, logits, **options), -1)
+
+
+def sigmoid_sum(labels, logits, **options):
+    return jnp.sum(sigmoid(labels, logits, **options), -1)
+
+
+def projected(plain):
+    """The same function of a projection's operands, with its logits in memory."""
+
+    def of_operands(labels, inputs, kernel, bias=None, **rest):
+        logits = inputs @ kernel
+        if bias is not None:
+            logits += jnp.broadcast_to(bias, logits.shape)
+        return plain(labels, logits, **rest)
+
+    return of_operands
+
+
 def reduced(losses, weights, reduction):
+    if weights.ndim > losses.ndim:
+        weights = weights[..., 0]
     w = jnp.broadcast_to(weights, losses.shape)
     count = {
         "weighted_sum": 1,

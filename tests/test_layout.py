@@ -12,10 +12,12 @@ LEVELS = {  # a room imports from lower levels only
     "_normalizer": 0,
     "_derivative": 0,
     "_checks": 1,
+    "_blocks": 1,
     "_sigmoid": 2,
     "_softmax": 2,
-    "losses": 3,
-    "__init__": 4,
+    "_linear": 3,
+    "losses": 4,
+    "__init__": 5,
 }
 
 
@@ -50,6 +52,11 @@ def test_the_package_says_what_it_exports():
         "weighted_cross_entropy_with_logits",
         "softmax_cross_entropy_with_logits",
         "sparse_softmax_cross_entropy_with_logits",
+        "sparse_sigmoid_cross_entropy_with_logits",
+        "linear_sparse_softmax_cross_entropy",
+        "linear_softmax_cross_entropy",
+        "linear_sparse_sigmoid_cross_entropy",
+        "linear_sigmoid_cross_entropy",
     }
     assert (PACKAGE / "py.typed").exists()
     assert jxent.__version__

@@ -76,7 +76,8 @@ def test_value_and_gradient(case, dtype, scale):
     g, wide = split(case, widened(arrays), plain=True)
     value, gradient = value_and_gradient(f, moving)
     close((value, gradient), value_and_gradient(g, wide), dtype, case.terms)
-    assert value.dtype == jnp.dtype(dtype)
+    narrow = case.features is None or jnp.finfo(dtype).bits >= 32
+    assert value.dtype == (jnp.dtype(dtype) if narrow else jnp.float32)
     assert jax.tree.map(lambda a: a.dtype, gradient) == jax.tree.map(lambda a: a.dtype, moving)
 
 
@@ -124,9 +125,14 @@ def test_third_order(case, scale):
         return scalar(case, function)(jax.tree.map(lambda a, b: a + t * b, moving, line))
 
     truth = jax.jit(jax.grad(jax.grad(jax.grad(partial(along, g)))))(0.0)
-    for order in (jax.grad, jax.jacfwd) if scale else (jax.jacfwd,):
-        third = jax.jit(order(order(order(partial(along, f)))))(0.0)
-        np.testing.assert_allclose(third, truth, rtol=1e-10, atol=1e-10)
+    orders = [(jax.jacfwd,) * 3]
+    if scale:
+        # jax 0.10 forgets custom rules inside a scan in the third nested reverse mode.
+        in_scan = case.features is not None and jax.__version_info__ < (0, 12)
+        orders.append((jax.grad, jax.jacfwd, jax.jacfwd) if in_scan else (jax.grad,) * 3)
+    for first, second, third in orders:
+        got = jax.jit(third(second(first(partial(along, f)))))(0.0)
+        np.testing.assert_allclose(got, truth, rtol=1e-10, atol=1e-10)
 
 
 @each_case
@@ -176,11 +182,12 @@ def test_reverse_mode_saves_no_second_array_of_logits(case):
     arrays = case.arrays(jnp.bfloat16)
     f, moving = split(case, arrays)
     _, pullback = jax.vjp(f, moving)
-    given = [(a.shape, a.dtype) for a in arrays.values()]
+    given = [(a.size, a.dtype) for a in arrays.values()]  # one axis of examples, maybe
     size = np.prod(case.shape)
     for saved in jax.tree.leaves(pullback):
         if np.size(saved) >= size:
-            assert (saved.shape, saved.dtype) in given
+            assert (saved.size, saved.dtype) in given
+            given.remove((saved.size, saved.dtype))
 
 
 @each_case
@@ -189,14 +196,14 @@ def test_a_huge_shape_traces_without_memory(case):
         return jax.ShapeDtypeStruct(tuple(n if n == 1 else n * 10**5 for n in a.shape), a.dtype)
 
     arrays = {k: grown(v) for k, v in case.arrays(jnp.float32).items()}
-    logits = arrays.pop("logits")
-    gradient = jax.grad(lambda x, rest: jnp.sum(case.loss(logits=x, **rest)))
-    assert jax.eval_shape(gradient, logits, arrays) == logits
+    moving = {k: arrays.pop(k) for k in case.differentiable()}
+    gradient = jax.grad(lambda moving, rest: jnp.sum(case.loss(**moving, **rest)))
+    assert jax.eval_shape(gradient, moving, arrays) == moving
 
 
 @each_case
-def test_frozen_labels_cost_nothing(case):
-    """Their tangent is a symbolic zero: the gradient of the logits alone has no label factor."""
+def test_frozen_arguments_cost_nothing(case):
+    """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
     f, moving = split(case, case.arrays(jnp.float32))
 
     def flops(argument):
@@ -207,5 +214,6 @@ def test_frozen_labels_cost_nothing(case):
         cost = jax.jit(jax.grad(total)).lower(part).compile().cost_analysis()
         return cost["flops"] + cost.get("transcendentals", 0)
 
+    first = next(iter(moving))
     if len(moving) > 1:
-        assert flops(["logits"]) < flops(moving)
+        assert flops([first]) < flops(moving)
