@@ -56,19 +56,22 @@ class Scenes:
                 yield self.pictures[batch], self.labels[batch]
 
 
+def places(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Upper left corners of `count` digits that do not overlap."""
+    while True:
+        corners = rng.integers(CANVAS - SIDE + 1, size=(count, 2))
+        apart = np.abs(corners[:, None] - corners).max(axis=-1)
+        if np.all(apart[~np.eye(count, dtype=bool)] >= SIDE):
+            return corners
+
+
 def compose(digits: np.ndarray, names: np.ndarray, count: int, rng: np.random.Generator) -> Scenes:
     """`count` scenes of one to three digits that do not overlap."""
     pictures = np.zeros((count, CANVAS, CANVAS, 1), np.float32)
     labels = np.zeros((count, CLASSES), np.float32)
     for picture, label in zip(pictures, labels, strict=True):
-        corners: list[np.ndarray] = []
-        for which in rng.integers(len(digits), size=rng.integers(1, 4)):
-            corner = rng.integers(CANVAS - SIDE + 1, size=2)
-            while any(np.max(np.abs(corner - other)) < SIDE for other in corners):
-                corners = corners[:-1] if rng.random() < 0.01 else corners  # never stuck
-                corner = rng.integers(CANVAS - SIDE + 1, size=2)
-            corners.append(corner)
-            row, column = corner
+        chosen = rng.integers(len(digits), size=rng.integers(1, 4))
+        for which, (row, column) in zip(chosen, places(len(chosen), rng), strict=True):
             picture[row : row + SIDE, column : column + SIDE, 0] = digits[which]
             label[names[which]] = 1
     return Scenes(pictures, labels)
