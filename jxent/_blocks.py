@@ -189,11 +189,16 @@ def _total_jvp(member, blocks, masks, primals, tangents):
     change = jnp.zeros_like(value)
     for slope, t in zip(slopes, moving, strict=True):
         if t is not None:
-            change += jnp.sum(slope.astype(value.dtype) * t.astype(value.dtype))
+            change += _inner(slope, t, value.dtype)
     return value, change
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
+
+
+@partial(jax.checkpoint, static_argnums=2)  # saves the slope as it is, not a wider copy
+def _inner(slope: Array, t: Array, dtype) -> Array:
+    return jnp.sum(slope.astype(dtype) * t.astype(dtype))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
