@@ -146,7 +146,10 @@ def summary(rows: list[dict], dtype) -> list[dict]:
         line[row["library"]] = max(line.get(row["library"], 0.0), row["max ulp"])
     lost = 0.5 / float(jnp.finfo(dtype).eps)
     return [
-        {k: "all digits" if isinstance(v, float) and v >= lost else v for k, v in line.items()}
+        {
+            k: v if isinstance(v, str) else "all digits" if v >= lost else f"{v:.2g}"
+            for k, v in line.items()
+        }
         for line in table.values()
     ]
 

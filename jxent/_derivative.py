@@ -22,11 +22,13 @@ from jaxtyping import Array
 
 
 class Member(Protocol):
-    """What the rule below asks of a loss."""
+    """What the rule below, and the projection in `_blocks`, ask of a loss."""
 
     axis: int | None  # of the classes, where a loss sums over them
 
     def losses(self, labels, logits, pos_weight) -> tuple[Array, Any]: ...
+
+    def gradient(self, data, statistics) -> Array: ...
 
     def tangent(self, data, statistics, tangents) -> Array: ...
 

@@ -187,6 +187,27 @@ def test_ties_for_the_maximum(scale):
         np.testing.assert_allclose(ids(0, x), truth, rtol=2e-6, atol=1e-38)
 
 
+@pytest.mark.parametrize("classes", [2**14 + 2**11, 2**14 + 1])
+def test_long_rows(classes):
+    """Rows that are summed in pieces on CPU, and rows that no piece divides."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, classes)).astype(np.float32)
+    x[1] = 0  # all tied
+    x[2, 7] = 60  # confident
+    x[3, ::2] = -inf  # masked
+    x[4, [1, classes - 1]] = inf  # two share the probability, in different pieces
+    labels = np.array([3, 5, 7, 9, 1])
+    wide = np.float64(x[:4])
+    rest = np.exp(wide - wide[np.arange(4), labels[:4], None])
+    rest[np.arange(4), labels[:4]] = 0
+    truth = [*np.log1p(rest.sum(1)), np.log(2)]
+    np.testing.assert_allclose(ids(labels, x), truth, rtol=2e-5)
+    gradient = jax.grad(lambda x: ids(labels, x).sum())(jnp.asarray(x))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_allclose(np.sum(gradient, 1), 0, atol=1e-5)
+    np.testing.assert_allclose(gradient[2, 7], -np.expm1(truth[2]), rtol=1e-4)
+
+
 def test_confident_rows_keep_their_loss_and_gradient():
     x = jnp.array([50.0, 0.0, 0.0])
     p = 2 * np.exp(-50.0)

@@ -158,7 +158,7 @@ def test_no_product_mixes_dtypes(member, dtype):
 
 @pytest.mark.parametrize("form", [scalar, per_example])
 def test_bfloat16_gradients_are_accumulated_in_float32(form):
-    """256 equal blocks of one example: a bfloat16 running sum would stop growing."""
+    """1024 equal blocks of one example: a bfloat16 running sum would stop growing."""
     examples = 1024
     inputs = jnp.ones((examples, 2), jnp.bfloat16)
     kernel = jnp.zeros((2, 3), jnp.bfloat16)
