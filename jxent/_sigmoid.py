@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative
+from jxent._attempt import attempt
 from jxent._normalizer import zero_times
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
@@ -187,12 +188,12 @@ class Sigmoid:
     def losses(self, labels, logits, pos_weight):
         x = softcap(widen(logits), self.logit_softcap)
         z, positive = self._targets(labels, x.dtype, pos_weight)
-        # Three terms, none negative for labels in [0, 1], so nothing cancels.
-        return (
-            zero_times(1 - z, jnp.maximum(x, 0))
-            + zero_times(positive, jnp.maximum(-x, 0))
-            + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
-        ), None
+        return _loss(z, positive, x), None
+
+    def total(self, ndim: int) -> "SigmoidSum":
+        """The member that gives the sum of all these losses."""
+        axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
+        return SigmoidSum(axes, self.label_smoothing, self.logit_softcap)
 
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
@@ -228,7 +229,7 @@ class Sigmoid:
 class SigmoidSum:
     """The sum over independent classes, dense labels: a member of one loss an example."""
 
-    axis: int
+    axis: int | tuple[int, ...]
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
 
@@ -237,8 +238,21 @@ class SigmoidSum:
         return Sigmoid(self.label_smoothing, self.logit_softcap)
 
     def losses(self, labels, logits, pos_weight):
-        losses, _ = self._each.losses(labels, logits, pos_weight)
-        return jnp.sum(losses, self.axis), None
+        x = softcap(widen(logits), self.logit_softcap)
+        z, positive = self._each._targets(labels, x.dtype, pos_weight)
+        axes = self.axis if isinstance(self.axis, tuple) else (self.axis % x.ndim - x.ndim,)
+
+        def careful(z, positive, x):
+            return jnp.sum(_loss(z, positive, x), axes)
+
+        # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
+        def of_finite(z, positive, x):
+            losses = _loss_of_finite(z, positive, x, unweighted=pos_weight is None)
+            total = jnp.sum(losses, axes)
+            return jnp.isfinite(total), total
+
+        cheap = attempt(of_finite, careful)
+        return jax.lax.platform_dependent(z, positive, x, cpu=cheap, default=careful), None
 
     def gradient(self, data, statistics):
         return self._each.gradient(data, statistics)
@@ -334,6 +348,30 @@ def _listed(ids: Integer[Array, "*batch ids"], shape: tuple[int, ...]) -> Array:
     return listed
 
 
+def _loss(z: Array, positive: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(1 - z) softplus(x) + positive softplus(-x), in terms that do not cancel for z in [0, 1].
+
+    Spelled for XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought
+    down to the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others,
+    makes the product overflow again where the label does not agree.
+    """
+    most = float(jnp.finfo(x.dtype).max)
+    above = jnp.maximum(-jnp.maximum(-x, -most), 0)
+    below = jnp.maximum(-jnp.maximum(x, -most), 0)
+    infinite = 1 + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
+    linear = ((1 - z) * above + positive * below) * infinite
+    return linear + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _loss_of_finite(z: Array, positive: Array, x: Array, *, unweighted: bool) -> Array:
+    """The same in fewer operations: inf or NaN if a logit is infinite."""
+    rest = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    if unweighted:  # (1 - z) x >= -z x exactly where x >= 0, for every z
+        return rest - jnp.minimum((z - 1) * x, z * x)
+    linear = (1 - z) * jnp.maximum(x, 0) - positive * jnp.minimum(x, 0)
+    return linear + (1 - z + positive) * rest
+
+
 @jax.custom_jvp
 def _sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 1 / (1 + jnp.exp(-x))
@@ -349,12 +387,15 @@ def _sigmoid_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _slope(negative: Array, positive: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """D loss / dx for the weights 1 - z and q z of the two answers.
+    """D loss / dx = negative sigmoid(x) - positive sigmoid(-x), for weights 1 - z and q z.
 
     Not sigmoid(x) - z: that is 0 for z = 1 and x > 17 in float32, where the truth is
-    -sigmoid(-x).
+    -sigmoid(-x). Both sigmoids from one exponential: 1 / (1 + e) and e / (1 + e).
     """
-    return negative * _sigmoid(x) - positive * _sigmoid(-x)
+    e = jnp.exp(-jnp.abs(x))
+    up = jnp.where(x < 0, e, 1)
+    down = jnp.where(x < 0, 1, e)
+    return (negative * up - positive * down) / (1 + e)
 
 
 # The weights are added first: times sigmoid(x) sigmoid(-x), the smaller could fall below the

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _checks, _derivative, _normalizer
+from jxent import _checks, _derivative, _label, _normalizer
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
 
@@ -159,17 +159,10 @@ class _Exclusive:
         count = jnp.sum(left, self.axis, keepdims=True, dtype=x.dtype)
         return jnp.where(left, self.label_smoothing / jnp.maximum(count, 1), 0)
 
-    def _z_term(self, pair):
-        top, rest = pair
-        return self.z_loss * jnp.square(top + jnp.log1p(rest))
-
-    def _with_z_loss(self, slope, x, p, pair):
-        """Adds d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
-        if not self.z_loss:
-            return slope
-        log_normalizer = _normalizer.log_normalizer(x, *pair, self.axis)
-        log_normalizer = jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer)
-        return slope + 2 * self.z_loss * log_normalizer * p
+    def _z_slope(self, x, p, log_normalizer):
+        """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
+        log_normalizer = _normalizer.log_normalizer(x, log_normalizer, self.axis)
+        return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ class Softmax(_Exclusive):
         )
         loss = apart + jnp.sum(z, self.axis, keepdims=True) * jnp.log1p(rest)
         if self.z_loss:
-            loss += self._z_term(pair)
+            loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
         return jnp.squeeze(loss, self.axis), pair
 
     # Z p - z with Z = sum z is 0 for a confident one-hot row; its two halves are not.
@@ -196,7 +189,9 @@ class Softmax(_Exclusive):
         z = self._smoothed(labels, x)
         p, q = _normalizer.chances(x, *statistics, self.axis)
         slope = (jnp.sum(z, self.axis, keepdims=True) - z) * p - z * q
-        slope = self._with_z_loss(slope, x, p, statistics)
+        if self.z_loss:
+            top, rest = statistics
+            slope += self._z_slope(x, p, top + jnp.log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
@@ -224,32 +219,40 @@ class SparseSoftmax(_Exclusive):
 
     def losses(self, labels, logits, pos_weight):
         x = self._capped(logits)
-        top, rest = _normalizer.pair(x, self.axis)
-        top = jnp.where(self._in_range(labels, x), top, jnp.nan)
-        apart = _normalizer.gap(self._own(labels, x), top)
+        ids = self._ids(labels, x)
+        own = self._own(ids, x)
         if self.label_smoothing:
+            top, rest = _normalizer.pair(x, self.axis)
+            normalizer = _label.of_pair(own, top, rest)
             share = self._even_share(x)
             spread = _normalizer.zero_times(share, _normalizer.gap(x, top))
-            spread = jnp.sum(spread, self.axis, keepdims=True)
+            loss = jnp.sum(spread, self.axis, keepdims=True) + jnp.log1p(rest)
             # At s = 1 the label has no part in it, at -inf neither.
-            kept = 1 - self.label_smoothing
-            apart = spread + (kept * apart if kept else 0)
-        loss = apart + jnp.log1p(rest)
+            if self.label_smoothing < 1:
+                loss += (1 - self.label_smoothing) * _normalizer.gap(own, top)
+        else:
+            normalizer = _label.normalizer(x, ids, own, self.axis)
+            loss = normalizer.loss
         if self.z_loss:
-            loss += self._z_term((top, rest))
-        return jnp.squeeze(loss, self.axis), (top, rest)
+            loss += self.z_loss * jnp.square(normalizer.log_normalizer)
+        loss, scale, miss = (
+            jnp.where(self._in_range(labels, x), a, jnp.nan)
+            for a in (loss, normalizer.scale, normalizer.miss)
+        )
+        return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, miss=miss)
 
-    # -(1 - p_y) at the label, without forming p_y - 1, which rounds to 0 on a confident row.
     def gradient(self, data, statistics):
         labels, logits, _ = data
         x = self._capped(logits)
-        p, q = _normalizer.chances(x, *statistics, self.axis)
-        own = self._is_label(labels, x)
+        ids = self._ids(labels, x)
+        slope = _label.slopes(self.axis, x, ids, statistics)
         if self.label_smoothing:
-            slope = jnp.where(own, self.label_smoothing - q, p) - self._even_share(x)
-        else:
-            slope = jnp.where(own, -q, p)
-        slope = self._with_z_loss(slope, x, p, statistics)
+            own = _label.is_label(ids, x, self.axis)
+            slope += jnp.where(own, self.label_smoothing, 0) - self._even_share(x)
+        if self.z_loss:
+            _, log_normalizer, shift, scale, _ = statistics
+            p = _normalizer.probabilities(x, shift, scale, self.axis)
+            slope += self._z_slope(x, p, log_normalizer)
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
@@ -262,23 +265,23 @@ class SparseSoftmax(_Exclusive):
         ids = jnp.expand_dims(labels, self.axis)
         return (ids >= 0) & (ids <= largest_id(ids.dtype, x.shape[self.axis]))
 
-    def _own(self, labels, x):
+    def _ids(self, labels, x):
+        """The ids with the class axis, those out of range replaced by ones in range."""
+        ids = jnp.clip(labels, 0, largest_id(labels.dtype, x.shape[self.axis]))
+        return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
+
+    def _own(self, ids, x):
         """The label's logit.
 
         Gathered on CPU, where a comparison would store an array; elsewhere compared, which fuses,
         and moves no logits where the classes are split.
         """
 
-        def gathered(labels, x):
-            ids = jnp.clip(labels, 0, largest_id(labels.dtype, x.shape[self.axis]))
-            ids = jnp.expand_dims(ids.astype(jnp.int32), self.axis)
+        def gathered(ids, x):
             return jnp.take_along_axis(x, ids, self.axis, mode="promise_in_bounds")
 
-        def compared(labels, x):
-            return jnp.sum(jnp.where(self._is_label(labels, x), x, 0), self.axis, keepdims=True)
+        def compared(ids, x):
+            own = jnp.where(_label.is_label(ids, x, self.axis), x, 0)
+            return jnp.sum(own, self.axis, keepdims=True)
 
-        return jax.lax.platform_dependent(labels, x, cpu=gathered, default=compared)
-
-    def _is_label(self, labels, x):
-        ids = jnp.expand_dims(labels, self.axis).astype(jnp.int32)
-        return jax.lax.broadcasted_iota(jnp.int32, x.shape, self.axis % x.ndim) == ids
+        return jax.lax.platform_dependent(ids, x, cpu=gathered, default=compared)

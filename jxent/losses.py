@@ -729,18 +729,21 @@ def _checked_reduction(reduction: Reduction | str) -> Reduction:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _loss(member, masks, reduction, weights, labels, logits, pos_weight):
     data = (labels, logits, pos_weight)
+    size = logits.size if member.axis is None else prod(logits.shape[:-1])
     if masks:
         weighted = _derivative.weighted_losses(member, weights, *data)
     else:
+        if member.axis is None and reduction is not Reduction.NONE:
+            member = member.total(logits.ndim)
         weighted = weights * _derivative.losses(member, None, *data)[0]
-    return _reduced(reduction, weights, weighted).astype(logits.dtype)
+    return _reduced(reduction, weights, weighted, size).astype(logits.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _weighted_loss(masks, reduction, weights, losses):
     values = widen(losses)
     weighted = _derivative.weigh(weights, values) if masks else weights * values
-    return _reduced(reduction, weights, weighted).astype(losses.dtype)
+    return _reduced(reduction, weights, weighted, weighted.size).astype(losses.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -763,10 +766,10 @@ def _projected_loss(
     return _blocks.total(member, blocks, masks, each, *projection)
 
 
-def _reduced(reduction, weights, weighted):
+def _reduced(reduction, weights, weighted, size):
     if reduction is Reduction.NONE:
         return weighted
-    return _divided(jnp.sum(weighted), _count(reduction, weights, weighted.size))
+    return _divided(jnp.sum(weighted), _count(reduction, weights, size))
 
 
 def _count(reduction, weights, size):

@@ -9,9 +9,11 @@ PACKAGE = Path(jxent.__file__).parent
 LEVELS = {  # a room imports from lower levels only
     "_widen": 0,
     "_softcap": 0,
+    "_attempt": 0,
     "_normalizer": 0,
     "_derivative": 0,
     "_checks": 1,
+    "_label": 1,
     "_blocks": 1,
     "_sigmoid": 2,
     "_softmax": 2,

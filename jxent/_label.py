@@ -1,0 +1,111 @@
+"""The normaliser of a row whose class is known: all that the loss of ids and its gradient need.
+
+The probability of the label is never subtracted from 1, neither in the loss, `-log p`, nor in
+its slope, `-(1 - p)`: both come from the sum over the *other* classes.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from jxent import _normalizer
+from jxent._attempt import attempt
+from jxent._normalizer import bounded, gap
+
+
+class LabelNormalizer(NamedTuple):
+    """One number an example each; the class axis is kept, of size 1.
+
+    A cache of the logits: see `_normalizer`.
+    """
+
+    loss: Array  # -log p of the label
+    log_normalizer: Array  # logsumexp
+    shift: Array  # p_j = exp(x_j - shift) * scale
+    scale: Array
+    miss: Array  # 1 - p of the label
+
+
+def normalizer(
+    x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."], axis: int
+) -> LabelNormalizer:
+    """From the logits, the labels' ids in range, and the labels' logits `own`."""
+    axis = axis % x.ndim - x.ndim
+
+    def careful(x, ids, own):
+        return of_pair(own, *_normalizer.pair(x, axis))
+
+    if axis != -1 or x.shape[axis] > 2 ** (jnp.finfo(x.dtype).nmant + 1):
+        return careful(x, ids, own)
+    cheap = attempt(_without_shift, careful)
+    return jax.lax.platform_dependent(x, ids, own, cpu=cheap, default=careful)
+
+
+def of_pair(own: Array, top: Array, rest: Array) -> LabelNormalizer:
+    """From the pair (max, rest) of the row."""
+    apart = gap(own, top)
+    more = jnp.log1p(rest)
+    scale = 1 / (1 + rest)
+    leads = (own == top) & (rest < 1)
+    miss = jnp.where(leads, rest * scale, 1 - jnp.exp(-apart) * scale)
+    return LabelNormalizer(apart + more, top + more, bounded(top), scale, miss)
+
+
+# The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
+# round in exp(x), and most programs' logits are far from where it overflows; rows with -inf for
+# the label, with +inf or with NaN are not usable.
+def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormalizer]:
+    info = jnp.finfo(x.dtype)
+    classes = x.shape[-1]
+    # At the lower end, what exp flushed to 0 must not be missed.
+    least = classes * float(info.tiny) / float(info.eps)
+    most = float(info.max) / (2 * max(classes, 1))
+    others = _others(x, ids, most)
+    reach = 0.9 * math.log(float(info.max))
+    usable = (others > least) & (others < most) & (jnp.abs(own) < reach)
+    loss = jnp.log1p(others * jnp.exp(-own))
+    scale = 1 / (others + jnp.exp(own))
+    shift = jnp.zeros_like(own)
+    return usable, LabelNormalizer(loss, own + loss, shift, scale, others * scale)
+
+
+def _others(x: Array, ids: Array, most: float) -> Array:
+    """sum(exp(x_j)) over all classes but the label; right if it is below `most`."""
+    classes = x.shape[-1]
+    piece = _normalizer.piece_length(classes)
+    if piece:
+        pieces = _normalizer.in_pieces(x, piece)
+        sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
+        which = ids // piece
+        in_own = jnp.exp(_normalizer.piece_at(pieces, which))
+        in_own = _normalizer.sum_without(in_own, ids % piece)
+        return _normalizer.sum_without(sums, which) + in_own
+    # A minimum with a number that is 0 for the label and larger than any exp(x) for the others: a
+    # comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
+    numbers = jnp.arange(classes, dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (classes,))
+    distance = jnp.abs(numbers * most - ids.astype(x.dtype) * most)
+    return jnp.sum(jnp.minimum(jnp.exp(x), distance), -1, keepdims=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def slopes(
+    axis: int, x: Float[Array, "..."], ids: Integer[Array, "..."], normalizer: LabelNormalizer
+) -> Float[Array, "..."]:
+    """The gradient of the losses: the probabilities, and -(1 - p) at the label."""
+    p = _normalizer.probabilities(x, normalizer.shift, normalizer.scale, axis)
+    return jnp.where(is_label(ids, x, axis), -normalizer.miss, p)
+
+
+# p and p - 1 have one derivative.
+@slopes.defjvp
+def _slopes_jvp(axis, primals, tangents):
+    return slopes(axis, *primals), _normalizer.spread(primals[0], tangents[0], axis)
+
+
+def is_label(ids: Integer[Array, "..."], x: Float[Array, "..."], axis: int) -> Array:
+    """Marks each row's label."""
+    return jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim) == ids

@@ -1,0 +1,174 @@
+"""The forms that one platform only uses: each is as right as the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jxent
+from benchmarks.accuracy import measure
+from benchmarks.peers import jxent_peer
+from benchmarks.samples import softmax_samples
+from jxent import losses
+from tests import reference
+from tests.family import CASES
+from tests.reference import tolerance
+from tests.test_accuracy import BOUNDS
+from tests.test_properties import close, scalar, split, value_and_gradient, widened
+
+
+@pytest.fixture
+def _as_on_accelerators(monkeypatch):
+    """Runs on CPU what is lowered for every other platform."""
+
+    def default_only(*arguments, default, **_):
+        return default(*arguments)
+
+    jax.clear_caches()
+    monkeypatch.setattr(jax.lax, "platform_dependent", default_only)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("_as_on_accelerators")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_accelerators_get_the_same_value_gradient_and_second_order(case):
+    with jax.enable_x64(True):
+        arrays = case.arrays(jnp.dtype("float64"), 0.5)
+        f, moving = split(case, arrays)
+        g, wide = split(case, widened(arrays), plain=True)
+        results = []
+        for function, at in ((f, moving), (g, wide)):
+            slope = jax.grad(scalar(case, function))
+            curved = jax.jit(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)))(at)
+            results.append((value_and_gradient(function, at), curved))
+        close(*results, "float64", case.terms)
+
+
+@pytest.mark.usefixtures("_as_on_accelerators")
+def test_accelerators_keep_the_digits():
+    for errors in measure(jnp.float32, [jxent_peer]):
+        assert errors.excess.max() <= BOUNDS[errors.loss, errors.quantity], errors.row()
+        assert errors.zeros == 0, errors.row()
+
+
+def test_cpu_and_accelerators_run_different_programs():
+    """Otherwise the tests above compare a thing with itself."""
+
+    def loss(y, x):
+        return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+    traced = jax.jit(loss).trace(jnp.zeros(3, jnp.int32), jnp.zeros((3, 5)))
+    texts = [traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "tpu", "cuda")]
+    assert ["stablehlo.gather" in text for text in texts] == [True, False, False]
+
+
+# On CPU the cheap way is tried first. One example that it is not right for sends all of them the
+# careful way.
+
+
+@pytest.mark.parametrize("drift", [0, 300, -300, 1e30])
+@pytest.mark.parametrize("classes", [7, 4096])
+def test_logits_that_drifted(drift, classes):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(classes, size=5)
+    x = rng.standard_normal((5, classes)).astype(np.float32) * np.float32(3) + np.float32(drift)
+    truths = [reference.wide_softmax_of_class(y, row) for y, row in zip(ids, x, strict=True)]
+
+    def loss(x):
+        return jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
+
+    value, pull = jax.vjp(loss, jnp.asarray(x))
+    allowed = tolerance(jnp.float32, classes)
+    np.testing.assert_allclose(value, np.float64([t[0] for t in truths]), rtol=allowed)
+    slopes = np.float64([t[1] for t in truths])
+    np.testing.assert_allclose(pull(jnp.ones(5))[0], slopes, rtol=4 * allowed, atol=1e-37)
+
+
+@pytest.mark.parametrize("odd", [200.0, -200.0, np.inf, -np.inf])
+def test_one_example_out_of_range_costs_the_others_no_digit(odd):
+    for sample in softmax_samples(jnp.float32, rows=40):
+        truths = [
+            reference.wide_softmax_of_class(y, x)
+            for y, x in zip(sample.labels, sample.logits, strict=True)
+        ]
+        value = np.array([t[0] for t in truths])
+        strange = np.full((1, sample.logits.shape[1]), 0, np.float32)
+        strange[0, 0] = odd
+        x = jnp.asarray(np.concatenate([sample.logits, strange]))
+        ids = np.append(sample.labels, 0)
+        got, pull = jax.vjp(
+            lambda x, y=ids: jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x), x
+        )
+        size = np.abs(np.log(np.maximum(np.float64(value), 1e-38)))
+        assert np.all(reference.ulps(got[:-1], value, np.float32) <= 8 + size)
+        own = (np.arange(len(value)), sample.labels)
+        slope = np.array([t[1] for t in truths])[own]
+        slopes = np.asarray(pull(jnp.ones_like(got))[0])[:-1][own]
+        assert np.all(reference.ulps(slopes, slope, np.float32) <= 8 + size)
+
+
+def test_sums_of_sigmoid_losses_with_infinite_logits():
+    z = jnp.array([[1.0, 0.0, 0.5], [0.3, 0.2, 1.0]])
+    agree = jnp.array([[np.inf, -np.inf, 0.5], [3.0, -2.0, 80.0]])
+    each = jxent.sigmoid_cross_entropy_with_logits(labels=z, logits=agree)
+    for reduction in ("weighted_sum", "weighted_mean"):
+        total = losses.sigmoid_cross_entropy(z, agree, reduction=reduction)
+        wanted = each.sum() if reduction == "weighted_sum" else each.mean()
+        np.testing.assert_allclose(total, wanted, rtol=1e-6)
+    assert losses.sigmoid_cross_entropy(z, -agree) == np.inf
+    assert np.isnan(losses.sigmoid_cross_entropy(z, agree.at[0, 0].set(np.nan)))
+
+
+@pytest.mark.parametrize("pos_weight", [1.0, np.float32(3)])
+def test_sums_of_sigmoid_losses_of_any_label(pos_weight):
+    """Labels outside [0, 1] follow the formula too, in the form of few operations."""
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((6, 7)).astype(np.float32) * 20
+    z = rng.uniform(-1, 2, (6, 7)).astype(np.float32)
+    value, slope, _, _ = reference.wide_sigmoid(z, x, pos_weight)
+    got, gradient = jax.value_and_grad(losses.sigmoid_cross_entropy, 1)(
+        z, x, reduction="weighted_sum", pos_weight=pos_weight
+    )
+    np.testing.assert_allclose(got, np.float64(value.sum()), rtol=1e-5)
+    np.testing.assert_allclose(gradient, np.float64(slope), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("member", ["sparse softmax", "sigmoid"])
+def test_vmap_decides_once_for_all_examples(member):
+    """With one decision an example, both ways would be computed for all of them."""
+    if member == "sigmoid":
+        arguments = (jnp.zeros((4, 9)), jnp.zeros((4, 9)))
+
+        def loss(z, x):
+            return losses.sigmoid_cross_entropy(z, x)
+    else:
+        arguments = (jnp.zeros(4, jnp.int32), jnp.zeros((4, 9)))
+
+        def loss(y, x):
+            return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+    text = jax.jit(jax.vmap(loss)).lower(*arguments).compile().as_text()
+    assert text.count(" conditional(") == 1
+
+
+@pytest.mark.parametrize("shape", [(64, 8192), (512, 1000)])
+def test_a_step_in_place_copies_nothing(shape):
+    """Gathering the label's logit must not make XLA keep the old logits."""
+
+    def step(x, y):
+        gradient = jax.grad(losses.sparse_softmax_cross_entropy, 1)(y, x)
+        return x - 0.1 * gradient
+
+    arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    analysis = jax.jit(step, donate_argnums=0).lower(*arguments).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < shape[0] * shape[1] * 4 / 4
+    theirs = jax.jit(
+        lambda x, y: x - 0.1 * jax.grad(
+            lambda x: optax.softmax_cross_entropy_with_integer_labels(x, y).mean())(x),
+        donate_argnums=0,
+    ).lower(*arguments).compile().memory_analysis()  # fmt: skip
+    assert theirs is not None
+    assert theirs.temp_size_in_bytes >= shape[0] * shape[1] * 4
