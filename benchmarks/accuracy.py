@@ -1,6 +1,7 @@
 """Errors in ulp of value, gradient and second derivative: jxent, optax, PyTorch, TensorFlow.
 
-    python -m benchmarks.accuracy [--dtype float32] [--summary] [--json FILE]
+    python -m benchmarks.accuracy [--dtype float32] [--summary] [--tiny] [--results DIR]
+                                  [--json DIR] [--plots DIR]
 
 The truth is computed in long double, from formulas of its own (`tests/reference.py`). A peer that
 is not installed is left out. An error is counted in units in the last place of the true result, or
@@ -8,21 +9,19 @@ of the smallest normal number where the truth lies below it, since XLA flushes s
 Where a soft label makes the gradient the difference of two terms, the unit is that of the terms.
 """
 
-import argparse
-import json
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tabulate import tabulate
 
-import jxent
+from benchmarks import command
+from benchmarks.command import Options
 from benchmarks.peers import PEERS, Peer
-from benchmarks.samples import sigmoid_samples, softmax_samples
+from benchmarks.report import Table
+from benchmarks.samples import POINTS, ROWS, sigmoid_samples, softmax_samples
 from tests import reference
 
 
@@ -60,10 +59,10 @@ def _errors(loss, kind, quantity, peer, got, truth, dtype, scale=None, condition
     return Errors(loss, kind, quantity, peer, ulps, excess, float(zeros))
 
 
-def sigmoid_errors(peer: Peer, dtype) -> list[Errors]:
+def sigmoid_errors(peer: Peer, dtype, points: int = POINTS) -> list[Errors]:
     """Errors of one peer's sigmoid loss over all samples."""
     found = []
-    for sample in sigmoid_samples(dtype):
+    for sample in sigmoid_samples(dtype, points):
         if sample.pos_weight != 1 and not peer.has_pos_weight:
             continue
         value, slope, curvature, terms = reference.wide_sigmoid(
@@ -80,10 +79,10 @@ def sigmoid_errors(peer: Peer, dtype) -> list[Errors]:
     return found
 
 
-def softmax_errors(peer: Peer, dtype) -> list[Errors]:
+def softmax_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
     """Errors of one peer's softmax loss with ids over all samples."""
     found = []
-    for sample in softmax_samples(dtype):
+    for sample in softmax_samples(dtype, rows):
         truths = [
             reference.wide_softmax_of_class(y, x)
             for y, x in zip(sample.labels, sample.logits, strict=True)
@@ -123,14 +122,22 @@ def softmax_errors(peer: Peer, dtype) -> list[Errors]:
     return found
 
 
-def measure(dtype, peers: list[Callable[[], Peer | None]] = PEERS) -> list[Errors]:
-    """All errors of all peers that are installed."""
+def measure(
+    dtype,
+    peers: Sequence[Callable[[], Peer | None]] = PEERS,
+    points: int = POINTS,
+    rows: int = ROWS,
+) -> list[Errors]:
+    """All errors of all peers that are installed, on `points` logits or `rows` of them a sample."""
     with jax.enable_x64(jnp.dtype(dtype) == jnp.float64):
         found = [
             errors
             for make in peers
             if (peer := make()) is not None
-            for errors in (*sigmoid_errors(peer, dtype), *softmax_errors(peer, dtype))
+            for errors in (
+                *sigmoid_errors(peer, dtype, points),
+                *softmax_errors(peer, dtype, rows),
+            )
         ]
     order = {"sigmoid": 0, "softmax ids": 1}
     return sorted(found, key=lambda e: (order[e.loss], e.quantity))
@@ -154,25 +161,34 @@ def summary(rows: list[dict], dtype) -> list[dict]:
     ]
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"]
-    )
-    parser.add_argument("--summary", action="store_true", help="only the largest errors")
-    parser.add_argument("--json", help="also write the rows to this file")
-    options = parser.parse_args()
-    rows = [errors.row() for errors in measure(jnp.dtype(options.dtype))]
-    print(
-        f"{options.dtype}, jxent {jxent.__version__}, jax {jax.__version__}, "
-        f"{jax.default_backend()}, {platform.machine()}, Python {platform.python_version()}"
-    )
-    shown = summary(rows, options.dtype) if options.summary else rows
-    print(tabulate(shown, headers="keys", floatfmt=".2g", tablefmt="github"))
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+NOTE = """\
+Errors are in units in the last place (ulp) of the truth, which is computed in long double. \
+"Returned as 0": the share of results that are exactly 0 where the truth is a normal number. \
+"All digits": an error of half the result's own size or more."""
+
+
+def tables(
+    options: Options, peers: Sequence[Callable[[], Peer | None]] = PEERS
+) -> list[Table]:  # fmt: skip
+    """The largest errors, and unless only these are wanted the errors on each kind of sample."""
+    points, rows = (400, 8) if options.tiny else (POINTS, ROWS)
+    found = []
+    for dtype in options.dtypes:
+        lines = [errors.row() for errors in measure(jnp.dtype(dtype), peers, points, rows)]
+        found.append(Table(f"Largest error, ulp, {dtype}", summary(lines, dtype), NOTE))
+        if not options.summary:
+            found.append(Table(f"Errors by sample, {dtype}", lines))
+    if options.plots:
+        from benchmarks import plots  # noqa: PLC0415  # needs matplotlib
+
+        present = [peer for make in peers if (peer := make()) is not None]
+        plots.accuracy(present, options.plots, points=41 if options.tiny else 641)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the tables."""
+    command.main("accuracy", tables, __doc__ or "", argv)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+POINTS = 20_000  # logits of a sample
+ROWS = 200  # rows of a sample
+
 
 @dataclass(frozen=True)
 class SigmoidSample:
@@ -21,7 +24,7 @@ def _rounded(x, dtype) -> np.ndarray:
     return np.asarray(jnp.asarray(x, dtype))
 
 
-def sigmoid_samples(dtype, points: int = 20_000) -> Iterator[SigmoidSample]:
+def sigmoid_samples(dtype, points: int = POINTS) -> Iterator[SigmoidSample]:
     """Logits from near 0 to where the loss leaves the dtype's normal numbers."""
     rng = np.random.default_rng(1)
     reach = {"float16": 10, "bfloat16": 80, "float32": 80, "float64": 600}[np.dtype(dtype).name]
@@ -51,7 +54,7 @@ class SoftmaxSample:
     logits: np.ndarray
 
 
-def softmax_samples(dtype, rows: int = 200) -> Iterator[SoftmaxSample]:
+def softmax_samples(dtype, rows: int = ROWS) -> Iterator[SoftmaxSample]:
     """Rows from undecided to so confident that the loss is the smallest normal number."""
     rng = np.random.default_rng(2)
     reach = {"float16": 8, "bfloat16": 80, "float32": 80, "float64": 600}[np.dtype(dtype).name]

@@ -81,6 +81,23 @@ def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "
     return x if bias is None else x + bias[None]
 
 
+def _alike(*arrays):
+    """The same arrays, the floating ones varying over the same axes of a surrounding `shard_map`.
+
+    An array that is the same on all chips has the sum of the chips' derivatives as its own, and
+    JAX takes that sum where such an array meets one that varies: here, once, not in every block.
+    """
+    floating = [x is not None and jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
+    pairs = list(zip(arrays, floating, strict=True))
+    axes = {a for x, f in pairs if f for a in jax.typeof(x).manual_axis_type.varying}
+    return [_varying(x, axes) if f else x for x, f in pairs]
+
+
+def _varying(x: Array, axes) -> Array:
+    missing = tuple(set(axes) - jax.typeof(x).manual_axis_type.varying)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def _present(tangent) -> Array | None:
     return None if isinstance(tangent, SymbolicZero) else tangent
 
@@ -91,6 +108,7 @@ def _present(tangent) -> Array | None:
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bias, pos_weight):
     """Losses of all examples, unweighted, and their statistics, as `_derivative.losses`."""
+    labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
 
     def block(_, rows):
         weights, labels, inputs = rows
@@ -116,6 +134,11 @@ def _per_example_jvp(member, blocks, primals, tangents):
     values, statistics = per_example(member, blocks, *primals)
     wide = computing_dtype(inputs.dtype)
     dkernel = None if dkernel is None else dkernel.astype(wide)
+    labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight = (
+        _alike(
+            labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight
+        )
+    )
 
     @jax.checkpoint
     def block(rows, shared):
@@ -127,19 +150,19 @@ def _per_example_jvp(member, blocks, primals, tangents):
         if weights is not None:
             clean = _derivative.without_dropped(member, weights, values)
             data, statistics, moving = clean((data, statistics, moving))
-        change = jnp.zeros_like(values)
-        if dlabels is not None or dpos_weight is not None:
-            change += member.tangent(data, statistics, moving)
         slope = member.gradient(data, statistics)
+        of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
-            pulled = _pull(slope, kernel)
-            change += jnp.sum(pulled * dinputs.astype(wide), axis=1)
+            of_part += jnp.sum(_pull(slope, kernel) * dinputs.astype(wide), axis=1)
         if dkernel is not None:
             # The output in the operands' dtype, so that the cotangent is in it too.
             pushed = jnp.matmul(inputs, dkernel.astype(inputs.dtype)).astype(wide)
-            change += jnp.sum(slope * pushed, axis=1)
+            of_part += jnp.sum(slope * pushed, axis=1)
         if dbias is not None:
-            change += jnp.sum(slope * dbias[None], axis=1)
+            of_part += jnp.sum(slope * dbias[None], axis=1)
+        change = member.classes.across(of_part)
+        if dlabels is not None or dpos_weight is not None:
+            change += member.tangent(data, statistics, moving)
         return change
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
@@ -186,11 +209,12 @@ def _total_jvp(member, blocks, masks, primals, tangents):
     moving = [_present(t) for t in tangents]
     wanted = tuple(t is not None for t in moving)
     value, slopes = _sweep(member, blocks, masks, wanted, *primals)
-    change = jnp.zeros_like(value)
-    for slope, t in zip(slopes, moving, strict=True):
-        if t is not None:
-            change += _inner(slope, t, value.dtype)
-    return value, change
+    of_weights, *of_parts = (
+        jnp.zeros_like(value) if t is None else _inner(slope, t, value.dtype)
+        for slope, t in zip(slopes, moving, strict=True)
+    )
+    # All but the weights act through the classes that this chip holds.
+    return value, of_weights + member.classes.across(sum(of_parts))
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
@@ -223,6 +247,7 @@ def _plain_sweep(
 ):
     want_weights, want_labels, want_inputs, want_kernel, want_bias, want_pos_weight = wanted
     examples = inputs.shape[0]
+    labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
 
     @protect
     def block(weights, labels, inputs, kernel, bias, pos_weight):
@@ -246,7 +271,8 @@ def _plain_sweep(
         by_rows: list[Array | None] = [values, None, None]
         by_shared: list[Array | None] = [None, None, None]
         if by_logits or want_labels or want_pos_weight:
-            by_rows[1], slope, by_shared[2] = pull(weights)
+            cotangent = _varying(weights, jax.typeof(values).manual_axis_type.varying)
+            by_rows[1], slope, by_shared[2] = pull(cotangent)
         if by_logits:
             low = slope.astype(kernel.dtype)
             if want_inputs:

@@ -7,6 +7,7 @@ is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
 
 import math
 import numbers
+from collections.abc import Hashable
 
 import chex
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
+from jxent._classes import Classes
 from jxent._widen import computing_dtype
 
 
@@ -226,6 +228,19 @@ def axis(value: int, logits: Array) -> int:
             f"{logits.shape}"
         )
     return int(value) % logits.ndim
+
+
+def classes(axis: int, axis_name: Hashable | None) -> Classes:
+    """Where the classes are; `axis_name` must be bound by a surrounding `shard_map`."""
+    if axis_name is not None:
+        try:
+            jax.lax.axis_size(axis_name)
+        except (NameError, TypeError) as error:
+            raise ValueError(
+                "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
+                f"the classes are split, got {axis_name!r}"
+            ) from error
+    return Classes(axis, axis_name)
 
 
 def label_smoothing(value: float) -> float:

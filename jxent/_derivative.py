@@ -24,7 +24,7 @@ from jaxtyping import Array
 class Member(Protocol):
     """What the rule below, and the projection in `_blocks`, ask of a loss."""
 
-    axis: int | None  # of the classes, where a loss sums over them
+    axis: int | tuple[int, ...] | None  # of the classes, where a loss sums over them
 
     def losses(self, labels, logits, pos_weight) -> tuple[Array, Any]: ...
 

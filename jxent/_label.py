@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _normalizer
 from jxent._attempt import attempt
+from jxent._classes import Classes
 from jxent._normalizer import bounded, gap
 
 
@@ -31,15 +32,16 @@ class LabelNormalizer(NamedTuple):
 
 
 def normalizer(
-    x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."], axis: int
+    x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."], classes: Classes
 ) -> LabelNormalizer:
     """From the logits, the labels' ids in range, and the labels' logits `own`."""
-    axis = axis % x.ndim - x.ndim
+    classes = classes.from_the_end(x)
 
     def careful(x, ids, own):
-        return of_pair(own, *_normalizer.pair(x, axis))
+        return of_pair(own, *_normalizer.pair(x, classes))
 
-    if axis != -1 or x.shape[axis] > 2 ** (jnp.finfo(x.dtype).nmant + 1):
+    exact = 2 ** (jnp.finfo(x.dtype).nmant + 1)  # up to here integers are, as `_others` needs
+    if not classes.are_last(x) or x.shape[-1] > exact:
         return careful(x, ids, own)
     cheap = attempt(_without_shift, careful)
     return jax.lax.platform_dependent(x, ids, own, cpu=cheap, default=careful)
@@ -63,7 +65,9 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
     classes = x.shape[-1]
     # At the lower end, what exp flushed to 0 must not be missed.
     least = classes * float(info.tiny) / float(info.eps)
-    most = float(info.max) / (2 * max(classes, 1))
+    # A power of two, by which every number of a class can be multiplied exactly: fused into one
+    # operation with the subtraction after it, the product is not rounded.
+    most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
     others = _others(x, ids, most)
     reach = 0.9 * math.log(float(info.max))
     usable = (others > least) & (others < most) & (jnp.abs(own) < reach)
@@ -93,19 +97,17 @@ def _others(x: Array, ids: Array, most: float) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def slopes(
-    axis: int, x: Float[Array, "..."], ids: Integer[Array, "..."], normalizer: LabelNormalizer
+    classes: Classes,
+    x: Float[Array, "..."],
+    ids: Integer[Array, "..."],
+    normalizer: LabelNormalizer,
 ) -> Float[Array, "..."]:
     """The gradient of the losses: the probabilities, and -(1 - p) at the label."""
-    p = _normalizer.probabilities(x, normalizer.shift, normalizer.scale, axis)
-    return jnp.where(is_label(ids, x, axis), -normalizer.miss, p)
+    p = _normalizer.probabilities(x, normalizer.shift, normalizer.scale, classes)
+    return jnp.where(classes.numbers(x) == ids, -normalizer.miss, p)
 
 
 # p and p - 1 have one derivative.
 @slopes.defjvp
-def _slopes_jvp(axis, primals, tangents):
-    return slopes(axis, *primals), _normalizer.spread(primals[0], tangents[0], axis)
-
-
-def is_label(ids: Integer[Array, "..."], x: Float[Array, "..."], axis: int) -> Array:
-    """Marks each row's label."""
-    return jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim) == ids
+def _slopes_jvp(classes, primals, tangents):
+    return slopes(classes, *primals), _normalizer.spread(primals[0], tangents[0], classes)

@@ -21,6 +21,7 @@ def linear_sparse_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Surprise, in nats, of each example's class under the softmax of its projection.
@@ -45,6 +46,9 @@ def linear_sparse_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -70,7 +74,7 @@ def linear_sparse_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1)
     member = SparseSoftmax(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -90,6 +94,7 @@ def linear_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Cross-entropy, in nats, of each example's distribution and the softmax of its projection.
@@ -115,6 +120,9 @@ def linear_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`. None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -140,7 +148,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     member = Softmax(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -160,6 +168,7 @@ def linear_sparse_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
@@ -186,6 +195,9 @@ def linear_sparse_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -212,7 +224,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -231,6 +243,7 @@ def linear_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Sigmoid cross-entropy, in nats, of independent classes, summed over them.
@@ -255,6 +268,9 @@ def linear_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`. None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -282,7 +298,7 @@ def linear_sigmoid_cross_entropy(
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )

@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._classes import Classes
+
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def pair(x: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
-    """The pair (max, rest) of `x` along `axis`. NaN for a row without a class left."""
-    whole = partial(_pair_of_rows, axis)
-    piece = piece_length(x.shape[axis])
-    if piece and axis % x.ndim == x.ndim - 1:
+def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
+    """The pair (max, rest) of `x` over the classes. NaN for a row without a class left."""
+    whole = partial(_pair_of_rows, classes)
+    piece = piece_length(classes.width(x))
+    if piece and classes.are_last(x):
         top, rest = jax.lax.platform_dependent(
             x, cpu=partial(_pair_of_pieces, piece), default=whole
         )
@@ -35,12 +37,12 @@ def pair(x: Float[Array, "..."], axis: int) -> tuple[Array, Array]:
 
 # A cache, see above.
 @pair.defjvp
-def _pair_jvp(axis, primals, tangents):
-    top, rest = pair(*primals, axis)
+def _pair_jvp(classes, primals, tangents):
+    top, rest = pair(*primals, classes)
     return (top, rest), (jnp.zeros_like(top), jnp.zeros_like(rest))
 
 
-def _pair_of_rows(axis: int, x: Array) -> tuple[Array, Array]:
+def _pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """In one sum over all classes, and one over all but the maximum and its ties.
 
     XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and
@@ -48,14 +50,14 @@ def _pair_of_rows(axis: int, x: Array) -> tuple[Array, Array]:
     one sum, and the same distances spelled in another way in the other.
     """
     info = jnp.finfo(x.dtype)
-    top = jnp.max(x, axis, keepdims=True)
+    top = classes.max(x)
     # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
     # maximum and its ties, and 1 for all others, whose distance is a normal number.
     below = bounded(top) - bounded(x)
     other = jnp.minimum(below * (1 / info.tiny), 1)
-    but_one = jnp.sum(other * jnp.exp(-below), axis, keepdims=True)
+    but_one = classes.sum(other * jnp.exp(-below))
     above = jnp.maximum(-top, -info.max) - jnp.maximum(-x, -info.max)
-    everyone = jnp.sum(jnp.exp(above), axis, keepdims=True)
+    everyone = classes.sum(jnp.exp(above))
     # With ties the sum over all classes is at least 2, and taking 1 from it loses no digits.
     return top, jnp.where(everyone >= 2, everyone - 1, but_one)
 
@@ -138,7 +140,9 @@ def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def chances(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> tuple[Array, Array]:
+def chances(
+    x: Float[Array, "..."], top: Array, rest: Array, classes: Classes
+) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
     p = jnp.exp(-gap(x, top)) / (1 + rest)
     return p, jnp.where(_leader(x, top, rest), rest / (1 + rest), 1 - p)
@@ -148,57 +152,57 @@ def chances(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> tuple
 # the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
 # mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
 @chances.defjvp
-def _chances_jvp(axis, primals, tangents):
+def _chances_jvp(classes, primals, tangents):
     x, top, rest = primals
-    p, q = chances(x, top, rest, axis)
-    dp = p * deviation(p, x, top, rest, tangents[0], axis)
+    p, q = chances(x, top, rest, classes)
+    dp = p * deviation(p, x, top, rest, tangents[0], classes)
     return (p, q), (dp, -dp)
 
 
-def spread(x: Float[Array, "..."], t: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:
     """The tangent of the probabilities of `x` along `t`."""
-    top, rest = pair(x, axis)
-    p, _ = chances(x, top, rest, axis)
-    return p * deviation(p, x, top, rest, t, axis)
+    top, rest = pair(x, classes)
+    p, _ = chances(x, top, rest, classes)
+    return p * deviation(p, x, top, rest, t, classes)
 
 
 def deviation(
-    p: Array, x: Array, top: Array, rest: Array, t: Float[Array, "..."], axis: int
+    p: Array, x: Array, top: Array, rest: Array, t: Float[Array, "..."], classes: Classes
 ) -> Float[Array, "..."]:
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
     leader = _leader(x, top, rest)
-    origin = jnp.sum(jnp.where(leader, t, 0), axis, keepdims=True)  # 0 where nobody leads
+    origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
     t = jnp.where(leader, 0, t - origin)
-    return t - jnp.sum(p * t, axis, keepdims=True)
+    return t - classes.sum(p * t)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def log_normalizer(x: Float[Array, "..."], known: Array, axis: int) -> Array:
+def log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Array:
     """logsumexp, which is known; `x` is there to be differentiated."""
     return known
 
 
 # d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
 @log_normalizer.defjvp
-def _log_normalizer_jvp(axis, primals, tangents):
+def _log_normalizer_jvp(classes, primals, tangents):
     x, known = primals
-    p, _ = chances(x, *pair(x, axis), axis)
-    return log_normalizer(x, known, axis), jnp.sum(p * tangents[0], axis, keepdims=True)
+    p, _ = chances(x, *pair(x, classes), classes)
+    return log_normalizer(x, known, classes), classes.sum(p * tangents[0])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, axis: int) -> Array:
+def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: Classes) -> Array:
     """Probabilities from any normaliser: exp(x - shift) * scale."""
     return jnp.exp(bounded(x) - shift) * scale
 
 
 @probabilities.defjvp
-def _probabilities_jvp(axis, primals, tangents):
-    return probabilities(*primals, axis), spread(primals[0], tangents[0], axis)
+def _probabilities_jvp(classes, primals, tangents):
+    return probabilities(*primals, classes), spread(primals[0], tangents[0], classes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def surprises(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> Array:
+def surprises(x: Float[Array, "..."], top: Array, rest: Array, classes: Classes) -> Array:
     """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
 
     A derivative of 0 for the label of a class that is masked out: the true one is infinite,
@@ -210,7 +214,7 @@ def surprises(x: Float[Array, "..."], top: Array, rest: Array, axis: int) -> Arr
 
 # d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
 @surprises.defjvp
-def _surprises_jvp(axis, primals, tangents):
+def _surprises_jvp(classes, primals, tangents):
     x, top, rest = primals
-    p, _ = chances(x, top, rest, axis)
-    return surprises(x, top, rest, axis), -deviation(p, x, top, rest, tangents[0], axis)
+    p, _ = chances(x, top, rest, classes)
+    return surprises(x, top, rest, classes), -deviation(p, x, top, rest, tangents[0], classes)

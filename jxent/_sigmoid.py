@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative
 from jxent._attempt import attempt
+from jxent._classes import Classes
 from jxent._normalizer import zero_times
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
@@ -119,6 +120,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     pos_weight: Float[ArrayLike, "..."] = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
@@ -138,6 +140,9 @@ def sparse_sigmoid_cross_entropy_with_logits(
         logits, `[classes]` for one a class. Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -163,7 +168,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     labels = _checks.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
-        axis=axis,
+        classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -193,7 +198,7 @@ class Sigmoid:
     def total(self, ndim: int) -> "SigmoidSum":
         """The member that gives the sum of all these losses."""
         axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
-        return SigmoidSum(axes, self.label_smoothing, self.logit_softcap)
+        return SigmoidSum(Classes(axes), self.label_smoothing, self.logit_softcap)
 
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
@@ -229,9 +234,13 @@ class Sigmoid:
 class SigmoidSum:
     """The sum over independent classes, dense labels: a member of one loss an example."""
 
-    axis: int | tuple[int, ...]
+    classes: Classes
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
+
+    @property
+    def axis(self):
+        return self.classes.axis
 
     @property
     def _each(self) -> Sigmoid:
@@ -243,7 +252,7 @@ class SigmoidSum:
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis % x.ndim - x.ndim,)
 
         def careful(z, positive, x):
-            return jnp.sum(_loss(z, positive, x), axes)
+            return self.classes.across(jnp.sum(_loss(z, positive, x), axes))
 
         # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
         def of_finite(z, positive, x):
@@ -251,6 +260,8 @@ class SigmoidSum:
             total = jnp.sum(losses, axes)
             return jnp.isfinite(total), total
 
+        if self.classes.name is not None:
+            return careful(z, positive, x), None
         cheap = attempt(of_finite, careful)
         return jax.lax.platform_dependent(z, positive, x, cpu=cheap, default=careful), None
 
@@ -258,7 +269,7 @@ class SigmoidSum:
         return self._each.gradient(data, statistics)
 
     def tangent(self, data, statistics, tangents):
-        return jnp.sum(self._each.tangent(data, statistics, tangents), self.axis)
+        return self.classes.total(self._each.tangent(data, statistics, tangents))
 
 
 @dataclass(frozen=True)
@@ -270,29 +281,38 @@ class SparseSigmoid:
     v is then all that is looked at, and XLA:CPU, which stores it, stores nothing else.
     """
 
-    axis: int
+    classes: Classes
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
 
+    @property
+    def axis(self):
+        return self.classes.axis
+
     def losses(self, labels, logits, pos_weight):
         x = softcap(widen(logits), self.logit_softcap)
-        listed = _listed(labels, x.shape)
+        listed = self._listed(labels, x)
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -x, x)
         losses = _softplus(v) if a is None else zero_times(a, _softplus(v))
         if b is not None:
             losses += zero_times(b, _softplus(-v))
-        return jnp.where(self._in_range(labels, x), jnp.sum(losses, -1), jnp.nan), None
+        total = self.classes.total(losses)
+        return jnp.where(self._in_range(labels, x), total, jnp.nan), None
 
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
         x = widen(logits)
         capped = softcap(x, self.logit_softcap)
-        listed = _listed(labels, x.shape)
+        listed = self._listed(labels, x)
         a, b = self._factors(listed, x, pos_weight)
-        a = jnp.ones_like(x, shape=()) if a is None else a
-        b = jnp.zeros_like(x, shape=()) if b is None else b
-        slope = _slope(a, b, jnp.where(listed, -capped, capped))
+        v = jnp.where(listed, -capped, capped)
+        if a is None:
+            slope = _sigmoid(v)
+        elif b is None:
+            slope = a * _sigmoid(v)
+        else:
+            slope = _slope(a, b, v)
         slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
         return jnp.where(self._in_range(labels, x)[..., None], slope, jnp.nan)
 
@@ -300,16 +320,15 @@ class SparseSigmoid:
         labels, logits, _ = data
         _, dlogits, dpos_weight = tangents
         x = softcap(widen(logits), self.logit_softcap)
-        change = jnp.zeros_like(x, shape=x.shape[:-1])
+        change = jnp.zeros_like(x)
         if dlogits is not None:
-            change += jnp.sum(self.gradient(data, statistics) * widen(dlogits), -1)
+            change += self.gradient(data, statistics) * widen(dlogits)
         if dpos_weight is not None:
-            positive = jnp.where(
-                _listed(labels, x.shape), 1 - self.label_smoothing / 2, self.label_smoothing / 2
-            ).astype(x.dtype)
+            share = self.label_smoothing / 2
+            positive = jnp.where(self._listed(labels, x), 1 - share, share).astype(x.dtype)
             positive = jnp.where(self._in_range(labels, x)[..., None], positive, jnp.nan)
-            change += jnp.sum(positive * _finite_softplus(-x) * dpos_weight, -1)
-        return change
+            change += positive * _finite_softplus(-x) * dpos_weight
+        return self.classes.total(change)
 
     def _factors(self, listed, x, pos_weight):
         """The factors a and b above; None for 1 and 0."""
@@ -322,27 +341,29 @@ class SparseSigmoid:
 
     def _in_range(self, labels, x):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        return jnp.all(labels <= largest_id(labels.dtype, x.shape[-1]), axis=-1)
+        return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(x)), axis=-1)
+
+    def _listed(self, labels, x):
+        return _listed(labels, self.classes.numbers(x))
 
 
-def _listed(ids: Integer[Array, "*batch ids"], shape: tuple[int, ...]) -> Array:
+def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -> Array:
     """Which classes are listed, as booleans `[*batch, classes]` that XLA need not store.
 
     One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
     scatter is slower still where the classes are split or the processor is no CPU. Long lists
     take a loop, which keeps the program small.
     """
-    classes = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
     # An id out of range may wrap here; its example is NaN in any case.
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
 
     def with_id(k, listed):
-        return listed | (classes == jax.lax.dynamic_index_in_dim(ids, k, axis=-1))
+        return listed | (numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=-1))
 
-    listed = jnp.zeros(shape, bool)
+    listed = jnp.zeros_like(numbers, dtype=bool)
     count = ids.shape[-1]
     if count > 64:
-        return jax.lax.fori_loop(0, count, with_id, listed)
+        return jax.lax.fori_loop(1, count, with_id, with_id(0, listed))
     for k in range(count):
         listed = with_id(k, listed)
     return listed

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative, _label, _normalizer
+from jxent._classes import Classes
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
 
@@ -23,6 +24,7 @@ def softmax_cross_entropy_with_logits(
     axis: int = -1,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Cross-entropy, in nats, of each example's distribution and the softmax of its logits.
@@ -41,6 +43,9 @@ def softmax_cross_entropy_with_logits(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
         -inf stays ruled out.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`. None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -64,7 +69,7 @@ def softmax_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
     member = Softmax(
-        axis=_checks.axis(axis, logits),
+        classes=_checks.classes(_checks.axis(axis, logits), axis_name),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -80,6 +85,7 @@ def sparse_softmax_cross_entropy_with_logits(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Surprise, in nats, of each example's class under the softmax of its logits.
@@ -102,6 +108,9 @@ def sparse_softmax_cross_entropy_with_logits(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
         -inf stays ruled out.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -126,7 +135,7 @@ def sparse_softmax_cross_entropy_with_logits(
     axis = _checks.axis(axis, logits)
     labels = _checks.class_ids(labels, logits.shape, axis)
     member = SparseSoftmax(
-        axis=axis,
+        classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -145,10 +154,14 @@ def _per_example(member, labels, logits):
 class _Exclusive:
     """What dense labels and ids share: the options, and everything about the normaliser."""
 
-    axis: int
+    classes: Classes
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_softcap: float | None = None
+
+    @property
+    def axis(self):
+        return self.classes.axis
 
     def _capped(self, logits):
         return softcap(widen(logits), self.logit_softcap)
@@ -156,12 +169,12 @@ class _Exclusive:
     def _even_share(self, x):
         """What smoothing adds to the label of each class that is not ruled out."""
         left = x > -jnp.inf
-        count = jnp.sum(left, self.axis, keepdims=True, dtype=x.dtype)
+        count = self.classes.sum(left.astype(x.dtype))
         return jnp.where(left, self.label_smoothing / jnp.maximum(count, 1), 0)
 
     def _z_slope(self, x, p, log_normalizer):
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
-        log_normalizer = _normalizer.log_normalizer(x, log_normalizer, self.axis)
+        log_normalizer = _normalizer.log_normalizer(x, log_normalizer, self.classes)
         return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
 
 
@@ -172,12 +185,10 @@ class Softmax(_Exclusive):
     def losses(self, labels, logits, pos_weight):
         x = self._capped(logits)
         z = self._smoothed(labels, x)
-        pair = _normalizer.pair(x, self.axis)
+        pair = _normalizer.pair(x, self.classes)
         top, rest = pair
-        apart = jnp.sum(
-            _normalizer.zero_times(z, _normalizer.gap(x, top)), self.axis, keepdims=True
-        )
-        loss = apart + jnp.sum(z, self.axis, keepdims=True) * jnp.log1p(rest)
+        apart = self.classes.sum(_normalizer.zero_times(z, _normalizer.gap(x, top)))
+        loss = apart + self.classes.sum(z) * jnp.log1p(rest)
         if self.z_loss:
             loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
         return jnp.squeeze(loss, self.axis), pair
@@ -187,8 +198,8 @@ class Softmax(_Exclusive):
         labels, logits, _ = data
         x = self._capped(logits)
         z = self._smoothed(labels, x)
-        p, q = _normalizer.chances(x, *statistics, self.axis)
-        slope = (jnp.sum(z, self.axis, keepdims=True) - z) * p - z * q
+        p, q = _normalizer.chances(x, *statistics, self.classes)
+        slope = (self.classes.sum(z) - z) * p - z * q
         if self.z_loss:
             top, rest = statistics
             slope += self._z_slope(x, p, top + jnp.log1p(rest))
@@ -199,11 +210,11 @@ class Softmax(_Exclusive):
         change = jnp.zeros_like(jnp.squeeze(statistics[0], self.axis))
         if dlogits is not None:
             slope = self.gradient(data, statistics)
-            change += jnp.sum(slope * widen(dlogits), self.axis)
+            change += self.classes.total(slope * widen(dlogits))
         if dlabels is not None:
-            slope = _normalizer.surprises(self._capped(data[1]), *statistics, self.axis)
+            slope = _normalizer.surprises(self._capped(data[1]), *statistics, self.classes)
             slope = (1 - self.label_smoothing) * slope
-            change += jnp.sum(slope * widen(dlabels), self.axis)
+            change += self.classes.total(slope * widen(dlabels))
         return change
 
     def _smoothed(self, labels, x):
@@ -222,16 +233,16 @@ class SparseSoftmax(_Exclusive):
         ids = self._ids(labels, x)
         own = self._own(ids, x)
         if self.label_smoothing:
-            top, rest = _normalizer.pair(x, self.axis)
+            top, rest = _normalizer.pair(x, self.classes)
             normalizer = _label.of_pair(own, top, rest)
             share = self._even_share(x)
             spread = _normalizer.zero_times(share, _normalizer.gap(x, top))
-            loss = jnp.sum(spread, self.axis, keepdims=True) + jnp.log1p(rest)
+            loss = self.classes.sum(spread) + jnp.log1p(rest)
             # At s = 1 the label has no part in it, at -inf neither.
             if self.label_smoothing < 1:
                 loss += (1 - self.label_smoothing) * _normalizer.gap(own, top)
         else:
-            normalizer = _label.normalizer(x, ids, own, self.axis)
+            normalizer = _label.normalizer(x, ids, own, self.classes)
             loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
@@ -245,29 +256,30 @@ class SparseSoftmax(_Exclusive):
         labels, logits, _ = data
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        slope = _label.slopes(self.axis, x, ids, statistics)
+        slope = _label.slopes(self.classes, x, ids, statistics)
         if self.label_smoothing:
-            own = _label.is_label(ids, x, self.axis)
-            slope += jnp.where(own, self.label_smoothing, 0) - self._even_share(x)
+            slope += jnp.where(
+                self.classes.numbers(x) == ids, self.label_smoothing, 0
+            ) - self._even_share(x)
         if self.z_loss:
             _, log_normalizer, shift, scale, _ = statistics
-            p = _normalizer.probabilities(x, shift, scale, self.axis)
+            p = _normalizer.probabilities(x, shift, scale, self.classes)
             slope += self._z_slope(x, p, log_normalizer)
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
         _, dlogits, _ = tangents
         slope = self.gradient(data, statistics)
-        return jnp.sum(slope * widen(dlogits), self.axis)
+        return self.classes.total(slope * widen(dlogits))
 
     def _in_range(self, labels, x):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         ids = jnp.expand_dims(labels, self.axis)
-        return (ids >= 0) & (ids <= largest_id(ids.dtype, x.shape[self.axis]))
+        return (ids >= 0) & (ids <= largest_id(ids.dtype, self.classes.count(x)))
 
     def _ids(self, labels, x):
         """The ids with the class axis, those out of range replaced by ones in range."""
-        ids = jnp.clip(labels, 0, largest_id(labels.dtype, x.shape[self.axis]))
+        ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.classes.count(x)))
         return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
 
     def _own(self, ids, x):
@@ -281,7 +293,8 @@ class SparseSoftmax(_Exclusive):
             return jnp.take_along_axis(x, ids, self.axis, mode="promise_in_bounds")
 
         def compared(ids, x):
-            own = jnp.where(_label.is_label(ids, x, self.axis), x, 0)
-            return jnp.sum(own, self.axis, keepdims=True)
+            return self.classes.sum(jnp.where(self.classes.numbers(x) == ids, x, 0))
 
+        if self.classes.name is not None:
+            return compared(ids, x)
         return jax.lax.platform_dependent(ids, x, cpu=gathered, default=compared)

@@ -123,6 +123,7 @@ def softmax_cross_entropy(
     *,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -146,6 +147,12 @@ def softmax_cross_entropy(
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -170,7 +177,7 @@ def softmax_cross_entropy(
     axis = _checks.axis(-1, logits)
     labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
     member = Softmax(
-        axis=axis,
+        classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -187,6 +194,7 @@ def sparse_softmax_cross_entropy(
     *,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -211,6 +219,11 @@ def sparse_softmax_cross_entropy(
         classes that are not at -inf. (TensorFlow's function of this name has no smoothing.)
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -235,7 +248,7 @@ def sparse_softmax_cross_entropy(
     axis = _checks.axis(-1, logits)
     labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
     member = SparseSoftmax(
-        axis=axis,
+        classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -252,6 +265,7 @@ def sparse_sigmoid_cross_entropy(
     *,
     pos_weight: Float[ArrayLike, "..."] = 1.0,
     logit_softcap: float | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -276,6 +290,11 @@ def sparse_sigmoid_cross_entropy(
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -301,7 +320,7 @@ def sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
-        axis=axis,
+        classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -320,6 +339,7 @@ def linear_sparse_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -350,6 +370,11 @@ def linear_sparse_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
         more in reverse mode.
@@ -374,7 +399,7 @@ def linear_sparse_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
     member = SparseSoftmax(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -403,6 +428,7 @@ def linear_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -433,6 +459,12 @@ def linear_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
         more in reverse mode.
@@ -458,7 +490,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     member = Softmax(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -487,6 +519,7 @@ def linear_sparse_sigmoid_cross_entropy(
     pos_weight: Float[ArrayLike, "..."] = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -519,6 +552,11 @@ def linear_sparse_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
         more in reverse mode.
@@ -545,7 +583,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -574,6 +612,7 @@ def linear_sigmoid_cross_entropy(
     pos_weight: Float[ArrayLike, "..."] = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -604,6 +643,12 @@ def linear_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
         more in reverse mode.
@@ -630,7 +675,7 @@ def linear_sigmoid_cross_entropy(
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
-        axis=1,
+        classes=_checks.classes(1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )

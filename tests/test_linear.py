@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jxent
-from benchmarks import projection
+from benchmarks import programs as projection
 from jxent import _blocks, losses
 
 inf, nan = np.inf, np.nan

@@ -86,6 +86,18 @@ def test_logits_that_drifted(drift, classes):
     np.testing.assert_allclose(pull(jnp.ones(5))[0], slopes, rtol=4 * allowed, atol=1e-37)
 
 
+@pytest.mark.parametrize("classes", [*range(1, 20), 250, 255, 256, 257, 1000, 4097])
+@pytest.mark.parametrize("examples", [1, 8])
+def test_no_other_class_is_left_out(examples, classes):
+    """Whatever XLA makes of so many: small programs are compiled to other loops than large ones."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((examples, classes)).astype(np.float32)
+    ids = rng.integers(classes, size=examples)
+    truth = [reference.wide_softmax_of_class(y, row)[0] for y, row in zip(ids, x, strict=True)]
+    got = jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
+    np.testing.assert_allclose(got, np.float64(truth), rtol=2e-6)
+
+
 @pytest.mark.parametrize("odd", [200.0, -200.0, np.inf, -np.inf])
 def test_one_example_out_of_range_costs_the_others_no_digit(odd):
     for sample in softmax_samples(jnp.float32, rows=40):

@@ -1,0 +1,132 @@
+"""Pictures of the results, with the data behind each stored as JSON beside it."""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.peers import Peer
+from tests import reference
+
+COLORS = {"jxent": "#1b6ca8", "optax": "#e07b39", "PyTorch": "#7a5195", "TensorFlow": "#6aa84f"}
+
+
+def _color(name: str) -> str:
+    return next((color for key, color in COLORS.items() if name.startswith(key)), "#888888")
+
+
+def _save(figure: Figure, data, folder: Path, name: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
+    content = json.dumps(data, indent=1, default=float) + "\n"
+    (folder / f"{name}.json").write_text(content, encoding="utf-8")
+
+
+def errors_over_logit(peers: list[Peer], points: int) -> dict:
+    """Errors in ulp, float32, over a logit from -80 to 80.
+
+    Sigmoid: label 1. Softmax: two classes, the other logit 0, of the first class.
+    """
+    logits = np.linspace(-80, 80, points, dtype=np.float32)
+    ones = np.ones_like(logits)
+    value, slope, _, _ = reference.wide_sigmoid(ones, logits)
+    rows = np.stack([logits, np.zeros_like(logits)], axis=1)
+    ids = np.zeros(points, np.int64)
+    wide = [reference.wide_softmax_of_class(0, row) for row in rows]
+    truths = {
+        "sigmoid, value": value,
+        "sigmoid, gradient": slope,
+        "softmax, value": np.array([t[0] for t in wide]),
+        "softmax, gradient": np.array([t[1][0] for t in wide]),
+    }
+    found: dict = {"logit": logits.tolist(), "ulp": {name: {} for name in truths}}
+    for peer in peers:
+        of_sigmoid = peer.sigmoid(ones, logits, np.float32(1))
+        of_softmax = peer.softmax(ids, rows)
+        results = (*of_sigmoid[:2], of_softmax[0], of_softmax[1][:, 0])
+        for (name, truth), got in zip(truths.items(), results, strict=True):
+            ulps = reference.ulps(got, truth, jnp.float32)
+            found["ulp"][name][peer.name] = np.round(ulps, 3).tolist()
+    return found
+
+
+def accuracy(peers: list[Peer], folder: Path, points: int = 641) -> None:
+    """Error in ulp over the logit; the top of each panel is a result without a right digit."""
+    data = errors_over_logit(peers, points)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    lost = 1 / float(jnp.finfo(jnp.float32).eps)
+    for panel, (title, lines) in zip(panels.flat, data["ulp"].items(), strict=True):
+        # jxent last, on top, and each smaller than the one below: many errors are the same.
+        drawn = sorted(lines.items(), key=lambda item: item[0] == "jxent")
+        for size, (name, ulps) in zip(np.linspace(6, 2, len(drawn)), drawn, strict=True):
+            shown = np.clip(ulps, 0.05, 2 * lost)
+            panel.plot(data["logit"], shown, ".", ms=size, mew=0, color=_color(name), label=name)
+        panel.axhline(lost, color="#999999", lw=0.8, ls="--")
+        panel.set(title=title, yscale="log")
+        panel.grid(alpha=0.3)
+    for panel in panels[1]:
+        panel.set_xlabel("logit of the label")
+    for panel in panels[:, 0]:
+        panel.set_ylabel("error, ulp")
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    figure.suptitle("float32; dashed: no digit is right")
+    _save(figure, data, folder, "error_over_logit")
+
+
+def memory(rows: list[dict], folder: Path) -> None:
+    """Temporaries of value and gradients over the number of classes."""
+    kinds = list(dict.fromkeys(row["loss"] for row in rows))
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
+    styles = {
+        "jxent": ("-", COLORS["jxent"]),
+        "jxent, per example": (":", COLORS["jxent"]),
+        "optax": ("-", COLORS["optax"]),
+        "floor": ("--", "#555555"),
+    }
+    for panel, kind in zip(panels, kinds, strict=True):
+        chosen = [row for row in rows if row["loss"] == kind]
+        classes = [row["classes"] for row in chosen]
+        for name, (line, color) in styles.items():
+            if name in chosen[0]:
+                # A program without temporaries stands at the bottom, one byte.
+                megabytes = [max(row[name], 1e-6) for row in chosen]
+                panel.plot(classes, megabytes, line, marker=".", color=color, label=name)
+        panel.set(title=kind, xscale="log", yscale="log", xlabel="classes")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("temporaries, MB")
+    handles, names = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4)
+    _save(figure, rows, folder, "temporaries_over_classes")
+
+
+def speed(rows: list[dict], folder: Path) -> None:
+    """Time over jxent's, a bar a program; right of the line a program is slower."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:  # of a workload and its data first the loss, then the step
+        data = "" if row["data"] == "random" else f", {row['data']}"
+        title = f"{row['workload'].removesuffix(' float32')}{data}: {row['quantity']}"
+        groups.setdefault(title, []).append(row)
+    columns = 2
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(9, 1.7 * lines + 0.3), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for panel, (title, group) in zip(panels, groups.items(), strict=False):
+        names = [row["program"] for row in group]
+        bars = panel.barh(
+            names, [row["ratio"] for row in group], color=[_color(name) for name in names]
+        )
+        panel.bar_label(bars, [f"{row['ratio']:.2f}" for row in group], fontsize=7, padding=2)
+        panel.axvline(1, color="#555555", lw=0.8)
+        panel.invert_yaxis()
+        panel.margins(x=0.15)
+        panel.tick_params(labelsize=7)
+        panel.set_title(title, fontsize=8)
+    for panel in list(figure.axes)[len(groups) :]:
+        panel.remove()
+    figure.supxlabel("time over jxent's", fontsize=9)
+    _save(figure, rows, folder, "speed")
