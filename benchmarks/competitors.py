@@ -190,9 +190,13 @@ def check_against_each_other(
         what = f"{other.name} against {first.name}: "
         got_value, got_moved = _loss_and_move(other, logits, rate)
         np.testing.assert_allclose(got_value, value, rtol=1e-4, err_msg=what + "loss")
+        # PyTorch's sum over 32768 classes is right to 1e-5: at a confident label that is 5 % of
+        # the slope, p - 1. As a whole the gradients agree far better.
         np.testing.assert_allclose(
-            got_moved, moved, rtol=1e-3, atol=2e-6, err_msg=what + "gradient"
+            got_moved, moved, rtol=1e-3, atol=1e-4, err_msg=what + "gradient"
         )
+        apart = np.linalg.norm(got_moved - moved) / np.linalg.norm(moved)
+        np.testing.assert_array_less(apart, 1e-3, err_msg=what + "gradient as a whole")
 
 
 def _loss_and_move(competitor, logits, rate):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from jxent import _derivative
+from jxent import _derivative, _explicit
 from jxent._derivative import Member
 from jxent._widen import computing_dtype
 
@@ -77,7 +77,12 @@ def _join(examples: int, x: Array) -> Array:
 
 def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
     """The logits of a block, accumulated in float32 at least."""
-    x = jnp.matmul(inputs, kernel, preferred_element_type=computing_dtype(kernel.dtype))
+    x = jnp.matmul(
+        inputs,
+        kernel,
+        preferred_element_type=computing_dtype(kernel.dtype),
+        out_sharding=_explicit.split_of_product(inputs, kernel),
+    )
     return x if bias is None else x + bias[None]
 
 
@@ -89,13 +94,17 @@ def _alike(*arrays):
     """
     floating = [x is not None and jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
     pairs = list(zip(arrays, floating, strict=True))
-    axes = {a for x, f in pairs if f for a in jax.typeof(x).manual_axis_type.varying}
-    return [_varying(x, axes) if f else x for x, f in pairs]
 
+    def axes(x):
+        return jax.typeof(x).manual_axis_type.varying
 
-def _varying(x: Array, axes) -> Array:
-    missing = tuple(set(axes) - jax.typeof(x).manual_axis_type.varying)
-    return jax.lax.pcast(x, missing, to="varying") if missing else x
+    wanted = {axis for x, f in pairs if f for axis in axes(x)}
+
+    def varying(x):
+        missing = tuple(wanted - axes(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return [varying(x) if f else x for x, f in pairs]
 
 
 def _present(tangent) -> Array | None:
@@ -153,10 +162,14 @@ def _per_example_jvp(member, blocks, primals, tangents):
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
-            of_part += jnp.sum(_pull(slope, kernel) * dinputs.astype(wide), axis=1)
+            of_part += jnp.sum(_pull(slope, kernel, inputs) * dinputs.astype(wide), axis=1)
         if dkernel is not None:
             # The output in the operands' dtype, so that the cotangent is in it too.
-            pushed = jnp.matmul(inputs, dkernel.astype(inputs.dtype)).astype(wide)
+            pushed = jnp.matmul(
+                inputs,
+                dkernel.astype(inputs.dtype),
+                out_sharding=_explicit.split_of_product(inputs, kernel),
+            ).astype(wide)
             of_part += jnp.sum(slope * pushed, axis=1)
         if dbias is not None:
             of_part += jnp.sum(slope * dbias[None], axis=1)
@@ -181,9 +194,14 @@ def _per_example_jvp(member, blocks, primals, tangents):
 per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
 
 
-def _pull(slope: Array, kernel: Array) -> Array:
+def _pull(slope: Array, kernel: Array, inputs: Array) -> Array:
     """d/d inputs of a block: the slope in the kernel's dtype before the product."""
-    return jnp.matmul(slope.astype(kernel.dtype), kernel.T, preferred_element_type=slope.dtype)
+    return jnp.matmul(
+        slope.astype(kernel.dtype),
+        kernel.T,
+        preferred_element_type=slope.dtype,
+        out_sharding=_explicit.split_of(inputs),
+    )
 
 
 # The weighted sum of the losses.
@@ -220,7 +238,9 @@ def _total_jvp(member, blocks, masks, primals, tangents):
 total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
-@partial(jax.checkpoint, static_argnums=2)  # saves the slope as it is, not a wider copy
+# Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
+# up, XLA:TPU drops the factor 1 of a gradient, and holds no second and third slope for it.
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def _inner(slope: Array, t: Array, dtype) -> Array:
     return jnp.sum(slope.astype(dtype) * t.astype(dtype))
 
@@ -271,14 +291,19 @@ def _plain_sweep(
         by_rows: list[Array | None] = [values, None, None]
         by_shared: list[Array | None] = [None, None, None]
         if by_logits or want_labels or want_pos_weight:
-            cotangent = _varying(weights, jax.typeof(values).manual_axis_type.varying)
-            by_rows[1], slope, by_shared[2] = pull(cotangent)
+            # The sum has the type of the values, on every mesh.
+            by_rows[1], slope, by_shared[2] = pull(weights + jnp.zeros_like(values))
         if by_logits:
             low = slope.astype(kernel.dtype)
             if want_inputs:
-                by_rows[2] = _pull(slope, kernel)
+                by_rows[2] = _pull(slope, kernel, inputs)
             if want_kernel:
-                by_shared[0] = jnp.matmul(inputs.T, low, preferred_element_type=slope.dtype)
+                by_shared[0] = jnp.matmul(
+                    inputs.T,
+                    low,
+                    preferred_element_type=slope.dtype,
+                    out_sharding=_explicit.split_of(kernel),
+                )
             if want_bias:
                 by_shared[1] = jnp.sum(slope, axis=0)
         return by_rows, by_shared

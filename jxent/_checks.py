@@ -235,7 +235,7 @@ def classes(axis: int, axis_name: Hashable | None) -> Classes:
     if axis_name is not None:
         try:
             jax.lax.axis_size(axis_name)
-        except (NameError, TypeError) as error:
+        except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
                 f"the classes are split, got {axis_name!r}"

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jxent import _explicit
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -47,7 +49,9 @@ class Classes:
 
     def numbers(self, x: Array) -> Array:
         """The number of each class, in the shape of `x`."""
-        numbers = jax.lax.broadcasted_iota(jnp.int32, x.shape, self._one % x.ndim)
+        numbers = jax.lax.broadcasted_iota(
+            jnp.int32, x.shape, self._one % x.ndim, out_sharding=_explicit.split_of(x)
+        )
         if self.name is None:
             return numbers
         return numbers + jax.lax.axis_index(self.name) * self.width(x)
@@ -61,5 +65,5 @@ class Classes:
         return x.shape[self._one]
 
     def are_last(self, x: Array) -> bool:
-        """Whether the classes are the last axis of `x`, whole on this chip."""
-        return self.name is None and self._one % x.ndim == x.ndim - 1
+        """Whether the classes are the last axis of `x`, not known to be split."""
+        return self.name is None and not _explicit.is_split(x) and self._one % x.ndim == x.ndim - 1

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
+from jxent import _explicit
+
 
 class Member(Protocol):
     """What the rule below, and the projection in `_blocks`, ask of a loss."""
@@ -80,13 +82,13 @@ def without_dropped(member: Member, weights: Array, values: Array) -> Callable[[
     dropped = (weights == 0) & ~jnp.isfinite(values)
 
     def clean(x):
-        if x.ndim == 0:  # one pos_weight for all examples
-            return x
         along = dropped
         if x.ndim > dropped.ndim:
             assert member.axis is not None
             along = jnp.expand_dims(dropped, member.axis)
-        return jnp.where(along, jnp.zeros_like(x), x)
+        if x.ndim == 0 or any(m == 1 < n for m, n in zip(x.shape, along.shape, strict=True)):
+            return x  # a pos_weight that all examples share
+        return jnp.where(_explicit.filled(along, x), jnp.zeros_like(x), x)
 
     return partial(jax.tree.map, clean)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _checks, _derivative
+from jxent import _checks, _derivative, _explicit
 from jxent._attempt import attempt
 from jxent._classes import Classes
 from jxent._normalizer import zero_times
@@ -260,7 +260,7 @@ class SigmoidSum:
             total = jnp.sum(losses, axes)
             return jnp.isfinite(total), total
 
-        if self.classes.name is not None:
+        if self.classes.name is not None or _explicit.is_split(x):
             return careful(z, positive, x), None
         cheap = attempt(of_finite, careful)
         return jax.lax.platform_dependent(z, positive, x, cpu=cheap, default=careful), None
@@ -314,7 +314,7 @@ class SparseSigmoid:
         else:
             slope = _slope(a, b, v)
         slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
-        return jnp.where(self._in_range(labels, x)[..., None], slope, jnp.nan)
+        return jnp.where(_explicit.filled(self._in_range(labels, x)[..., None], x), slope, jnp.nan)
 
     def tangent(self, data, statistics, tangents):
         labels, logits, _ = data
@@ -326,7 +326,8 @@ class SparseSigmoid:
         if dpos_weight is not None:
             share = self.label_smoothing / 2
             positive = jnp.where(self._listed(labels, x), 1 - share, share).astype(x.dtype)
-            positive = jnp.where(self._in_range(labels, x)[..., None], positive, jnp.nan)
+            in_range = _explicit.filled(self._in_range(labels, x)[..., None], x)
+            positive = jnp.where(in_range, positive, jnp.nan)
             change += positive * _finite_softplus(-x) * dpos_weight
         return self.classes.total(change)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _checks, _derivative, _label, _normalizer
+from jxent import _checks, _derivative, _explicit, _label, _normalizer
 from jxent._classes import Classes
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
@@ -295,6 +295,6 @@ class SparseSoftmax(_Exclusive):
         def compared(ids, x):
             return self.classes.sum(jnp.where(self.classes.numbers(x) == ids, x, 0))
 
-        if self.classes.name is not None:
+        if self.classes.name is not None or _explicit.is_split(x):
             return compared(ids, x)
         return jax.lax.platform_dependent(ids, x, cpu=gathered, default=compared)

@@ -10,6 +10,7 @@ LEVELS = {  # a room imports from lower levels only
     "_widen": 0,
     "_softcap": 0,
     "_attempt": 0,
+    "_explicit": -1,
     "_classes": 0,
     "_normalizer": 0.5,
     "_derivative": 0,
