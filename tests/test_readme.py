@@ -1,4 +1,4 @@
-"""Every snippet of the README runs, in order, in one namespace, as a reader would type them."""
+"""Every snippet of the README and of docs/ runs, in order, in one namespace, as a reader would type them."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,15 @@ import pytest
 
 import jxent
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_snippets_run():
-    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) >= 4
+@pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("docs/scaling.md", 2)])
+def test_snippets_run(page, count):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) >= count
     namespace: dict = {}
     # As a user has them: JAX's defaults, not the strict modes of these tests.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

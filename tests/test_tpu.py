@@ -20,6 +20,8 @@ if (
 from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
 
 GB = 1e9
+# One process at a time may hold the compiler.
+pytestmark = pytest.mark.xdist_group("tpu")
 
 
 @pytest.fixture(scope="module")
