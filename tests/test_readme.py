@@ -1,4 +1,4 @@
-"""Every snippet of the README and of docs/ runs, in order, in one namespace, as a reader would type them."""
+"""Every snippet of the README and of docs/ runs, in order, as a reader would type them."""
 
 import re
 from pathlib import Path
