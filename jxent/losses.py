@@ -819,14 +819,14 @@ def _reduced(reduction, weights, weighted, size):
 
 def _count(reduction, weights, size):
     """What the sum is divided by, for weights that are broadcast to `size` losses."""
-    repeats = size // max(weights.size, 1)
+    # In floating point: int32 would wrap at 2^31 elements.
+    size, repeats = float(size), float(size // max(weights.size, 1))
     if reduction is Reduction.SUM:
         return jnp.ones_like(weights, shape=())
     if reduction is Reduction.MEAN:
         return jnp.sum(weights) * repeats
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
         return jnp.full_like(weights, size, shape=())
-    # Counted in floating point: int32 would wrap at 2^31 elements.
     return jnp.sum(weights != 0, dtype=weights.dtype) * repeats
 
 

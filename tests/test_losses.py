@@ -1,5 +1,7 @@
 """Weights, smoothing and reductions of `jxent.losses`."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,3 +248,11 @@ def test_compute_weighted_loss_drops_values():
 def test_scope_is_in_the_program():
     text = jax.jit(lambda x: sigmoid(x, scope="my_loss")).lower(X).as_text(debug_info=True)
     assert "my_loss" in text
+
+
+@pytest.mark.parametrize("reduction", [r.value for r in losses.Reduction if r.value != "none"])
+def test_more_elements_than_int32_counts(reduction):
+    logits = jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)
+    loss = partial(losses.sigmoid_cross_entropy, reduction=reduction)
+    assert jax.eval_shape(loss, logits, logits).shape == ()
+    assert jax.eval_shape(loss, logits, logits, jnp.ones((2**16, 1))).shape == ()
