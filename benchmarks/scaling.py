@@ -22,7 +22,7 @@ from benchmarks import command
 from benchmarks.collectives import Collective, collectives
 from benchmarks.command import Options
 from benchmarks.report import Table
-from benchmarks.tpu import MISSING, TOLD, is_available
+from benchmarks.tpu import MISSING, TOLD, is_available, use_no_chip
 from jxent import losses
 
 DATA, MODEL = "data", "model"
@@ -189,8 +189,7 @@ def tables(options: Options) -> list[Table]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    if "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile: there is no TPU
+    use_no_chip()
     command.main("scaling", tables, __doc__ or "", argv)
 
 

@@ -180,10 +180,15 @@ def tables(options: Options) -> list[Table]:
     return [Table(f"Compiled for TPU, one chip of {TOPOLOGY}", rows, NOTE)]
 
 
+def use_no_chip() -> None:
+    """libtpu is here to compile: unless somebody says so, JAX is not to look for a TPU."""
+    if "JAX_PLATFORMS" not in os.environ:
+        jax.config.update("jax_platforms", "cpu")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
-    if "JAX_PLATFORMS" not in os.environ:
-        jax.config.update("jax_platforms", "cpu")  # libtpu is here to compile: there is no TPU
+    use_no_chip()
     command.main("tpu", tables, __doc__ or "", argv)
 
 
