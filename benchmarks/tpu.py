@@ -181,7 +181,7 @@ def tables(options: Options) -> list[Table]:
 
 
 def use_no_chip() -> None:
-    """libtpu is here to compile: unless somebody says so, JAX is not to look for a TPU."""
+    """Keeps JAX from looking for a TPU, unless it is told to: libtpu is here to compile."""
     if "JAX_PLATFORMS" not in os.environ:
         jax.config.update("jax_platforms", "cpu")
 

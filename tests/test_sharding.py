@@ -56,7 +56,7 @@ class Case:
     name: str
     takes: tuple[str, ...]
     total: Callable
-    needs_name: bool = True  # under shard_map, of the axis that splits the classes
+    needs_name: bool  # under shard_map, of the axis that splits the classes
 
     def __str__(self):
         return f"{self.name} of {' '.join(self.takes)}"
@@ -66,26 +66,27 @@ class Case:
         return tuple(i for i, name in enumerate(self.takes) if name not in ("ids", "lists"))
 
 
+# Labels and positive weights by the names that the functions give them.
+KEYWORDS = dict.fromkeys(("ids", "lists", "dense"), "labels") | dict.fromkeys(
+    ("q", "one_q"), "pos_weight"
+)
+# One loss a class: nothing is reduced over the classes or named by id.
+ELEMENTWISE = ("weighted_cross_entropy_with_logits", "sigmoid_cross_entropy")
+
+
 def each(name, *takes, **options):
     """One loss per example, or per class, with a weight each."""
     function = getattr(jxent, name)
-    keywords = {"lists": "labels", "ids": "labels", "dense": "labels", "q": "pos_weight",
-                "one_q": "pos_weight"}  # fmt: skip
 
     def total(*arguments, **where):
         *arguments, weights = arguments
-        named = {keywords.get(k, k): v for k, v in zip(takes, arguments, strict=True)}
+        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, arguments, strict=True)}
         values = function(**named, **options, **where)
-        return jnp.sum(
-            jnp.sum(values.reshape(*values.shape, 1), range(1, values.ndim + 1)) * weights
-        )
+        if name in ELEMENTWISE:
+            values = jnp.sum(values, 1)
+        return jnp.sum(values * weights)
 
-    return Case(
-        name + _marks(options),
-        (*takes, "weights"),
-        total,
-        "linear" in name or "soft" in name or "sparse" in name,
-    )
+    return Case(name + _marks(options), (*takes, "weights"), total, name not in ELEMENTWISE)
 
 
 def reduced(name, *takes, **options):
@@ -94,23 +95,16 @@ def reduced(name, *takes, **options):
 
     def total(*arguments, **where):
         *arguments, weights = arguments
-        named = dict(zip(takes, arguments, strict=True))
-        labels = next(named.pop(k) for k in ("ids", "lists", "dense") if k in named)
-        first = [labels] + [named.pop(k) for k in ("logits", "inputs", "kernel") if k in named]
-        if "q" in named or "one_q" in named:
-            named = {("pos_weight" if k in ("q", "one_q") else k): v for k, v in named.items()}
-        if name == "sigmoid_cross_entropy":
+        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, arguments, strict=True)}
+        first = [named.pop(k) for k in ("labels", "logits", "inputs", "kernel") if k in named]
+        if name in ELEMENTWISE:
             weights = weights[:, None]
         return function(
             *first, weights=weights, reduction="weighted_sum", **named, **options, **where
         )
 
-    return Case(
-        f"losses.{name}" + _marks(options),
-        (*takes, "weights"),
-        total,
-        name != "sigmoid_cross_entropy",
-    )
+    title = f"losses.{name}" + _marks(options)
+    return Case(title, (*takes, "weights"), total, name not in ELEMENTWISE)
 
 
 def _marks(options):
@@ -236,6 +230,21 @@ def test_under_shard_map(case, shape):
         jax.grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=slopes
     )
     same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[1])
+
+
+@each_case
+def test_examples_alone_split_need_no_name(case):
+    mesh = mesh_of((8, 1))
+    specs = tuple(P(*(a if a == DATA else None for a in SPLITS[name])) for name in case.takes)
+
+    def local(*arguments):
+        return jax.lax.psum(case.total(*arguments), DATA)
+
+    slopes = tuple(specs[i] for i in case.moving)
+    inside = jax.shard_map(
+        jax.value_and_grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=(P(), slopes)
+    )
+    same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[:2])
 
 
 @pytest.mark.parametrize("name", ["linear_sparse_softmax", "linear_sparse_sigmoid"])
