@@ -92,6 +92,7 @@ def class_ids(
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
     """
     ids = _integers(value)
+    axis %= len(shape)
     batch = shape[:axis] + shape[axis + 1 :]
     if trailing_one and ids.shape == (*batch, 1):
         ids = ids.reshape(batch)
@@ -219,7 +220,7 @@ def block_size(value: int | None) -> int | None:
 
 
 def axis(value: int, logits: Array) -> int:
-    """The axis of the classes, counted from the front."""
+    """The axis of the classes, counted from the end."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"axis must be a Python integer, got {value!r}")
     if not -logits.ndim <= value < logits.ndim:
@@ -227,7 +228,7 @@ def axis(value: int, logits: Array) -> int:
             f"axis must be one of the {logits.ndim} axes of logits, got {value} for shape "
             f"{logits.shape}"
         )
-    return int(value) % logits.ndim
+    return int(value) % logits.ndim - logits.ndim
 
 
 def classes(axis: int, axis_name: Hashable | None) -> Classes:

@@ -14,6 +14,7 @@ from jxent import _explicit
 class Classes:
     """Where the classes are: an axis of the logits, and under `shard_map` the mesh axis `name`.
 
+    The axis is counted from the end, as `vmap` and blocks add axes in front.
     With a name each chip holds a part of the classes, of equal width, in the order of the chips;
     whatever is reduced over the classes is then reduced over the chips as well.
     """
@@ -56,14 +57,10 @@ class Classes:
             return numbers
         return numbers + jax.lax.axis_index(self.name) * self.width(x)
 
-    def from_the_end(self, x: Array) -> "Classes":
-        """The same, with the axis counted from the end: `vmap` adds axes in front."""
-        return Classes(self._one % x.ndim - x.ndim, self.name)
-
     def width(self, x: Array) -> int:
         """The number of the classes that this chip holds."""
         return x.shape[self._one]
 
     def are_last(self, x: Array) -> bool:
         """Whether the classes are the last axis of `x`, not known to be split."""
-        return self.name is None and not _explicit.is_split(x) and self._one % x.ndim == x.ndim - 1
+        return self.name is None and not _explicit.is_split(x) and self._one == -1

@@ -35,7 +35,6 @@ def normalizer(
     x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."], classes: Classes
 ) -> LabelNormalizer:
     """From the logits, the labels' ids in range, and the labels' logits `own`."""
-    classes = classes.from_the_end(x)
 
     def careful(x, ids, own):
         return of_pair(own, *_normalizer.pair(x, classes))
@@ -68,7 +67,7 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
     # A power of two, by which every number of a class can be multiplied exactly: fused into one
     # operation with the subtraction after it, the product is not rounded.
     most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
-    others = _others(x, ids, most)
+    others = _others(x, ids, own, most)
     reach = 0.9 * math.log(float(info.max))
     usable = (others > least) & (others < most) & (jnp.abs(own) < reach)
     loss = jnp.log1p(others * jnp.exp(-own))
@@ -77,20 +76,35 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
     return usable, LabelNormalizer(loss, own + loss, shift, scale, others * scale)
 
 
-def _others(x: Array, ids: Array, most: float) -> Array:
+def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
     """sum(exp(x_j)) over all classes but the label; right if it is below `most`."""
-    classes = x.shape[-1]
-    piece = _normalizer.piece_length(classes)
-    if piece:
-        pieces = _normalizer.in_pieces(x, piece)
-        sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
+    piece = _normalizer.piece_length(x.shape[-1])
+    if not piece:
+        return _without(ids, x, most)
+    pieces = _normalizer.in_pieces(x, piece)
+    sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
+    total = jnp.sum(sums, -1, keepdims=True)
+    label = jnp.exp(own)
+
+    def left_out(ids, pieces, sums):
         which = ids // piece
-        in_own = jnp.exp(_normalizer.piece_at(pieces, which))
-        in_own = _normalizer.sum_without(in_own, ids % piece)
-        return _normalizer.sum_without(sums, which) + in_own
-    # A minimum with a number that is 0 for the label and larger than any exp(x) for the others: a
-    # comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
-    numbers = jnp.arange(classes, dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (classes,))
+        in_own = jax.lax.optimization_barrier(_normalizer.piece_at(pieces, which))
+        rest = _without(jax.lax.optimization_barrier(ids % piece), in_own, most)
+        return _normalizer.sum_without(sums, which) + rest
+
+    # Where no label has more than half of the probability, the subtraction loses no digit.
+    return jax.lax.cond(
+        jnp.all(2 * label < total), lambda *_: total - label, left_out, ids, pieces, sums
+    )
+
+
+def _without(ids: Array, x: Array, most: float) -> Array:
+    """sum(exp(x_j)) along the last axis over all j but `ids`; right if it is below `most`.
+
+    By a minimum with a number that is 0 for j = ids and larger than any exp(x_j) for the others: a
+    comparison would end XLA:CPU's fusion of the sum, and store an array of the size of `x`.
+    """
+    numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
     distance = jnp.abs(numbers * most - ids.astype(x.dtype) * most)
     return jnp.sum(jnp.minimum(jnp.exp(x), distance), -1, keepdims=True)
 

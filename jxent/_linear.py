@@ -74,7 +74,7 @@ def linear_sparse_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1)
     member = SparseSoftmax(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -148,7 +148,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     member = Softmax(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -224,7 +224,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -298,7 +298,7 @@ def linear_sigmoid_cross_entropy(
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )

@@ -12,26 +12,25 @@ are handed is a cache: it is a function of the same logits, and its share of the
 in their rules already, so the tangents of the pair are ignored.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._attempt import attempt
 from jxent._classes import Classes
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` over the classes. NaN for a row without a class left."""
-    whole = partial(_pair_of_rows, classes)
-    piece = piece_length(classes.width(x))
-    if piece and classes.are_last(x):
-        top, rest = jax.lax.platform_dependent(
-            x, cpu=partial(_pair_of_pieces, piece), default=whole
-        )
+    everywhere = partial(_pair_of_rows, classes)
+    if classes.are_last(x):
+        top, rest = jax.lax.platform_dependent(x, cpu=_pair_on_cpu, default=everywhere)
     else:
-        top, rest = whole(x)
+        top, rest = everywhere(x)
     return jnp.where(top == -jnp.inf, jnp.nan, top), rest
 
 
@@ -43,30 +42,64 @@ def _pair_jvp(classes, primals, tangents):
 
 
 def _pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
-    """In one sum over all classes, and one over all but the maximum and its ties.
-
-    XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and
-    it stores what two sums share; either would be an array of the logits' size. Hence minima in
-    one sum, and the same distances spelled in another way in the other.
-    """
-    info = jnp.finfo(x.dtype)
     top = classes.max(x)
+    everyone = _sum_of_all(classes, x, top)
+    return top, jnp.where(everyone >= 2, everyone - 1, _sum_but_one(classes, x, top))
+
+
+# XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and it
+# stores what two sums share; either would be an array of the logits' size. Hence minima in one of
+# these sums, and the same distances spelled in another way in the other.
+
+
+def _sum_but_one(classes: Classes, x: Array, top: Array) -> Array:
+    """sum(exp(x_j - top)) over all classes but the maximum and its ties."""
     # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
     # maximum and its ties, and 1 for all others, whose distance is a normal number.
     below = bounded(top) - bounded(x)
-    other = jnp.minimum(below * (1 / info.tiny), 1)
-    but_one = classes.sum(other * jnp.exp(-below))
-    above = jnp.maximum(-top, -info.max) - jnp.maximum(-x, -info.max)
-    everyone = classes.sum(jnp.exp(above))
-    # With ties the sum over all classes is at least 2, and taking 1 from it loses no digits.
-    return top, jnp.where(everyone >= 2, everyone - 1, but_one)
+    other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
+    return classes.sum(other * jnp.exp(-below))
+
+
+def _sum_of_all(classes: Classes, x: Array, top: Array) -> Array:
+    """sum(exp(x_j - top)). Where it is 2 or more, as with ties, taking 1 from it loses no digit."""
+    largest = jnp.finfo(x.dtype).max
+    return classes.sum(jnp.exp(jnp.maximum(-top, -largest) - jnp.maximum(-x, -largest)))
+
+
+def _pair_on_cpu(x: Array) -> tuple[Array, Array]:
+    """The same along the last axis: the maximum is left out only if a row needs it."""
+    piece = piece_length(x.shape[-1])
+    if piece:
+        return _pair_of_pieces(piece, x)
+    classes = Classes(-1)
+    top = classes.max(x)
+    everyone = _sum_of_all(classes, x, top)
+    return top, _without_one(everyone, partial(_sum_but_one, classes), x, top)
+
+
+def _without_one(everyone: Array, but_one: Callable[..., Array], *arrays: Array) -> Array:
+    """The sum less 1, or `but_one(*arrays)` where the subtraction would lose digits."""
+
+    def careful(everyone, *arrays):
+        return jnp.where(everyone >= 2, everyone - 1, but_one(*arrays))
+
+    return attempt(lambda e, *_: (e >= 2, e - 1), careful)(everyone, *arrays)
 
 
 def piece_length(classes: int) -> int | None:
-    """The length to cut long rows into on CPU: the largest divisor that its caches like."""
-    if classes < 2**12:
+    """The length to cut rows into on CPU: a divisor of their width, near what its caches like.
+
+    None for short rows, where a piece would be a large part of the row, and for those which have
+    no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes 6 to
+    8 times as long for them. None, too, where there are several devices: `jit` may have split the
+    rows, which does not show here, and no logit is to cross from one device to another.
+    """
+    if jax.device_count() > 1:
         return None
-    return next((n for n in range(2**9, 2**7 - 1, -1) if classes % n == 0), None)
+    longest = classes // 10 if classes <= 2**15 else 2**15
+    lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)
+    return min(lengths, key=lambda n: (max(n, 2**9), -n), default=None)
 
 
 def in_pieces(x: Array, piece: int) -> Array:
@@ -91,16 +124,21 @@ def sum_without(x: Array, which: Array) -> Array:
 
 
 def _pair_of_pieces(piece: int, x: Array) -> tuple[Array, Array]:
-    """The same along the last axis: the maximum is left out of its own piece."""
+    """The pair of rows in pieces: the maximum is left out of its own piece."""
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
     top = jnp.max(tops, -1, keepdims=True)
     sums = jnp.sum(jnp.exp(bounded(pieces) - bounded(top)[..., None]), -1)
     sums = jax.lax.optimization_barrier(sums)
+    everyone = jnp.sum(sums, -1, keepdims=True)
+    return top, _without_one(everyone, _sum_of_pieces_but_one, pieces, tops, top, sums)
+
+
+def _sum_of_pieces_but_one(pieces: Array, tops: Array, top: Array, sums: Array) -> Array:
     which = _first(tops, top)
     own = piece_at(pieces, which)
     in_own = sum_without(jnp.exp(bounded(own) - bounded(top)), _first(own, top))
-    return top, sum_without(sums, which) + in_own
+    return sum_without(sums, which) + in_own
 
 
 def _first(x: Array, value: Array) -> Array:
@@ -113,6 +151,29 @@ def _first(x: Array, value: Array) -> Array:
 def bounded(x: Array) -> Array:
     """+inf brought down to the largest number, so that two of them are 0 apart."""
     return jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
+    """The number of classes that are not ruled out, by -inf."""
+
+    def careful(x):
+        return classes.sum((x > -jnp.inf).astype(x.dtype))
+
+    # A comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
+    def of_finite(x):
+        zero = classes.sum(x - x)
+        return zero == 0, jnp.full_like(zero, classes.count(x))
+
+    if not classes.are_last(x):
+        return careful(x)
+    return jax.lax.platform_dependent(x, cpu=attempt(of_finite, careful), default=careful)
+
+
+@classes_left.defjvp
+def _classes_left_jvp(classes, primals, tangents):
+    count = classes_left(*primals, classes)
+    return count, jnp.zeros_like(count)
 
 
 def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -157,6 +218,32 @@ def _chances_jvp(classes, primals, tangents):
     p, q = chances(x, top, rest, classes)
     dp = p * deviation(p, x, top, rest, tangents[0], classes)
     return (p, q), (dp, -dp)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def slopes(
+    x: Float[Array, "..."], z: Float[Array, "..."], top: Array, rest: Array, classes: Classes
+) -> Array:
+    """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels.
+
+    For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
+    class a row can need them, whose p is 1 / (1 + rest).
+    """
+    # The select ends XLA:CPU's fusion of the sum, which else stores it for every class.
+    total = jnp.where(rest >= 0, classes.sum(z), jnp.nan)
+    scale = 1 / (1 + rest)
+    of_leader = (total - z) * scale - z * (rest * scale)
+    p = jnp.exp(bounded(x) - bounded(top)) * scale
+    return jnp.where(_leader(x, top, rest), of_leader, total * p - z)
+
+
+@slopes.defjvp
+def _slopes_jvp(classes, primals, tangents):
+    x, z, top, rest = primals
+    dx, dz, *_ = tangents
+    p, q = chances(x, top, rest, classes)
+    by_labels = (classes.sum(dz) - dz) * p - dz * q
+    return slopes(*primals, classes), by_labels + classes.sum(z) * spread(x, dx, classes)
 
 
 def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:

@@ -249,15 +249,14 @@ class SigmoidSum:
     def losses(self, labels, logits, pos_weight):
         x = softcap(widen(logits), self.logit_softcap)
         z, positive = self._each._targets(labels, x.dtype, pos_weight)
-        axes = self.axis if isinstance(self.axis, tuple) else (self.axis % x.ndim - x.ndim,)
 
         def careful(z, positive, x):
-            return self.classes.across(jnp.sum(_loss(z, positive, x), axes))
+            return self.classes.total(_loss(z, positive, x))
 
         # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
         def of_finite(z, positive, x):
             losses = _loss_of_finite(z, positive, x, unweighted=pos_weight is None)
-            total = jnp.sum(losses, axes)
+            total = self.classes.total(losses)
             return jnp.isfinite(total), total
 
         if self.classes.name is not None or _explicit.is_split(x):

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative, _explicit, _label, _normalizer
+from jxent._attempt import attempt
 from jxent._classes import Classes
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
@@ -59,8 +60,8 @@ def softmax_cross_entropy_with_logits(
         its range.
 
     Examples:
-      >>> softmax_cross_entropy_with_logits(labels=[0.5, 0.5], logits=[0.0, 2.0])
-      Array(1.126928, dtype=float32)
+      >>> softmax_cross_entropy_with_logits(labels=[0.5, 0.5], logits=[0.0, 0.0])
+      Array(0.6931472, dtype=float32)
 
     References:
       TensorFlow, `tf.nn.softmax_cross_entropy_with_logits`. z-loss: Chowdhery et al., PaLM,
@@ -168,9 +169,40 @@ class _Exclusive:
 
     def _even_share(self, x):
         """What smoothing adds to the label of each class that is not ruled out."""
-        left = x > -jnp.inf
-        count = self.classes.sum(left.astype(x.dtype))
-        return jnp.where(left, self.label_smoothing / jnp.maximum(count, 1), 0)
+        count = jnp.maximum(_normalizer.classes_left(x, self.classes), 1)
+        return jnp.where(x > -jnp.inf, self.label_smoothing / count, 0)
+
+    def _smoothed(self, x, z=None):
+        """The labels `z`, or none, and what smoothing adds to them."""
+        if not self.label_smoothing:
+            return z
+        share = self._even_share(x)
+        return share if z is None else (1 - self.label_smoothing) * z + share
+
+    def _expected(self, x, pair, z=None):
+        """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
+        top, rest = pair
+        data = (x, top, jnp.log1p(rest)) if z is None else (x, top, jnp.log1p(rest), z)
+
+        def careful(x, top, more, *z):
+            surprises = _normalizer.gap(x, top) + more
+            return self.classes.sum(_normalizer.zero_times(self._smoothed(x, *z), surprises))
+
+        # A sum that is finite has no infinite logit in it, and no class is ruled out.
+        def of_finite(x, top, more, *z):
+            surprises = (top - x) + more
+            s, share = self.label_smoothing, self.label_smoothing / self.classes.count(x)
+            if not z:
+                total = share * self.classes.sum(surprises)
+            else:
+                weights = (1 - s) * z[0] + share if s else z[0]
+                total = self.classes.sum(weights * surprises)
+            return jnp.isfinite(total), total
+
+        if not self.classes.are_last(x):
+            return careful(*data)
+        cheap = attempt(of_finite, careful)
+        return jax.lax.platform_dependent(*data, cpu=cheap, default=careful)
 
     def _z_slope(self, x, p, log_normalizer):
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
@@ -184,24 +216,21 @@ class Softmax(_Exclusive):
 
     def losses(self, labels, logits, pos_weight):
         x = self._capped(logits)
-        z = self._smoothed(labels, x)
         pair = _normalizer.pair(x, self.classes)
         top, rest = pair
-        apart = self.classes.sum(_normalizer.zero_times(z, _normalizer.gap(x, top)))
-        loss = apart + self.classes.sum(z) * jnp.log1p(rest)
+        loss = self._expected(x, pair, labels.astype(x.dtype))
         if self.z_loss:
             loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
         return jnp.squeeze(loss, self.axis), pair
 
-    # Z p - z with Z = sum z is 0 for a confident one-hot row; its two halves are not.
     def gradient(self, data, statistics):
         labels, logits, _ = data
         x = self._capped(logits)
-        z = self._smoothed(labels, x)
-        p, q = _normalizer.chances(x, *statistics, self.classes)
-        slope = (self.classes.sum(z) - z) * p - z * q
+        z = self._smoothed(x, labels.astype(x.dtype))
+        slope = _normalizer.slopes(x, z, *statistics, self.classes)
         if self.z_loss:
             top, rest = statistics
+            p, _ = _normalizer.chances(x, top, rest, self.classes)
             slope += self._z_slope(x, p, top + jnp.log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
@@ -217,12 +246,6 @@ class Softmax(_Exclusive):
             change += self.classes.total(slope * widen(dlabels))
         return change
 
-    def _smoothed(self, labels, x):
-        z = labels.astype(x.dtype)
-        if not self.label_smoothing:
-            return z
-        return (1 - self.label_smoothing) * z + self._even_share(x)
-
 
 @dataclass(frozen=True)
 class SparseSoftmax(_Exclusive):
@@ -235,12 +258,10 @@ class SparseSoftmax(_Exclusive):
         if self.label_smoothing:
             top, rest = _normalizer.pair(x, self.classes)
             normalizer = _label.of_pair(own, top, rest)
-            share = self._even_share(x)
-            spread = _normalizer.zero_times(share, _normalizer.gap(x, top))
-            loss = self.classes.sum(spread) + jnp.log1p(rest)
+            loss = self._expected(x, (top, rest))
             # At s = 1 the label has no part in it, at -inf neither.
             if self.label_smoothing < 1:
-                loss += (1 - self.label_smoothing) * _normalizer.gap(own, top)
+                loss += (1 - self.label_smoothing) * normalizer.loss
         else:
             normalizer = _label.normalizer(x, ids, own, self.classes)
             loss = normalizer.loss

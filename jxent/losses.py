@@ -399,7 +399,7 @@ def linear_sparse_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
     member = SparseSoftmax(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -490,7 +490,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     member = Softmax(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap),
@@ -583,7 +583,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )
@@ -675,7 +675,7 @@ def linear_sigmoid_cross_entropy(
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
-        classes=_checks.classes(1, axis_name),
+        classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap),
     )

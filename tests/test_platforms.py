@@ -17,6 +17,8 @@ from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
 from tests.test_properties import close, scalar, split, value_and_gradient, widened
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture
 def _as_on_accelerators(monkeypatch):
@@ -98,6 +100,41 @@ def test_no_other_class_is_left_out(examples, classes):
     np.testing.assert_allclose(got, np.float64(truth), rtol=2e-6)
 
 
+@pytest.mark.parametrize("chance", [1e-4, 0.49, 0.51, 1 - 1e-7])
+@pytest.mark.parametrize("classes", [639, 640, 1000, 4096, 50257])
+def test_rows_that_are_cut_into_pieces(classes, chance):
+    """The label is subtracted from the sum where none has half of the probability, else left out.
+
+    One more row, which is decided, sends all others the second way.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((9, classes))
+    ids = rng.integers(classes, size=9)
+    rows = np.arange(8)
+    x[rows, ids[:8]] = -np.inf
+    others = np.log(np.exp(x[:8]).sum(1))
+    x[rows, ids[:8]] = others + np.log(chance / (1 - chance))
+    x[8, ids[8]] = 30
+    x = x.astype(np.float32)
+    truths = [reference.wide_softmax_of_class(y, row) for y, row in zip(ids, x, strict=True)]
+    value = np.array([t[0] for t in truths])
+    slope = np.array([t[1][y] for t, y in zip(truths, ids, strict=True)])
+
+    for examples in (8, 9):
+
+        def loss(x, y=ids[:examples]):
+            return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+        got, pull = jax.vjp(loss, jnp.asarray(x[:examples]))
+        slopes = np.asarray(pull(jnp.ones(examples))[0])[np.arange(examples), ids[:examples]]
+        assert np.all(reference.ulps(got, value[:examples], np.float32) <= 16)
+        assert np.all(reference.ulps(slopes, slope[:examples], np.float32) <= 16)
+        dense = jxent.softmax_cross_entropy_with_logits(
+            labels=jax.nn.one_hot(ids[:examples], classes), logits=x[:examples]
+        )
+        assert np.all(reference.ulps(dense, value[:examples], np.float32) <= 16)
+
+
 @pytest.mark.parametrize("odd", [200.0, -200.0, np.inf, -np.inf])
 def test_one_example_out_of_range_costs_the_others_no_digit(odd):
     for sample in softmax_samples(jnp.float32, rows=40):
@@ -150,6 +187,7 @@ def test_sums_of_sigmoid_losses_of_any_label(pos_weight):
 @pytest.mark.parametrize("member", ["sparse softmax", "sigmoid"])
 def test_vmap_decides_once_for_all_examples(member):
     """With one decision an example, both ways would be computed for all of them."""
+    decisions = 1
     if member == "sigmoid":
         arguments = (jnp.zeros((4, 9)), jnp.zeros((4, 9)))
 
@@ -157,23 +195,27 @@ def test_vmap_decides_once_for_all_examples(member):
             return losses.sigmoid_cross_entropy(z, x)
     else:
         arguments = (jnp.zeros(4, jnp.int32), jnp.zeros((4, 9)))
+        decisions += 1  # the careful way has one of its own
 
         def loss(y, x):
             return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
 
     text = jax.jit(jax.vmap(loss)).lower(*arguments).compile().as_text()
-    assert text.count(" conditional(") == 1
+    assert text.count(" conditional(") == decisions
 
 
+@pytest.mark.parametrize("labels", ["ids", "dense"])
 @pytest.mark.parametrize("shape", [(64, 8192), (512, 1000)])
-def test_a_step_in_place_copies_nothing(shape):
+def test_a_step_in_place_copies_nothing(shape, labels):
     """Gathering the label's logit must not make XLA keep the old logits."""
+    loss = {"ids": losses.sparse_softmax_cross_entropy, "dense": losses.softmax_cross_entropy}
 
     def step(x, y):
-        gradient = jax.grad(losses.sparse_softmax_cross_entropy, 1)(y, x)
+        gradient = jax.grad(loss[labels], 1)(y, x)
         return x - 0.1 * gradient
 
-    arguments = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
+    logits, ids = (jax.ShapeDtypeStruct(*a) for a in ((shape, jnp.float32), (shape[:1], jnp.int32)))
+    arguments = (logits, ids if labels == "ids" else logits)
     analysis = jax.jit(step, donate_argnums=0).lower(*arguments).compile().memory_analysis()
     assert analysis is not None
     assert analysis.temp_size_in_bytes < shape[0] * shape[1] * 4 / 4
@@ -181,6 +223,6 @@ def test_a_step_in_place_copies_nothing(shape):
         lambda x, y: x - 0.1 * jax.grad(
             lambda x: optax.softmax_cross_entropy_with_integer_labels(x, y).mean())(x),
         donate_argnums=0,
-    ).lower(*arguments).compile().memory_analysis()  # fmt: skip
+    ).lower(logits, ids).compile().memory_analysis()  # fmt: skip
     assert theirs is not None
     assert theirs.temp_size_in_bytes >= shape[0] * shape[1] * 4

@@ -343,7 +343,16 @@ def test_an_axis_that_no_shard_map_binds(name):
 
 
 @pytest.mark.parametrize(
-    "name", [f"losses.{n}_cross_entropy" for n in ("sigmoid", "sparse_softmax", "sparse_sigmoid")]
+    "name",
+    [
+        f"losses.{n}"
+        for n in (
+            "sigmoid_cross_entropy",
+            "softmax_cross_entropy all",
+            "sparse_softmax_cross_entropy",
+            "sparse_sigmoid_cross_entropy",
+        )
+    ],
 )
 def test_logits_in_memory_move_statistics_only(name):
     case = next(c for c in CASES if c.name == name)
