@@ -72,6 +72,7 @@ def _of_torch(name, kind, labels, logits, transform) -> Competitor | None:
     plain = {
         "sigmoid": functional.binary_cross_entropy_with_logits,
         "softmax ids": functional.cross_entropy,
+        "softmax": functional.cross_entropy,
     }[kind]
     mean = transform(torch, plain)
     z = torch.tensor(labels)
@@ -121,6 +122,7 @@ def _of_tensorflow(name, kind, labels, logits, xla) -> Competitor | None:
     losses = {
         "sigmoid": tf.nn.sigmoid_cross_entropy_with_logits,
         "softmax ids": tf.nn.sparse_softmax_cross_entropy_with_logits,
+        "softmax": tf.nn.softmax_cross_entropy_with_logits,
     }[kind]
     with tf.device("/CPU:0"):
         x, z = tf.Variable(logits), tf.constant(labels)

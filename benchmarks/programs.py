@@ -17,6 +17,7 @@ def jxent_mean(kind: str) -> Callable:
     functions: dict[str, Callable] = {
         "sigmoid": losses.sigmoid_cross_entropy,
         "softmax ids": losses.sparse_softmax_cross_entropy,
+        "softmax": losses.softmax_cross_entropy,
     }
     function = functions[kind]
     return lambda logits, labels: function(labels, logits)
@@ -27,6 +28,7 @@ def optax_mean(kind: str) -> Callable:
     functions: dict[str, Callable] = {
         "sigmoid": optax.sigmoid_binary_cross_entropy,
         "softmax ids": optax.softmax_cross_entropy_with_integer_labels,
+        "softmax": optax.softmax_cross_entropy,
     }
     function = functions[kind]
     return lambda logits, labels: function(logits, labels).mean()
@@ -113,7 +115,7 @@ def operand_shapes(workload) -> tuple[jax.ShapeDtypeStruct, ...]:
     n, classes, features = workload.examples, workload.classes, workload.features
     ids = jax.ShapeDtypeStruct((n,), jnp.int32)
     logits = jax.ShapeDtypeStruct((n, classes), dtype)
-    if workload.loss == "sigmoid":
+    if workload.loss in ("sigmoid", "softmax"):
         return logits, logits
     if workload.loss == "softmax ids":
         return logits, ids

@@ -6,7 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-Loss = Literal["sigmoid", "softmax ids", "projection"]
+Loss = Literal["sigmoid", "softmax ids", "softmax", "projection"]
 Platform = Literal["cpu", "tpu", "gpu"]
 
 
@@ -47,6 +47,10 @@ WORKLOADS = (
     Workload(
         "cpu", "softmax ids", 32768, 1000, "float32",
         "Many short rows: the classes of ImageNet, where the work per row shows.",
+    ),
+    Workload(
+        "cpu", "softmax", 32768, 1000, "float32",
+        "Soft labels for the same: a teacher's, or of mixed images.",
     ),
     Workload(
         "cpu", "projection", 4096, 65536, "float32",
@@ -118,7 +122,8 @@ def labels_and_logits(workload: Workload, variant: Variant = "random", seed: int
     """Labels and logits as NumPy arrays.
 
     Random logits are standard normal. Confident: in 9 rows of 10 the label's logit leads the
-    largest other one by 10 to 20. Sigmoid labels are 0 and, with probability 0.1, 1.
+    largest other one by 10 to 20. Sigmoid labels are 0 and, with probability 0.1, 1. Softmax labels
+    without ids are the softmax of standard normal numbers.
     """
     if workload.loss == "projection":
         raise ValueError(f"workload must have logits; {workload.name!r} is a projection")
@@ -128,6 +133,10 @@ def labels_and_logits(workload: Workload, variant: Variant = "random", seed: int
     if workload.loss == "sigmoid":
         labels = (rng.random(shape, np.float32) < 0.1).astype(workload.dtype)
         return labels, logits.astype(workload.dtype)
+    if workload.loss == "softmax":
+        odds = np.exp(rng.standard_normal(shape, np.float32))
+        labels = odds / odds.sum(1, keepdims=True)
+        return labels.astype(workload.dtype), logits.astype(workload.dtype)
     ids = rng.integers(workload.classes, size=workload.examples).astype(np.int32)
     if variant == "confident":
         rows = np.flatnonzero(rng.random(workload.examples) < 0.9)

@@ -74,7 +74,8 @@ def test_confident_rows_are_confident():
 
 
 def test_data_of_the_wrong_kind_is_refused():
-    with_logits, projection = workloads.WORKLOADS[0], workloads.WORKLOADS[3]
+    with_logits = workloads.WORKLOADS[0]
+    projection = workloads.workloads("cpu", "projection")[0]
     with pytest.raises(ValueError, match="workload must have logits"):
         workloads.labels_and_logits(projection)
     with pytest.raises(ValueError, match="workload must be a projection"):
@@ -147,8 +148,8 @@ def check_picture(folder, name):
 
 def test_speed(tmp_path):
     with_logits, projected, swept, goal = speed.tables(replace(TINY, plots=tmp_path), JAX_ONLY)
-    # A sigmoid, and two shapes of softmax with two kinds of data; loss and step; two libraries.
-    assert len(with_logits.rows) == 5 * 2 * 2
+    # A sigmoid, soft labels, two shapes of ids with two kinds of data; loss, step; two libraries.
+    assert len(with_logits.rows) == 6 * 2 * 2
     assert {"optax", "jxent", "jxent, per example", goals.BARE} <= {
         row["program"] for row in projected.rows
     }
@@ -179,7 +180,7 @@ def test_goals_compare_with_the_right_row():
 
 @pytest.mark.parametrize(
     "workload",
-    workloads.workloads("cpu", "sigmoid", "softmax ids", tiny=True),
+    workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True),
     ids=lambda w: w.name,
 )
 def test_steps_descend_in_place(workload):
@@ -192,7 +193,7 @@ def test_steps_descend_in_place(workload):
     np.testing.assert_array_equal(one.logits(), logits)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax ids"])
+@pytest.mark.parametrize("kind", ["sigmoid", "softmax ids", "softmax"])
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_a_wrong_competitor_is_caught(kind, wrong):
     """One whose loss is off by a thousandth, or whose gradient is wrong in the label's class."""
@@ -219,7 +220,7 @@ def test_a_wrong_projection_is_caught():
 
 def test_torch_agrees():
     pytest.importorskip("torch")
-    for kind in ("sigmoid", "softmax ids"):
+    for kind in ("sigmoid", "softmax ids", "softmax"):
         tiny = workloads.workloads("cpu", kind, tiny=True)[0]
         labels, logits = workloads.labels_and_logits(tiny)
         both = [make(kind, labels, logits) for make in (competitors.of_jxent, competitors.of_torch)]
