@@ -125,6 +125,21 @@ def torch_projection_in_blocks(labels, inputs, kernel) -> Step | None:
     return step
 
 
+def torch_products(inputs, kernel) -> Step | None:
+    """The three bare products as PyTorch takes them: the floor under its projections."""
+    try:
+        import torch  # noqa: PLC0415
+    except ImportError:
+        return None
+    x, w = torch.tensor(inputs), torch.tensor(kernel)
+
+    def step():
+        logits = x @ w
+        return logits[0, 0].numpy(), (logits @ w.T).numpy(), (x.T @ logits).numpy()
+
+    return step
+
+
 def check_projections(steps: dict[str, Step]) -> None:
     """Compares the outputs of all with the first's.
 
@@ -164,6 +179,8 @@ def projection(workload: Workload, rounds: int, *, torch: bool = True) -> list[d
             steps[name] = step
     check_projections(steps)
     steps[BARE] = partial(jax.jit(programs.chained_products), x, w)
+    if torch and (products := torch_products(inputs, kernel)) is not None:
+        steps[f"{BARE}, PyTorch"] = products
     block = blocks[0]
     if workload.examples % block == 0:
         steps[f"{BARE}, blocks of {block}"] = partial(
