@@ -42,6 +42,7 @@ def _pair_jvp(classes, primals, tangents):
 
 
 def _pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
+    """The pair from rows as they are, wherever their classes lie."""
     top = classes.max(x)
     everyone = _sum_of_all(classes, x, top)
     return top, jnp.where(everyone >= 2, everyone - 1, _sum_but_one(classes, x, top))
@@ -68,7 +69,7 @@ def _sum_of_all(classes: Classes, x: Array, top: Array) -> Array:
 
 
 def _pair_on_cpu(x: Array) -> tuple[Array, Array]:
-    """The same along the last axis: the maximum is left out only if a row needs it."""
+    """The pair along the last axis: the maximum is left out only if a row needs it."""
     piece = piece_length(x.shape[-1])
     if piece:
         return _pair_of_pieces(piece, x)
@@ -91,8 +92,8 @@ def piece_length(classes: int) -> int | None:
     """The length to cut rows into on CPU: a divisor of their width, near what its caches like.
 
     None for short rows, where a piece would be a large part of the row, and for those which have
-    no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes 6 to
-    8 times as long for them. None, too, where there are several devices: `jit` may have split the
+    no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes about
+    ten times as long for them. None, too, where there are several devices: `jit` may have split the
     rows, which does not show here, and no logit is to cross from one device to another.
     """
     if jax.device_count() > 1:

@@ -182,7 +182,7 @@ class _Exclusive:
     def _expected(self, x, pair, z=None):
         """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
         top, rest = pair
-        data = (x, top, jnp.log1p(rest)) if z is None else (x, top, jnp.log1p(rest), z)
+        data = (x, top, jnp.log1p(rest), *([] if z is None else [z]))
 
         def careful(x, top, more, *z):
             surprises = _normalizer.gap(x, top) + more
