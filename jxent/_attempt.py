@@ -3,7 +3,9 @@
 On CPU the arithmetic of a loss is dear, not the memory, and most of the care is for rare values.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,26 +13,96 @@ import jax.numpy as jnp
 
 
 def attempt(cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]) -> Callable:
-    """A function of arrays: `cheap`'s result where all that it calls usable is, else `careful`'s.
+    """A function of arrays: `cheap`'s result where it calls that usable, else `careful`'s.
 
-    `cheap` returns (usable, result). Both work on any number of leading axes, so that `vmap` can
-    add one: with a condition for each example, both ways would be computed.
+    `cheap` returns (usable, result), `usable` in the shape of each array of the result. Element by
+    element, so that no example's answer depends on what else is in its batch; `careful` is run if
+    any element needs it. Both work on any number of leading axes, so that `vmap` can add one: with
+    a condition for each example, both ways would be computed.
     """
 
     @jax.custom_batching.custom_vmap
     def tried(*arrays):
         usable, result = cheap(*arrays)
-        return jax.lax.cond(
-            jnp.all(usable), lambda result, _: result, lambda _, a: careful(*a), result, arrays
-        )
+
+        def mended(usable, result, arrays):
+            return jax.tree.map(partial(jnp.where, usable), result, careful(*arrays))
+
+        def as_it_is(usable, result, arrays):
+            return result
+
+        return jax.lax.cond(jnp.all(usable), as_it_is, mended, usable, result, arrays)
 
     @tried.def_vmap
     def _with_one_more_axis(size, batched, *arrays):
-        widened = (
-            x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
-            for x, is_batched in zip(arrays, batched, strict=True)
-        )
-        result = attempt(cheap, careful)(*widened)
+        def widened(x, is_batched):
+            return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
+
+        result = attempt(cheap, careful)(*jax.tree.map(widened, arrays, tuple(batched)))
         return result, jax.tree.map(lambda _: True, result)
 
     return tried
+
+
+def own_constants(dtype, *numbers: float) -> list[jax.Array]:
+    """Constants for a sum on CPU that no other computation shares.
+
+    XLA:CPU stores what a sum and the gradient share, be it the number 1 in the logits' shape.
+    """
+    return jax.lax.optimization_barrier([jnp.asarray(x, dtype) for x in numbers])
+
+
+def are_whole() -> bool:
+    """Whether arrays are on one device for sure, and may be cut.
+
+    Among several `jit` may have split them, which does not show here, and no logit is to cross
+    from one device to another.
+    """
+    return jax.device_count() == 1
+
+
+# Elements of a block of rows: as many as stay in a core's own cache, with what is made of them.
+_BLOCK = 2**16
+
+
+def by_rows(function: Callable[..., Any]) -> Callable:
+    """A function of arrays `[*batch, n]` that gives `[*batch, 1]`, a block of rows at a time.
+
+    For the careful ways, which are run rarely and whose memory is there always: what they store is
+    then of a block's size. Arrays may have 1 in place of axes of the first one's batch. Where rows
+    may be split over devices they stay as they are.
+    """
+
+    def in_blocks(*arrays):
+        given = jax.tree.leaves(arrays)  # all but None
+        batch = given[0].shape[:-1]
+        rows = math.prod(batch)
+        if not isinstance(rows, int) or not are_whole():
+            return function(*arrays)
+        block = max(1, _BLOCK // max(1, *(x.shape[-1] for x in given)))
+        if rows <= block:
+            return function(*arrays)
+
+        def flat(x):
+            same = x.shape[:-1] == batch or math.prod(x.shape[:-1]) == 1
+            x = x if same else jnp.broadcast_to(x, (*batch, x.shape[-1]))
+            return x.reshape(-1, x.shape[-1])
+
+        flattened = jax.tree.map(flat, arrays)
+
+        def of_block(start):
+            def cut(x):
+                return x if x.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(x, start, block)
+
+            return function(*jax.tree.map(cut, flattened))
+
+        def step(k, result):
+            # The last block starts earlier than it would, so that all are of one size.
+            start = jnp.minimum(k * block, rows - block)
+            return jax.lax.dynamic_update_slice_in_dim(result, of_block(start), start, 0)
+
+        result = jnp.zeros((rows, 1), jax.eval_shape(of_block, 0).dtype)
+        result = jax.lax.fori_loop(0, -(-rows // block), step, result)
+        return result.reshape(*batch, 1)
+
+    return in_blocks

@@ -16,7 +16,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from jxent import _derivative, _explicit
@@ -107,22 +106,18 @@ def _alike(*arrays):
     return [varying(x) if f else x for x, f in pairs]
 
 
-def _present(tangent) -> Array | None:
-    return None if isinstance(tangent, SymbolicZero) else tangent
-
-
 # One loss per example.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bias, pos_weight):
-    """Losses of all examples, unweighted, and their statistics, as `_derivative.losses`."""
+    """Losses of all examples, unweighted, and what is known of them, as `_derivative.losses`."""
     labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
 
     def block(_, rows):
         weights, labels, inputs = rows
         x = _project(inputs, kernel, bias)
-        return None, _derivative.losses(member, weights, labels, x, pos_weight)
+        return None, _derivative.losses(member, False, weights, labels, x, pos_weight)
 
     rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
     _, results = jax.lax.scan(block, None, rows)
@@ -138,9 +133,9 @@ def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bi
 # float32, which its transpose then accumulates in, and is rounded inside, where the products are
 # between operands of one dtype in both directions.
 def _per_example_jvp(member, blocks, primals, tangents):
-    weights, labels, inputs, kernel, bias, pos_weight = primals
-    dlabels, dinputs, dkernel, dbias, dpos_weight = map(_present, tangents[1:])
-    values, statistics = per_example(member, blocks, *primals)
+    _, labels, inputs, kernel, bias, pos_weight = primals
+    dlabels, dinputs, dkernel, dbias, dpos_weight = _derivative.present(tangents[1:])
+    values, known = per_example(member, blocks, *primals)
     wide = computing_dtype(inputs.dtype)
     dkernel = None if dkernel is None else dkernel.astype(wide)
     labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight = (
@@ -151,14 +146,13 @@ def _per_example_jvp(member, blocks, primals, tangents):
 
     @jax.checkpoint
     def block(rows, shared):
-        weights, values, statistics, labels, inputs, dlabels, dinputs = rows
+        values, (statistics, dropped), labels, inputs, dlabels, dinputs = rows
         kernel, bias, pos_weight, dkernel, dbias, dpos_weight = shared
         x = _project(inputs, kernel, bias)
         data = (labels, x, pos_weight)
         moving = (dlabels, None, dpos_weight)
-        if weights is not None:
-            clean = _derivative.without_dropped(member, weights, values)
-            data, statistics, moving = clean((data, statistics, moving))
+        if dropped is not None:
+            data, moving = _derivative.without(member, dropped)((data, moving))
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
@@ -185,10 +179,10 @@ def _per_example_jvp(member, blocks, primals, tangents):
         return _join(inputs.shape[0], change)
 
     change = all_blocks(
-        (weights, values, statistics, labels, inputs, dlabels, dinputs),
+        (values, known, labels, inputs, dlabels, dinputs),
         (kernel, bias, pos_weight, dkernel, dbias, dpos_weight),
     )
-    return (values, statistics), (change, jax.tree.map(jnp.zeros_like, statistics))
+    return (values, known), (change, jax.tree.map(_derivative.no_tangent, known))
 
 
 per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
@@ -237,7 +231,7 @@ def total(
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(member, blocks, masks, primals, tangents):
-    moving = [_present(t) for t in tangents]
+    moving = _derivative.present(tangents)
     wanted = tuple(t is not None for t in moving)
     value, slopes = _sweep(member, blocks, masks, wanted, *primals)
     of_weights, *of_parts = (
@@ -288,7 +282,7 @@ def _plain_sweep(
 
         def losses(labels, x, pos_weight):
             return _derivative.losses(
-                member, weights if masks else None, labels, x, pos_weight
+                member, False, weights if masks else None, labels, x, pos_weight
             )[0]  # fmt: skip
 
         by_logits = want_inputs or want_kernel or want_bias

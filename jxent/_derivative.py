@@ -12,13 +12,13 @@ and dear, one normaliser an example.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Protocol
+from functools import partial, reduce
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 from jxent import _explicit
 
@@ -35,14 +35,29 @@ class Member(Protocol):
     def tangent(self, data, statistics, tangents) -> Array: ...
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def losses(member: Member, weights: Array | None, *data: Array | None) -> tuple[Array, Any]:
-    """The member's losses, unweighted, in the computing dtype, and their statistics.
+class Known(NamedTuple):
+    """What the rule needs of the losses' computation."""
 
-    `weights` leave the values as they are. They tell the rule which examples are dropped:
-    where a weight is 0 and the loss is inf or NaN, nothing is passed back.
+    statistics: Any  # the member's
+    dropped: Bool[Array, "..."] | None  # which examples weigh 0 and are inf or NaN; None: nobody
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def losses(
+    member: Member, in_order: bool, weights: Array | None, *data: Array | None
+) -> tuple[Array, Known]:
+    """The member's losses, unweighted, in the computing dtype, and what is known of them.
+
+    Where a weight is 0 and the loss is inf or NaN, the example is dropped: its loss and its
+    statistics are 0 and nothing is passed back. All other values are as without weights.
+    `in_order`: the gradient is computed after the loss, see `zero_known_from`.
     """
-    return member.losses(*data)
+    values, statistics = member.losses(*data)
+    if weights is None:
+        return values, Known(statistics, None)
+    dropped = (weights == 0) & ~jnp.isfinite(values)
+    values, statistics = without(member, dropped)((values, statistics))
+    return values, Known(statistics, dropped)
 
 
 # The tangent is recomputed from the data as given and one normaliser an example: under
@@ -55,31 +70,47 @@ def losses(member: Member, weights: Array | None, *data: Array | None) -> tuple[
 #
 # The statistics are a cache. Whoever takes them differentiates with respect to the logits as a
 # whole, so their own tangents are 0.
-def _losses_jvp(member, primals, tangents):
+def _losses_jvp(member, in_order, primals, tangents):
     weights, *data = primals
-    values, statistics = losses(member, weights, *data)
-    moving = [None if isinstance(t, SymbolicZero) else t for t in tangents[1:]]
+    values, known = losses(member, in_order, weights, *data)
+    moving = present(tangents[1:])
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(weights, data, statistics, values, moving):
-        if weights is not None:
-            clean = without_dropped(member, weights, values)
-            data, statistics, moving = clean((data, statistics, moving))
+    def tangent(known, data, moving, zero):
+        data, statistics = after(zero, data, known.statistics)
+        dropped = known.dropped
+        if dropped is not None:
+            data, moving = without(member, dropped)((data, moving))
         return member.tangent(data, statistics, moving)
 
     if all(t is None for t in moving):
         change = jnp.zeros_like(values)
     else:
-        change = tangent(weights, data, statistics, None if weights is None else values, moving)
-    return (values, statistics), (change, jax.tree.map(jnp.zeros_like, statistics))
+        zero = None
+        if in_order and member.axis is None:
+            zero = zero_known_from(jnp.sum(values))
+        elif in_order:
+            zero = jnp.expand_dims(zero_known_from(values), member.axis)
+        change = tangent(known, data, moving, zero)
+    return (values, known), (change, jax.tree.map(no_tangent, known))
 
 
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
 
 
-def without_dropped(member: Member, weights: Array, values: Array) -> Callable[[Any], Any]:
+def present(tangents) -> list[Array | None]:
+    """The tangents, None for those that are zero."""
+    return [None if isinstance(t, SymbolicZero) else t for t in tangents]
+
+
+def no_tangent(x: Array) -> Any:
+    """The zero tangent of an array; that of booleans has a dtype of its own."""
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jax.dtypes.float0
+    return jnp.zeros_like(x, dtype=dtype)
+
+
+def without(member: Member, dropped: Array) -> Callable[[Any], Any]:
     """Puts 0 in place of dropped examples in a tree of arrays."""
-    dropped = (weights == 0) & ~jnp.isfinite(values)
 
     def clean(x):
         along = dropped
@@ -93,17 +124,78 @@ def without_dropped(member: Member, weights: Array, values: Array) -> Callable[[
     return partial(jax.tree.map, clean)
 
 
+# A training step returns its loss and writes the new logits over the old ones. On CPU nothing else
+# makes XLA compute the loss first: it would copy the logits, and store what loss and gradient
+# share. So the gradient reads logits to which a 0 was added that only the loss tells. Elsewhere one
+# pass gives both, and the dependency would make it two.
+def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exactly 0, known only after `values`.
+
+    At -inf, where no compiler can tell that it is 0, it is the smallest normal number.
+    """
+    info = jnp.finfo(values.dtype)
+
+    def on_cpu(values):
+        return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
+
+    return jax.lax.platform_dependent(values, cpu=on_cpu, default=jnp.zeros_like)
+
+
+def after(zero: Array | None, data, statistics=None):
+    """Data and statistics of which the logits and statistics are known only after the 0 is."""
+
+    def later(x):
+        return x if zero is None else x + zero.astype(x.dtype)
+
+    labels, logits, pos_weight = data
+    return (labels, later(logits), pos_weight), jax.tree.map(later, statistics)
+
+
 def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Array:
     """The member's losses times their weights; exactly 0 where a weight is 0."""
 
     def weighted(weights, *data):
-        values, _ = losses(member, weights, *data)
+        values, _ = losses(member, True, weights, *data)
         return weigh(weights, values)
 
     if member.axis is None:
         # The losses are of the logits' size: compute them again rather than save them.
         weighted = jax.checkpoint(weighted)
     return weighted(weights, *data)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def weighted_total(member, weights: Array, *data: Array | None) -> Float[Array, ""]:
+    """sum(weights * losses) of a sum over classes and examples, whose `each` gives the losses."""
+    return member.losses(*data, weights)[0]
+
+
+# As the sum of the weighted losses, but known before the gradient is computed, see above, and
+# without storing the losses. What is dropped is told from the data: an infinite loss of finite
+# data has a finite gradient, which a weight of 0 makes 0.
+def _weighted_total_jvp(member, primals, tangents):
+    total = weighted_total(member, *primals)
+    dweights, *moving = present(tangents)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def tangent(weights, data, dweights, moving, zero):
+        data, _ = after(zero, data)
+        change = jnp.zeros_like(total)
+        if any(t is not None for t in moving):
+            size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
+            dropped = (weights == 0) & ~jnp.isfinite(size)
+            kept, moving = without(member.each, dropped)((data, moving))
+            change += member.classes.total(weights * member.each.tangent(kept, None, moving))
+        if dweights is not None:
+            values, _ = losses(member.each, False, weights, *data)
+            change += member.classes.total(jnp.where(jnp.isfinite(values), values, 0) * dweights)
+        return change
+
+    weights, *data = primals
+    return total, tangent(weights, data, dweights, moving, zero_known_from(total))
+
+
+weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
 
 
 @jax.custom_jvp

@@ -29,6 +29,7 @@ class LabelNormalizer(NamedTuple):
     shift: Array  # p_j = exp(x_j - shift) * scale
     scale: Array
     miss: Array  # 1 - p of the label
+    share: Array | None = None  # what smoothing adds to every label, if there is smoothing
 
 
 def normalizer(
@@ -57,23 +58,39 @@ def of_pair(own: Array, top: Array, rest: Array) -> LabelNormalizer:
 
 
 # The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
-# round in exp(x), and most programs' logits are far from where it overflows; rows with -inf for
-# the label, with +inf or with NaN are not usable.
+# round in exp(x), and most programs' logits are far from where it overflows. With e = exp(own) and
+# r = `others`, every intermediate that a usable row has (float32; n classes, at most 2^24):
+#
+#     exp(x_j)       below most, as r is; what is flushed to 0 adds up to n tiny < eps r
+#     e, 1 / e       between exp(-reach) = 2e-35 and exp(reach) = 5e34
+#     r              between least = n 1e-31 and most = 2^(126 - bits of n)
+#     r + e          between least and 2^125
+#     r / e          below the largest number, by a guard of its own: from e = 2e-35 and r > 6e3 it
+#                    would overflow; above tiny, or flushed to 0 as the loss itself is then
+#     log(r + e)     between -72 and 87, so its exponential is as far from both ends as r + e
+#     miss, scale    miss in [0, 1], above tiny or flushed as it is; scale is 1 to rounding
+#
+# Rows with -inf for the label, with +inf or with NaN are not usable: no comparison holds for NaN.
 def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormalizer]:
     info = jnp.finfo(x.dtype)
     classes = x.shape[-1]
-    # At the lower end, what exp flushed to 0 must not be missed.
     least = classes * float(info.tiny) / float(info.eps)
     # A power of two, by which every number of a class can be multiplied exactly: fused into one
     # operation with the subtraction after it, the product is not rounded.
     most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
-    others = _others(x, ids, own, most)
     reach = 0.9 * math.log(float(info.max))
-    usable = (others > least) & (others < most) & (jnp.abs(own) < reach)
-    loss = jnp.log1p(others * jnp.exp(-own))
-    scale = 1 / (others + jnp.exp(own))
-    shift = jnp.zeros_like(own)
-    return usable, LabelNormalizer(loss, own + loss, shift, scale, others * scale)
+    others = _others(x, ids, own, most)
+    label = jnp.exp(own)
+    odds = others / label
+    usable = (others > least) & (others < most) & (jnp.abs(own) < reach) & (odds < float(info.max))
+    total = others + label
+    # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
+    # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
+    # barrier keeps the compiler from taking exp(log(total)) for total.
+    log_normalizer = jax.lax.optimization_barrier(jnp.log(total))
+    scale = jnp.exp(log_normalizer) / total
+    result = LabelNormalizer(jnp.log1p(odds), log_normalizer, log_normalizer, scale, others / total)
+    return usable, result
 
 
 def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
@@ -92,10 +109,12 @@ def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
         rest = _without(jax.lax.optimization_barrier(ids % piece), in_own, most)
         return _normalizer.sum_without(sums, which) + rest
 
-    # Where no label has more than half of the probability, the subtraction loses no digit.
-    return jax.lax.cond(
-        jnp.all(2 * label < total), lambda *_: total - label, left_out, ids, pieces, sums
-    )
+    def mended(ids, pieces, sums):
+        return jnp.where(small, total - label, left_out(ids, pieces, sums))
+
+    # Where the label has less than half of the probability, the subtraction loses no digit.
+    small = 2 * label < total
+    return jax.lax.cond(jnp.all(small), lambda *_: total - label, mended, ids, pieces, sums)
 
 
 def _without(ids: Array, x: Array, most: float) -> Array:
@@ -109,19 +128,30 @@ def _without(ids: Array, x: Array, most: float) -> Array:
     return jnp.sum(jnp.minimum(jnp.exp(x), distance), -1, keepdims=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def slopes(
     classes: Classes,
+    smoothing: float,
     x: Float[Array, "..."],
     ids: Integer[Array, "..."],
     normalizer: LabelNormalizer,
 ) -> Float[Array, "..."]:
-    """The gradient of the losses: the probabilities, and -(1 - p) at the label."""
+    """The gradient of the losses: p - z, for labels z of the class alone, then smoothed.
+
+    At the label it is -(1 - p) unsmoothed. Smoothed, z = 1 - s + s / C there, and the difference is
+    taken as (1 - z) p - z (1 - p): neither of these loses digits where p is near 0 or 1.
+    """
     p = _normalizer.probabilities(x, normalizer.shift, normalizer.scale, classes)
-    return jnp.where(classes.numbers(x) == ids, -normalizer.miss, p)
+    labelled = classes.numbers(x) == ids
+    if not smoothing:
+        return jnp.where(labelled, -normalizer.miss, p)
+    share = jnp.where(x > -jnp.inf, normalizer.share, 0)
+    of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.miss
+    return jnp.where(labelled, of_label, p - share)
 
 
-# p and p - 1 have one derivative.
+# p, p - 1 and p - z have one derivative.
 @slopes.defjvp
-def _slopes_jvp(classes, primals, tangents):
-    return slopes(classes, *primals), _normalizer.spread(primals[0], tangents[0], classes)
+def _slopes_jvp(classes, smoothing, primals, tangents):
+    change = _normalizer.spread(primals[0], tangents[0], classes)
+    return slopes(classes, smoothing, *primals), change

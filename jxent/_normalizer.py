@@ -19,19 +19,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._attempt import attempt
+from jxent._attempt import are_whole, attempt, by_rows, own_constants
 from jxent._classes import Classes
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
-    """The pair (max, rest) of `x` over the classes. NaN for a row without a class left."""
-    everywhere = partial(_pair_of_rows, classes)
-    if classes.are_last(x):
-        top, rest = jax.lax.platform_dependent(x, cpu=_pair_on_cpu, default=everywhere)
-    else:
-        top, rest = everywhere(x)
-    return jnp.where(top == -jnp.inf, jnp.nan, top), rest
+    """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
+    on_cpu = _pair_on_cpu if classes.are_last(x) else partial(_pair_without_selects, classes)
+    top, rest = jax.lax.platform_dependent(x, cpu=on_cpu, default=partial(_pair_of_rows, classes))
+    # XLA:CPU's maximum drops NaN, so the sum says where one is.
+    undefined = (top == -jnp.inf) | jnp.isnan(rest)
+    return jnp.where(undefined, jnp.nan, top), jnp.where(undefined, jnp.nan, rest)
 
 
 # A cache, see above.
@@ -42,50 +41,77 @@ def _pair_jvp(classes, primals, tangents):
 
 
 def _pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
-    """The pair from rows as they are, wherever their classes lie."""
+    """The pair as it is defined; NaN reaches `rest` through its sum."""
     top = classes.max(x)
-    everyone = _sum_of_all(classes, x, top)
-    return top, jnp.where(everyone >= 2, everyone - 1, _sum_but_one(classes, x, top))
+    at_top = x == top
+    others = classes.sum(jnp.where(at_top, 0, jnp.exp(-gap(x, top))))
+    ties = classes.sum(at_top.astype(x.dtype))
+    return top, others + (ties - 1)
 
 
 # XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and it
 # stores what two sums share; either would be an array of the logits' size. Hence minima in one of
-# these sums, and the same distances spelled in another way in the other.
+# these sums, and the same distances spelled in another way in the other, with its own constants.
+def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
+    """The same in terms that XLA:CPU sums without storing them, on any axis and mesh."""
+    info = jnp.finfo(x.dtype)
+    top = classes.max(x)
 
+    def of_others(below, inverse=1 / info.tiny, one=1.0):
+        # 0 for the maximum and its ties, 1 for all others, whose distance is a normal number.
+        return jnp.minimum(below * inverse, one)
 
-def _sum_but_one(classes: Classes, x: Array, top: Array) -> Array:
-    """sum(exp(x_j - top)) over all classes but the maximum and its ties."""
-    # +inf is brought down to the largest number, so that equals are 0 apart. `other` is 0 for the
-    # maximum and its ties, and 1 for all others, whose distance is a normal number.
+    # +inf is brought down to the largest number, so that equals are 0 apart.
     below = bounded(top) - bounded(x)
-    other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
-    return classes.sum(other * jnp.exp(-below))
-
-
-def _sum_of_all(classes: Classes, x: Array, top: Array) -> Array:
-    """sum(exp(x_j - top)). Where it is 2 or more, as with ties, taking 1 from it loses no digit."""
-    largest = jnp.finfo(x.dtype).max
-    return classes.sum(jnp.exp(jnp.maximum(-top, -largest) - jnp.maximum(-x, -largest)))
+    others = jnp.sum(of_others(below) * jnp.exp(-below), classes.axis, keepdims=True)
+    least, inverse, one = own_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
+    below = jnp.maximum(-x, least) - jnp.maximum(-top, least)
+    ties = classes.sum(one - of_others(below, inverse, one))
+    # Minima drop NaN, this sum does not.
+    size = jnp.sum(jnp.abs(x), classes.axis, keepdims=True)
+    others = classes.across(jnp.where(jnp.isnan(size), jnp.nan, others))
+    return top, others + (ties - 1)
 
 
 def _pair_on_cpu(x: Array) -> tuple[Array, Array]:
-    """The pair along the last axis: the maximum is left out only if a row needs it."""
+    """The pair along the last axis in three steps, each taken only if a row needs it.
+
+    `everyone`, the sum over all classes, is at least 1 in a row whose maximum is finite: every
+    exponent is at most 0 and one is 0, none overflows, and what is flushed to 0 is below
+    classes * tiny. In all other rows, and in those with a NaN, it is NaN, as inf - inf is.
+
+    1. From 2 on, as with ties, 1 is taken from it without losing a digit.
+    2. Below 2 one class is the maximum alone, and it is left out of the sum.
+    3. A row of NaN is computed with all care for infinities.
+    """
     piece = piece_length(x.shape[-1])
-    if piece:
-        return _pair_of_pieces(piece, x)
-    classes = Classes(-1)
-    top = classes.max(x)
-    everyone = _sum_of_all(classes, x, top)
-    return top, _without_one(everyone, partial(_sum_but_one, classes), x, top)
+    top, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
+
+    def subtracted(everyone, *_):
+        return everyone >= 2, everyone - 1
+
+    def left_out(everyone, _, *parts):
+        return everyone == everyone, jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
+
+    def careful(_, x, *__):
+        form = _pair_of_rows if are_whole() else _pair_without_selects
+        return by_rows(lambda x: form(Classes(-1), x)[1])(x)
+
+    return top, attempt(subtracted, attempt(left_out, careful))(everyone, x, *parts)
 
 
-def _without_one(everyone: Array, but_one: Callable[..., Array], *arrays: Array) -> Array:
-    """The sum less 1, or `but_one(*arrays)` where the subtraction would lose digits."""
+def _whole_rows(x: Array) -> tuple[Array, Array, Callable[..., Array], Array, Array]:
+    """The maximum, the sum of all, and how to sum all but the maximum, of two arrays."""
 
-    def careful(everyone, *arrays):
-        return jnp.where(everyone >= 2, everyone - 1, but_one(*arrays))
+    def but_one(x, top):
+        # As in `_pair_without_selects`; the maximum is finite.
+        below = top - x
+        other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
+        return jnp.sum(other * jnp.exp(-below), -1, keepdims=True)
 
-    return attempt(lambda e, *_: (e >= 2, e - 1), careful)(everyone, *arrays)
+    top = jnp.max(x, -1, keepdims=True)
+    everyone = jnp.sum(jnp.exp(x - top), -1, keepdims=True)
+    return top, everyone, but_one, x, top
 
 
 def piece_length(classes: int) -> int | None:
@@ -93,10 +119,9 @@ def piece_length(classes: int) -> int | None:
 
     None for short rows, where a piece would be a large part of the row, and for those which have
     no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes about
-    ten times as long for them. None, too, where there are several devices: `jit` may have split the
-    rows, which does not show here, and no logit is to cross from one device to another.
+    ten times as long for them. None, too, where the rows may be split.
     """
-    if jax.device_count() > 1:
+    if not are_whole():
         return None
     longest = classes // 10 if classes <= 2**15 else 2**15
     lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)
@@ -125,21 +150,21 @@ def sum_without(x: Array, which: Array) -> Array:
     return jnp.sum(jnp.where(numbers == which, 0, x), -1, keepdims=True)
 
 
-def _pair_of_pieces(piece: int, x: Array) -> tuple[Array, Array]:
-    """The pair of rows in pieces: the maximum is left out of its own piece."""
+def _pieces(piece: int, x: Array):
+    """As `_whole_rows`: the maximum is left out of its own piece."""
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
     top = jnp.max(tops, -1, keepdims=True)
-    sums = jnp.sum(jnp.exp(bounded(pieces) - bounded(top)[..., None]), -1)
+    sums = jnp.sum(jnp.exp(pieces - top[..., None]), -1)
     sums = jax.lax.optimization_barrier(sums)
     everyone = jnp.sum(sums, -1, keepdims=True)
-    return top, _without_one(everyone, _sum_of_pieces_but_one, pieces, tops, top, sums)
+    return top, everyone, _sum_of_pieces_but_one, pieces, tops, top, sums
 
 
 def _sum_of_pieces_but_one(pieces: Array, tops: Array, top: Array, sums: Array) -> Array:
     which = _first(tops, top)
     own = piece_at(pieces, which)
-    in_own = sum_without(jnp.exp(bounded(own) - bounded(top)), _first(own, top))
+    in_own = sum_without(jnp.exp(own - top), _first(own, top))
     return sum_without(sums, which) + in_own
 
 
@@ -159,7 +184,7 @@ def bounded(x: Array) -> Array:
 def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
     """The number of classes that are not ruled out, by -inf."""
 
-    def careful(x):
+    def counted(x):
         return classes.sum((x > -jnp.inf).astype(x.dtype))
 
     # A comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
@@ -168,8 +193,9 @@ def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
         return zero == 0, jnp.full_like(zero, classes.count(x))
 
     if not classes.are_last(x):
-        return careful(x)
-    return jax.lax.platform_dependent(x, cpu=attempt(of_finite, careful), default=careful)
+        return counted(x)
+    on_cpu = attempt(of_finite, by_rows(counted))
+    return jax.lax.platform_dependent(x, cpu=on_cpu, default=counted)
 
 
 @classes_left.defjvp
@@ -178,20 +204,19 @@ def _classes_left_jvp(classes, primals, tangents):
     return count, jnp.zeros_like(count)
 
 
+def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Array | None:
+    """What smoothing adds to the label of each class that is not ruled out; None without it."""
+    return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
+
+
 def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
     """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
     return jnp.where(x == top, 0, top - x)
 
 
 def zero_times(a: Array, b: Array) -> Array:
-    """The product for b >= 0, and 0 where a is 0: no label, no loss, at an infinite logit too.
-
-    Without a select, which would end XLA:CPU's fusion of the sum that this stands in: infinity is
-    brought down to the largest number, and the last factor, 1 for all others, makes it overflow
-    again unless a is 0.
-    """
-    finite = bounded(b)
-    return a * finite * (1 + bounded(b - finite))
+    """The product, and 0 where a is 0: no label, no loss, at an infinite logit too."""
+    return jnp.where(a == 0, 0, a * b)
 
 
 def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:
@@ -222,30 +247,36 @@ def _chances_jvp(classes, primals, tangents):
     return (p, q), (dp, -dp)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4,))
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
 def slopes(
-    x: Float[Array, "..."], z: Float[Array, "..."], top: Array, rest: Array, classes: Classes
+    x: Float[Array, "..."],
+    z: Float[Array, "..."],
+    total: Array,
+    top: Array,
+    rest: Array,
+    classes: Classes,
 ) -> Array:
-    """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels.
+    """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels, `total`.
 
     For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
     class a row can need them, whose p is 1 / (1 + rest).
     """
     # The select ends XLA:CPU's fusion of the sum, which else stores it for every class.
-    total = jnp.where(rest >= 0, classes.sum(z), jnp.nan)
+    total = jnp.where(rest >= 0, total, jnp.nan)
     scale = 1 / (1 + rest)
     of_leader = (total - z) * scale - z * (rest * scale)
     p = jnp.exp(bounded(x) - bounded(top)) * scale
     return jnp.where(_leader(x, top, rest), of_leader, total * p - z)
 
 
+# `total` is a cache as well.
 @slopes.defjvp
 def _slopes_jvp(classes, primals, tangents):
-    x, z, top, rest = primals
+    x, z, total, top, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, top, rest, classes)
     by_labels = (classes.sum(dz) - dz) * p - dz * q
-    return slopes(*primals, classes), by_labels + classes.sum(z) * spread(x, dx, classes)
+    return slopes(*primals, classes), by_labels + total * spread(x, dx, classes)
 
 
 def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:

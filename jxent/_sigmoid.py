@@ -12,10 +12,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative, _explicit
-from jxent._attempt import attempt
+from jxent._attempt import attempt, by_rows, own_constants
 from jxent._classes import Classes
 from jxent._normalizer import zero_times
-from jxent._softcap import softcap, softcap_slope
+from jxent._softcap import softcap, softcap_of_finite, softcap_slope
 from jxent._widen import largest_id, widen
 
 
@@ -178,7 +178,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
 
 @partial(jax.jit, static_argnums=0)
 def _jitted(member, labels, logits, pos_weight=None):
-    losses, _ = _derivative.losses(member, None, labels, logits, pos_weight)
+    losses, _ = _derivative.losses(member, True, None, labels, logits, pos_weight)
     return losses.astype(logits.dtype)
 
 
@@ -192,8 +192,7 @@ class Sigmoid:
 
     def losses(self, labels, logits, pos_weight):
         x = softcap(widen(logits), self.logit_softcap)
-        z, positive = self._targets(labels, x.dtype, pos_weight)
-        return _loss(z, positive, x), None
+        return _loss(self._smoothed(labels, x.dtype), pos_weight, x), None
 
     def total(self, ndim: int) -> "SigmoidSum":
         """The member that gives the sum of all these losses."""
@@ -203,7 +202,8 @@ class Sigmoid:
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
         x = widen(logits)
-        z, positive = self._targets(labels, x.dtype, pos_weight)
+        z = self._smoothed(labels, x.dtype)
+        positive = z if pos_weight is None else pos_weight * z
         capped = softcap(x, self.logit_softcap)
         return _slope(1 - z, positive, capped) * softcap_slope(x, self.logit_softcap)
 
@@ -218,16 +218,15 @@ class Sigmoid:
         if dlabels is not None:
             change += (1 - self.label_smoothing) * _label_slope(x, q) * widen(dlabels)
         if dpos_weight is not None:
-            z, _ = self._targets(labels, x.dtype, None)
+            z = self._smoothed(labels, x.dtype)
             change += z * _finite_softplus(-x) * dpos_weight
         return change
 
-    def _targets(self, labels, dtype, pos_weight):
-        """The smoothed labels, and these times `pos_weight`."""
+    def _smoothed(self, labels, dtype):
         z = labels.astype(dtype)
         if self.label_smoothing:
             z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return z, z if pos_weight is None else pos_weight * z
+        return z
 
 
 @dataclass(frozen=True)
@@ -243,32 +242,51 @@ class SigmoidSum:
         return self.classes.axis
 
     @property
-    def _each(self) -> Sigmoid:
+    def each(self) -> Sigmoid:
+        """The member of one loss a class."""
         return Sigmoid(self.label_smoothing, self.logit_softcap)
 
-    def losses(self, labels, logits, pos_weight):
-        x = softcap(widen(logits), self.logit_softcap)
-        z, positive = self._each._targets(labels, x.dtype, pos_weight)
+    def losses(self, labels, logits, pos_weight, weights=None):
+        # Of the logits' rank, which `vmap` may add to.
+        data = [labels, logits] + [
+            None if x is None else x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
+            for x in (pos_weight, weights)
+        ]
 
-        def careful(z, positive, x):
-            return self.classes.total(_loss(z, positive, x))
+        # From the arrays as they were given: a condition stores what it is handed.
+        def careful(labels, logits, pos_weight, weights):
+            losses, _ = self.each.losses(labels, logits, pos_weight)
+            return losses if weights is None else _derivative.weigh(weights, losses)
+
+        def careful_in_total(*data):
+            sums = by_rows(lambda *data: jnp.sum(careful(*data), -1, keepdims=True))
+            return self.classes.total(sums(*data) if logits.ndim else careful(*data))
 
         # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
-        def of_finite(z, positive, x):
-            losses = _loss_of_finite(z, positive, x, unweighted=pos_weight is None)
-            total = self.classes.total(losses)
+        def of_finite(labels, logits, pos_weight, weights):
+            x = softcap_of_finite(widen(logits), self.logit_softcap)
+            z = labels.astype(x.dtype)
+            if self.label_smoothing:
+                kept, added = 1 - self.label_smoothing, self.label_smoothing / 2
+                kept, added = own_constants(x.dtype, kept, added)
+                z = kept * z + added
+            losses = _loss_of_finite(z, pos_weight, x)
+            total = self.classes.total(losses if weights is None else weights * losses)
             return jnp.isfinite(total), total
 
-        if self.classes.name is not None or _explicit.is_split(x):
-            return careful(z, positive, x), None
-        cheap = attempt(of_finite, careful)
-        return jax.lax.platform_dependent(z, positive, x, cpu=cheap, default=careful), None
+        def everywhere(*data):
+            return self.classes.total(careful(*data))
+
+        if self.classes.name is not None or _explicit.is_split(logits):
+            return everywhere(*data), None
+        cheap = attempt(of_finite, careful_in_total)
+        return jax.lax.platform_dependent(*data, cpu=cheap, default=everywhere), None
 
     def gradient(self, data, statistics):
-        return self._each.gradient(data, statistics)
+        return self.each.gradient(data, statistics)
 
     def tangent(self, data, statistics, tangents):
-        return self.classes.total(self._each.tangent(data, statistics, tangents))
+        return self.classes.total(self.each.tangent(data, statistics, tangents))
 
 
 @dataclass(frozen=True)
@@ -369,28 +387,40 @@ def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -
     return listed
 
 
-def _loss(z: Array, positive: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """(1 - z) softplus(x) + positive softplus(-x), in terms that do not cancel for z in [0, 1].
+def _loss(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """(1 - z) softplus(x) + q z softplus(-x), in terms that do not cancel for z in [0, 1]."""
+    return jax.lax.platform_dependent(z, q, x, cpu=_loss_without_selects, default=_plain_loss)
 
-    Spelled for XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought
-    down to the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others,
-    makes the product overflow again where the label does not agree.
-    """
+
+def _plain_loss(z, q, x):
+    positive = z if q is None else q * z
+    loss = zero_times(1 - z, _softplus(x)) + zero_times(positive, _softplus(-x))
+    return jnp.where(jnp.isnan(x), x, loss)
+
+
+# For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
+# the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others, makes the
+# product overflow again where the label does not agree. NaN, which minima drop, is in the logarithm.
+def _loss_without_selects(z, q, x):
+    positive = z if q is None else jax.lax.optimization_barrier(q) * z
     most = float(jnp.finfo(x.dtype).max)
-    above = jnp.maximum(-jnp.maximum(-x, -most), 0)
-    below = jnp.maximum(-jnp.maximum(x, -most), 0)
-    infinite = 1 + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
-    linear = ((1 - z) * above + positive * below) * infinite
-    return linear + (1 - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    above = jnp.maximum(-jnp.maximum(-x, -most), zero)
+    below = jnp.maximum(-jnp.maximum(x, -most), zero)
+    infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
+    linear = ((one - z) * above + positive * below) * infinite
+    return linear + (one - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-def _loss_of_finite(z: Array, positive: Array, x: Array, *, unweighted: bool) -> Array:
+def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
     """The same in fewer operations: inf or NaN if a logit is infinite."""
     rest = jnp.log1p(jnp.exp(-jnp.abs(x)))
-    if unweighted:  # (1 - z) x >= -z x exactly where x >= 0, for every z
+    if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
         return rest - jnp.minimum((z - 1) * x, z * x)
-    linear = (1 - z) * jnp.maximum(x, 0) - positive * jnp.minimum(x, 0)
-    return linear + (1 - z + positive) * rest
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    positive = jax.lax.optimization_barrier(q) * z
+    linear = (one - z) * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
+    return linear + (one - z + positive) * rest
 
 
 @jax.custom_jvp

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._attempt import own_constants
+
 
 @jax.custom_jvp
 def _tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -35,10 +37,15 @@ def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     """`x`, or c tanh(x / c) where a cap is given; -inf, a class masked out, stays -inf."""
     if cap is None:
         return x
-    capped = jnp.where(x == -jnp.inf, -jnp.inf, cap * _tanh(x / cap))
-    # XLA recomputes the product in every fusion, here and there as one fused multiply-add: without
-    # the barrier the maximum of a row would not equal any of its elements to the last bit.
-    return jax.lax.optimization_barrier(capped)
+    return jnp.where(x == -jnp.inf, -jnp.inf, cap * _tanh(x / cap))
+
+
+def softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
+    if cap is None:
+        return x
+    cap, zero = own_constants(x.dtype, cap, 0.0)
+    return cap * _tanh(x / cap) + zero * x
 
 
 def softcap_slope(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _checks, _derivative, _explicit, _label, _normalizer
-from jxent._attempt import attempt
+from jxent._attempt import attempt, by_rows, own_constants
 from jxent._classes import Classes
 from jxent._softcap import softcap, softcap_slope
 from jxent._widen import largest_id, widen
@@ -147,7 +147,7 @@ def sparse_softmax_cross_entropy_with_logits(
 
 @partial(jax.jit, static_argnums=0)
 def _per_example(member, labels, logits):
-    losses, _ = _derivative.losses(member, None, labels, logits, None)
+    losses, _ = _derivative.losses(member, True, None, labels, logits, None)
     return losses.astype(logits.dtype)
 
 
@@ -165,43 +165,46 @@ class _Exclusive:
         return self.classes.axis
 
     def _capped(self, logits):
-        return softcap(widen(logits), self.logit_softcap)
+        x = softcap(widen(logits), self.logit_softcap)
+        if self.logit_softcap is None:
+            return x
+        # XLA recomputes the product in every fusion, here and there as one fused multiply-add:
+        # without the barrier a row's maximum would equal none of its elements to the last bit.
+        return jax.lax.optimization_barrier(x)
 
-    def _even_share(self, x):
-        """What smoothing adds to the label of each class that is not ruled out."""
-        count = jnp.maximum(_normalizer.classes_left(x, self.classes), 1)
-        return jnp.where(x > -jnp.inf, self.label_smoothing / count, 0)
-
-    def _smoothed(self, x, z=None):
+    def _smoothed(self, x, share, z=None):
         """The labels `z`, or none, and what smoothing adds to them."""
-        if not self.label_smoothing:
+        if share is None:
             return z
-        share = self._even_share(x)
+        share = jnp.where(x > -jnp.inf, share, 0)
         return share if z is None else (1 - self.label_smoothing) * z + share
 
-    def _expected(self, x, pair, z=None):
+    def _expected(self, x, pair, share, z=None):
         """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
         top, rest = pair
-        data = (x, top, jnp.log1p(rest), *([] if z is None else [z]))
 
-        def careful(x, top, more, *z):
+        def careful(x, top, more, share, z):
             surprises = _normalizer.gap(x, top) + more
-            return self.classes.sum(_normalizer.zero_times(self._smoothed(x, *z), surprises))
+            total = self.classes.sum(_normalizer.zero_times(self._smoothed(x, share, z), surprises))
+            # The row of a NaN is NaN even if its labels are all 0.
+            return jnp.where(jnp.isnan(more), jnp.nan, total)
 
         # A sum that is finite has no infinite logit in it, and no class is ruled out.
-        def of_finite(x, top, more, *z):
+        def of_finite(x, top, more, share, z):
             surprises = (top - x) + more
-            s, share = self.label_smoothing, self.label_smoothing / self.classes.count(x)
-            if not z:
+            if z is None:
                 total = share * self.classes.sum(surprises)
             else:
-                weights = (1 - s) * z[0] + share if s else z[0]
-                total = self.classes.sum(weights * surprises)
+                if share is not None:
+                    (keep,) = own_constants(x.dtype, 1 - self.label_smoothing)
+                    z = keep * z + share
+                total = self.classes.sum(z * surprises)
             return jnp.isfinite(total), total
 
+        data = (x, top, jnp.log1p(rest), share, z)
         if not self.classes.are_last(x):
             return careful(*data)
-        cheap = attempt(of_finite, careful)
+        cheap = attempt(of_finite, by_rows(careful))
         return jax.lax.platform_dependent(*data, cpu=cheap, default=careful)
 
     def _z_slope(self, x, p, log_normalizer):
@@ -216,32 +219,37 @@ class Softmax(_Exclusive):
 
     def losses(self, labels, logits, pos_weight):
         x = self._capped(logits)
-        pair = _normalizer.pair(x, self.classes)
-        top, rest = pair
-        loss = self._expected(x, pair, labels.astype(x.dtype))
+        top, rest = _normalizer.pair(x, self.classes)
+        share = _normalizer.even_share(x, self.label_smoothing, self.classes)
+        z = labels.astype(x.dtype)
+        loss = self._expected(x, (top, rest), share, z)
         if self.z_loss:
             loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
-        return jnp.squeeze(loss, self.axis), pair
+        total = self.classes.sum(z)
+        if share is not None:
+            total = (1 - self.label_smoothing) * total + self.label_smoothing
+        return jnp.squeeze(loss, self.axis), (top, rest, share, total)
 
     def gradient(self, data, statistics):
         labels, logits, _ = data
+        top, rest, share, total = statistics
         x = self._capped(logits)
-        z = self._smoothed(x, labels.astype(x.dtype))
-        slope = _normalizer.slopes(x, z, *statistics, self.classes)
+        z = self._smoothed(x, share, labels.astype(x.dtype))
+        slope = _normalizer.slopes(x, z, total, top, rest, self.classes)
         if self.z_loss:
-            top, rest = statistics
             p, _ = _normalizer.chances(x, top, rest, self.classes)
             slope += self._z_slope(x, p, top + jnp.log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data, statistics, tangents):
         dlabels, dlogits, _ = tangents
-        change = jnp.zeros_like(jnp.squeeze(statistics[0], self.axis))
+        top, rest, *_ = statistics
+        change = jnp.zeros_like(jnp.squeeze(top, self.axis))
         if dlogits is not None:
             slope = self.gradient(data, statistics)
             change += self.classes.total(slope * widen(dlogits))
         if dlabels is not None:
-            slope = _normalizer.surprises(self._capped(data[1]), *statistics, self.classes)
+            slope = _normalizer.surprises(self._capped(data[1]), top, rest, self.classes)
             slope = (1 - self.label_smoothing) * slope
             change += self.classes.total(slope * widen(dlabels))
         return change
@@ -257,8 +265,9 @@ class SparseSoftmax(_Exclusive):
         own = self._own(ids, x)
         if self.label_smoothing:
             top, rest = _normalizer.pair(x, self.classes)
-            normalizer = _label.of_pair(own, top, rest)
-            loss = self._expected(x, (top, rest))
+            share = _normalizer.even_share(x, self.label_smoothing, self.classes)
+            normalizer = _label.of_pair(own, top, rest)._replace(share=share)
+            loss = self._expected(x, (top, rest), share)
             # At s = 1 the label has no part in it, at -inf neither.
             if self.label_smoothing < 1:
                 loss += (1 - self.label_smoothing) * normalizer.loss
@@ -277,13 +286,9 @@ class SparseSoftmax(_Exclusive):
         labels, logits, _ = data
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        slope = _label.slopes(self.classes, x, ids, statistics)
-        if self.label_smoothing:
-            slope += jnp.where(
-                self.classes.numbers(x) == ids, self.label_smoothing, 0
-            ) - self._even_share(x)
+        slope = _label.slopes(self.classes, self.label_smoothing, x, ids, statistics)
         if self.z_loss:
-            _, log_normalizer, shift, scale, _ = statistics
+            _, log_normalizer, shift, scale, *_ = statistics
             p = _normalizer.probabilities(x, shift, scale, self.classes)
             slope += self._z_slope(x, p, log_normalizer)
         return slope * softcap_slope(widen(logits), self.logit_softcap)

@@ -15,7 +15,7 @@ Array(1.3862944, dtype=float32)
 """
 
 from enum import Enum
-from functools import partial
+from functools import partial, reduce
 from math import prod
 from numbers import Real
 
@@ -25,6 +25,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _blocks, _checks, _derivative
+from jxent._attempt import own_constants
 from jxent._sigmoid import Sigmoid, SigmoidSum, SparseSigmoid
 from jxent._softmax import Softmax, SparseSoftmax
 from jxent._widen import computing_dtype, widen
@@ -774,21 +775,26 @@ def _checked_reduction(reduction: Reduction | str) -> Reduction:
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _loss(member, masks, reduction, weights, labels, logits, pos_weight):
     data = (labels, logits, pos_weight)
-    size = logits.size if member.axis is None else prod(logits.shape[:-1])
+    shape = logits.shape if member.axis is None else logits.shape[:-1]
+    if member.axis is None and reduction is not Reduction.NONE:
+        member = member.total(logits.ndim)
+        if masks:
+            total = _derivative.weighted_total(member, weights, *data)
+        else:
+            total = weights * _derivative.losses(member, True, None, *data)[0]
+        return _divided(total, _count(reduction, weights, shape)).astype(logits.dtype)
     if masks:
         weighted = _derivative.weighted_losses(member, weights, *data)
     else:
-        if member.axis is None and reduction is not Reduction.NONE:
-            member = member.total(logits.ndim)
-        weighted = weights * _derivative.losses(member, None, *data)[0]
-    return _reduced(reduction, weights, weighted, size).astype(logits.dtype)
+        weighted = weights * _derivative.losses(member, True, None, *data)[0]
+    return _reduced(reduction, weights, weighted, shape).astype(logits.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _weighted_loss(masks, reduction, weights, losses):
     values = widen(losses)
     weighted = _derivative.weigh(weights, values) if masks else weights * values
-    return _reduced(reduction, weights, weighted, weighted.size).astype(losses.dtype)
+    return _reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -807,27 +813,41 @@ def _projected_loss(
         return _derivative.weigh(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
-    each = _divided(each, _count(reduction, weights, prod(batch)))
+    each = _divided(each, _count(reduction, weights, batch))
     return _blocks.total(member, blocks, masks, each, *projection)
 
 
-def _reduced(reduction, weights, weighted, size):
+def _reduced(reduction, weights, weighted, shape):
     if reduction is Reduction.NONE:
         return weighted
-    return _divided(jnp.sum(weighted), _count(reduction, weights, size))
+    return _divided(jnp.sum(weighted), _count(reduction, weights, shape))
 
 
-def _count(reduction, weights, size):
-    """What the sum is divided by, for weights that are broadcast to `size` losses."""
-    # In floating point: int32 would wrap at 2^31 elements.
-    size, repeats = float(size), float(size // max(weights.size, 1))
+def _count(reduction, weights, shape):
+    """What the sum is divided by, for weights that are broadcast to losses of this shape."""
     if reduction is Reduction.SUM:
         return jnp.ones_like(weights, shape=())
-    if reduction is Reduction.MEAN:
-        return jnp.sum(weights) * repeats
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
-        return jnp.full_like(weights, size, shape=())
-    return jnp.sum(weights != 0, dtype=weights.dtype) * repeats
+        return _product(shape, weights)
+    total = weights if reduction is Reduction.MEAN else _nonzero(weights)
+    sizes = weights.shape or (1,) * len(shape)
+    # Not `m == 1`, which is unknown for the symbolic dimensions of an export.
+    repeated = [n for n, m in zip(shape, sizes, strict=True) if isinstance(m, int) and m == 1]
+    return jnp.sum(total) * _product(repeated, weights)
+
+
+def _nonzero(weights):
+    """1 where a weight is not 0. A comparison would be stored by XLA:CPU before it is summed."""
+    weights = jax.lax.stop_gradient(weights)  # a step function has none
+    inverse, one = own_constants(weights.dtype, 1 / jnp.finfo(weights.dtype).tiny, 1.0)
+    return jnp.minimum(jnp.abs(weights) * inverse, one)
+
+
+def _product(sizes, like):
+    """The product of sizes, in the dtype of `like`: int32 would wrap at 2^31 elements."""
+    known = float(prod(n for n in sizes if isinstance(n, int)))
+    symbolic = (jnp.asarray(n).astype(like.dtype) for n in sizes if not isinstance(n, int))
+    return reduce(jnp.multiply, symbolic, jnp.full_like(like, known, shape=()))
 
 
 def _divided(x, count):
