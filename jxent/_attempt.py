@@ -44,7 +44,7 @@ def attempt(cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]) 
     return tried
 
 
-def own_constants(dtype, *numbers: float) -> list[jax.Array]:
+def own_constants(dtype, *numbers: Any) -> list[jax.Array]:
     """Constants for a sum on CPU that no other computation shares.
 
     XLA:CPU stores what a sum and the gradient share, be it the number 1 in the logits' shape.

@@ -12,7 +12,9 @@ infinities and dropped examples holds here too.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +41,45 @@ def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
     )
 
 
-def block_count(examples: int, kernel: tuple[int, ...], block_size: int | None) -> int:
-    """How many blocks to cut the examples into.
+class Cut(NamedTuple):
+    """How examples are cut: `number` blocks of `size`, the last places of which may be filled up."""
+
+    number: int
+    size: int
+
+    def is_ragged(self, examples: int) -> bool:
+        """Whether places are filled up."""
+        return self.number * self.size != examples
+
+    def to_blocks(self, x: Array) -> Array:
+        """`[examples, ...]` as `[number, size, ...]`, strided; zeros fill the last places."""
+        number, size = self
+        if self.is_ragged(x.shape[0]):
+            x = jnp.pad(x, [(0, number * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+        return jnp.swapaxes(x.reshape(size, number, *x.shape[1:]), 0, 1)
+
+    def from_blocks(self, examples: int, x: Array) -> Array:
+        """The inverse: drops what was filled in."""
+        return jnp.swapaxes(x, 0, 1).reshape(self.number * self.size, *x.shape[2:])[:examples]
+
+
+def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
+    """The blocks to cut the examples into.
 
     By default a block has 2^25 logits, but at least half as many examples as there are features:
     adding to d/d kernel reads and writes it once a block, and fewer examples a block would leave
-    the products waiting for that.
+    the products waiting for that. Blocks are evened out, unless the examples' number is a symbol
+    (`jax.export`).
     """
     features, classes = kernel
     if block_size is None:
-        block_size = max(_ROOM // max(classes, 1), features // 2, 8)
+        block_size = max(_ROOM // classes, features // 2, 8)
         block_size -= block_size % 128 if block_size > 128 else 0
-    return max(1, -(-examples // block_size))
+    number = -(-examples // block_size)
+    if not isinstance(examples, int):
+        return Cut(number, block_size)
+    number = max(1, number)
+    return Cut(number, -(-examples // number))
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:
@@ -61,17 +90,15 @@ def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:
     return labels, inputs.reshape(examples, inputs.shape[-1])
 
 
-def _cut(blocks: int, x: Array) -> Array:
-    """`[examples, ...]` as `[blocks, block, ...]`, strided; zeros fill the last places."""
-    missing = -x.shape[0] % blocks
-    if missing:
-        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-    return jnp.swapaxes(x.reshape(-1, blocks, *x.shape[1:]), 0, 1)
+def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
+    """Weights that tell the places which are filled up from examples.
 
-
-def _join(examples: int, x: Array) -> Array:
-    """The inverse of `_cut`: drops what was filled in."""
-    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])[:examples]
+    Such a place has logits of its own, 0 times the kernel, which may be NaN: it weighs 0, and is
+    dropped like any example of weight 0.
+    """
+    if weights is not None or not blocks.is_ragged(inputs.shape[0]):
+        return weights
+    return jnp.ones_like(inputs[:, 0], computing_dtype(inputs.dtype), shape=inputs.shape[:1])
 
 
 def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
@@ -110,7 +137,7 @@ def _alike(*arrays):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bias, pos_weight):
+def per_example(member: Member, blocks: Cut, weights, labels, inputs, kernel, bias, pos_weight):
     """Losses of all examples, unweighted, and what is known of them, as `_derivative.losses`."""
     labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
 
@@ -119,9 +146,10 @@ def per_example(member: Member, blocks: int, weights, labels, inputs, kernel, bi
         x = _project(inputs, kernel, bias)
         return None, _derivative.losses(member, False, weights, labels, x, pos_weight)
 
-    rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
+    weights = _kept(weights, blocks, inputs)
+    rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
     _, results = jax.lax.scan(block, None, rows)
-    return jax.tree.map(partial(_join, inputs.shape[0]), results)
+    return jax.tree.map(partial(blocks.from_blocks, inputs.shape[0]), results)
 
 
 # A scan over blocks of tangents, each under `jax.checkpoint`: its transpose multiplies a block's
@@ -158,10 +186,12 @@ def _per_example_jvp(member, blocks, primals, tangents):
         if dinputs is not None:
             of_part += jnp.sum(_pull(slope, kernel, inputs) * dinputs.astype(wide), axis=1)
         if dkernel is not None:
-            # The output in the operands' dtype, so that the cotangent is in it too.
+            # The output in the operands' dtype, so that the cotangent is in it too. In float16 that
+            # is too narrow for a slope times its example's cotangent, usually 1 over their number.
+            product = wide if inputs.dtype == jnp.float16 else inputs.dtype
             pushed = jnp.matmul(
-                _transposed(inputs).T,
-                dkernel.astype(inputs.dtype),
+                _transposed(inputs.astype(product)).T,
+                dkernel.astype(product),
                 out_sharding=_explicit.split_of_product(inputs, kernel),
             ).astype(wide)
             of_part += jnp.sum(slope * pushed, axis=1)
@@ -174,9 +204,9 @@ def _per_example_jvp(member, blocks, primals, tangents):
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows, shared):
-        rows = jax.tree.map(partial(_cut, blocks), rows)
+        rows = jax.tree.map(blocks.to_blocks, rows)
         _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
-        return _join(inputs.shape[0], change)
+        return blocks.from_blocks(inputs.shape[0], change)
 
     change = all_blocks(
         (values, known, labels, inputs, dlabels, dinputs),
@@ -190,12 +220,34 @@ per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
 
 def _pull(slope: Array, kernel: Array, inputs: Array) -> Array:
     """d/d inputs of a block: the slope in the kernel's dtype before the product."""
-    return jnp.matmul(
-        slope.astype(kernel.dtype),
-        kernel.T,
-        preferred_element_type=slope.dtype,
-        out_sharding=_explicit.split_of(inputs),
+    low, restored = _narrowed(slope, kernel.dtype)
+    return restored(
+        jnp.matmul(
+            low,
+            kernel.T,
+            preferred_element_type=slope.dtype,
+            out_sharding=_explicit.split_of(inputs),
+        )
     )
+
+
+def _narrowed(slope: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
+    """The slope of a block in the dtype of its products, and what is left to do to them.
+
+    float16 has 5 bits of exponent: a probability over the number of examples is below its range.
+    So the largest element of a block is brought to between 2^13 and 2^14, by a power of two, which
+    rounds nothing; float16 then holds what is 2^27 times smaller with all its bits, and an element
+    that is 2^38 times smaller is 0. Where the largest is 0, inf or NaN nothing is scaled.
+    """
+    if dtype != jnp.float16:
+        return slope.astype(dtype), lambda product: product
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)))
+    _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
+    usable = jnp.isfinite(largest) & (largest > 0)
+    # Beyond these ends the power of two would not be a normal number of float32.
+    exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 100)
+    up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
+    return (slope * up).astype(dtype), lambda product: product * down
 
 
 def _transposed(inputs: Array) -> Array:
@@ -216,7 +268,7 @@ def _transposed(inputs: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    member: Member, blocks: int, masks: bool, weights, labels, inputs, kernel, bias, pos_weight
+    member: Member, blocks: Cut, masks: bool, weights, labels, inputs, kernel, bias, pos_weight
 ) -> Float[Array, ""]:
     """sum(weights * losses), weights `[examples]` in the computing dtype.
 
@@ -253,7 +305,7 @@ def _inner(slope: Array, t: Array, dtype) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def _sweep(member: Member, blocks: int, masks: bool, wanted: tuple[bool, ...], *arguments):
+def _sweep(member: Member, blocks: Cut, masks: bool, wanted: tuple[bool, ...], *arguments):
     """The total, and for each argument d total / d argument if it is wanted, else None."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, *arguments)
 
@@ -274,6 +326,7 @@ def _plain_sweep(
 ):
     want_weights, want_labels, want_inputs, want_kernel, want_bias, want_pos_weight = wanted
     examples = inputs.shape[0]
+    masks = masks or blocks.is_ragged(examples)  # see `_kept`
     labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
 
     @protect
@@ -301,15 +354,17 @@ def _plain_sweep(
             # The sum has the type of the values, on every mesh.
             by_rows[1], slope, by_shared[2] = pull(weights + jnp.zeros_like(values))
         if by_logits:
-            low = slope.astype(kernel.dtype)
             if want_inputs:
                 by_rows[2] = _pull(slope, kernel, inputs)
             if want_kernel:
-                by_shared[0] = jnp.matmul(
-                    _transposed(inputs),
-                    low,
-                    preferred_element_type=slope.dtype,
-                    out_sharding=_explicit.split_of(kernel),
+                low, restored = _narrowed(slope, kernel.dtype)
+                by_shared[0] = restored(
+                    jnp.matmul(
+                        _transposed(inputs),
+                        low,
+                        preferred_element_type=slope.dtype,
+                        out_sharding=_explicit.split_of(kernel),
+                    )
                 )
             if want_bias:
                 by_shared[1] = jnp.sum(slope, axis=0)
@@ -329,9 +384,9 @@ def _plain_sweep(
         accumulator(want_bias, bias),
         accumulator(want_pos_weight, pos_weight),
     ]
-    rows = jax.tree.map(partial(_cut, blocks), (weights, labels, inputs))
+    rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
     by_shared, by_rows = jax.lax.scan(step, start, rows)
-    values, *by_rows = jax.tree.map(partial(_join, examples), by_rows)
+    values, *by_rows = jax.tree.map(partial(blocks.from_blocks, examples), by_rows)
     value = jnp.sum(_derivative.weigh(weights, values))
     by_weights = jnp.where(jnp.isfinite(values), values, 0) if want_weights else None
     return value, [by_weights, *by_rows, *by_shared]

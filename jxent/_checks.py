@@ -7,7 +7,10 @@ is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
 
 import math
 import numbers
+import reprlib
 from collections.abc import Hashable
+from enum import Enum
+from typing import Any
 
 import chex
 import jax
@@ -22,21 +25,50 @@ from jxent._widen import computing_dtype
 
 def array(name: str, value: ArrayLike, dtype=None) -> Array:
     """`value` as an array; what has no dtype of its own (a list, a number) takes `dtype`."""
+    if hasattr(value, "dtype"):
+        dtype = None
+    elif value is None or _kinds(value) - _NUMBERS:
+        # Before anything is cast: NumPy would take "1" for a number.
+        raise TypeError(f"{name} must be an array of real numbers, got {_shown(value)}")
     try:
-        return jnp.asarray(value, None if hasattr(value, "dtype") else dtype)
+        return jnp.asarray(value, dtype)
+    except OverflowError as error:
+        raise ValueError(f"{name} must hold numbers in range, got {_shown(value)}") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {value!r}") from error
+        raise TypeError(f"{name} must be an array of numbers, got {_shown(value)}") from error
+
+
+_NUMBERS = {"bool", "integer", "floating"}
+
+
+def _kinds(value) -> set[str]:
+    """What is in a list, a tuple or a number: kinds of numbers, or names of types."""
+    return {_kind(leaf) for leaf in jax.tree.leaves(value)}
+
+
+def _kind(leaf) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    for kind, scalar, python in (
+        ("bool", np.bool_, bool),
+        ("integer", jnp.integer, int),
+        ("floating", jnp.floating, float),
+    ):
+        if isinstance(leaf, python) if dtype is None else jnp.issubdtype(dtype, scalar):
+            return kind
+    return type(leaf).__name__
+
+
+def _shown(value) -> str:
+    return reprlib.repr(value)
 
 
 def floating(name: str, value: ArrayLike) -> Array:
     """`value` as an array of a floating dtype."""
     x = array(name, value)
-    chex.assert_type(
-        x,
-        float,
-        exception_type=TypeError,
-        custom_message=f"{name} must be floating, got {x.dtype}",
-    )
+    try:
+        chex.assert_type(x, float)
+    except AssertionError:
+        raise TypeError(f"{name} must be floating, got {x.dtype}") from None
     return x
 
 
@@ -78,7 +110,28 @@ def _real(name: str, x: Array) -> None:
 
 
 def _integers(value: ArrayLike) -> Array:
-    ids = array("labels", value, jnp.int32)
+    """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range.
+
+    Their kind is looked at before anything is cast: 1.7 is not class 1.
+    """
+    if not hasattr(value, "dtype") and (value is None or _kinds(value) - {"integer"}):
+        kinds = ", ".join(sorted(_kinds(value) - {"integer"})) or "None"
+        raise TypeError(f"labels must be integer class ids, got {_shown(value)} of {kinds}")
+    if not isinstance(value, jax.Array) and not any(
+        isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
+    ):
+        given = np.asarray(value)
+        if given.dtype == object:
+            raise ValueError(f"labels must be class ids that int64 holds, got {_shown(value)}")
+        if given.size == 0 and not hasattr(value, "dtype"):
+            given = given.astype(np.int32)  # an empty list has no kind
+        if given.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
+            # JAX would take 2^32 + 1 for 1. No logits have 2^31 classes.
+            info = np.iinfo(np.int32)
+            lowest = 0 if given.dtype == np.uint64 else info.min
+            given = np.clip(given, lowest, info.max).astype(np.int32)
+        value = given
+    ids = array("labels", value)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
     return ids
@@ -180,11 +233,18 @@ def projection(
     x, w = floating("inputs", inputs), floating("kernel", kernel)
     if x.dtype != w.dtype:
         raise TypeError(f"kernel must have the dtype of inputs, {x.dtype}, got {w.dtype}")
-    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[0]:
+    if x.ndim < 1:
+        raise ValueError(f"inputs must be [*batch, features], got shape {x.shape}")
+    if w.ndim != 2:
+        raise ValueError(f"kernel must be [features, classes], got shape {w.shape}")
+    if x.shape[-1] != w.shape[0]:
         raise ValueError(
             "inputs and kernel must be [*batch, features] and [features, classes], got shapes "
             f"{x.shape} and {w.shape}"
         )
+    if w.shape[1] == 0:
+        raise ValueError(f"kernel must have at least one class, got shape {w.shape}")
+    _static("kernel", w.shape)
     if bias is not None:
         bias = array("bias", bias, computing_dtype(x.dtype))
         _real("bias", bias)
@@ -210,74 +270,107 @@ def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
 def block_size(value: int | None) -> int | None:
     if value is None:
         return None
-    if isinstance(value, jax.core.Tracer):
-        raise TypeError("block_size is an option, compiled in: it must be a Python integer")
+    _not_traced("block_size", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"block_size must be a Python integer or None, got {value!r}")
+        raise TypeError(f"block_size must be a Python integer or None, got {_shown(value)}")
     if value < 1:
-        raise ValueError(f"block_size must be at least 1, got {value}")
+        raise ValueError(f"block_size must be at least 1, got {_shown(value)}")
     return int(value)
 
 
 def axis(value: int, logits: Array) -> int:
     """The axis of the classes, counted from the end."""
+    _not_traced("axis", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"axis must be a Python integer, got {value!r}")
+        raise TypeError(f"axis must be a Python integer, got {_shown(value)}")
+    if not logits.ndim:
+        raise ValueError("logits must have an axis of classes, got shape ()")
     if not -logits.ndim <= value < logits.ndim:
         raise ValueError(
-            f"axis must be one of the {logits.ndim} axes of logits, got {value} for shape "
+            f"axis must be one of the {logits.ndim} axes of logits, got {_shown(value)} for shape "
             f"{logits.shape}"
         )
+    if logits.shape[value] == 0:
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
+    _static("logits", logits.shape[value : value + 1 or None])
     return int(value) % logits.ndim - logits.ndim
+
+
+def _static(name: str, sizes) -> None:
+    """Only the batch may have symbolic sizes, see `jax.export`."""
+    if not all(isinstance(n, int) for n in sizes):
+        raise ValueError(f"{name} must have classes and features of known number, got {sizes}")
 
 
 def classes(axis: int, axis_name: Hashable | None) -> Classes:
     """Where the classes are; `axis_name` must be bound by a surrounding `shard_map`."""
     if axis_name is not None:
+        _not_traced("axis_name", axis_name, "string")
         try:
+            if axis_name == ():
+                raise ValueError("no axis is named")
             jax.lax.axis_size(axis_name)
         except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
-                f"the classes are split, got {axis_name!r}"
+                f"the classes are split, got {_shown(axis_name)}"
             ) from error
     return Classes(axis, axis_name)
 
 
 def label_smoothing(value: float) -> float:
-    return _number("label_smoothing", value, 0 <= _python("label_smoothing", value) <= 1, "[0, 1]")
+    return _number("label_smoothing", value, 0, 1, "[0, 1]")
 
 
 def z_loss(value: float) -> float:
-    return _number("z_loss", value, 0 <= _python("z_loss", value) < math.inf, "[0, inf)")
+    return _number("z_loss", value, 0, float(np.finfo(np.float64).max), "[0, inf)")
 
 
-def logit_softcap(value: float | None) -> float | None:
+def logit_softcap(value: float | None, dtype) -> float | None:
+    """The cap; logits of this dtype are divided by it and multiplied."""
     if value is None:
         return None
-    in_range = 0 < _python("logit_softcap", value) < math.inf
-    return _number("logit_softcap", value, in_range, "(0, inf), or None for no cap")
+    info = jnp.finfo(computing_dtype(dtype))
+    least, most = float(info.tiny), 1 / float(info.tiny)
+    wanted = (
+        f"[{least:.3g}, {most:.3g}], where it and its inverse are normal numbers of {info.dtype}"
+    )
+    return _number("logit_softcap", value, least, most, f"{wanted}, or None for no cap")
 
 
-def _python(name: str, value) -> float:
-    if isinstance(value, jax.core.Tracer):
+def reduction(value: Enum | str, kinds: type[Enum]) -> Any:
+    """The member of `kinds` that is meant."""
+    _not_traced("reduction", value, "string")
+    try:
+        return kinds(value)
+    except (TypeError, ValueError):
+        known = ", ".join(repr(kind.value) for kind in kinds)
+        raise ValueError(f"reduction must be one of {known}, got {_shown(value)}") from None
+
+
+def _number(name: str, value: Any, least: float, most: float, wanted: str) -> float:
+    _not_traced(name, value, "number")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a Python number, got {_shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be in {wanted}, got {_shown(value)}")
+    return number
+
+
+def _not_traced(name: str, value, kind: str) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(
-            f"{name} is an option, compiled in: it must be a Python number, got a traced value; "
+            f"{name} is an option, compiled in: it must be a Python {kind}, got a traced value; "
             "close over it, or name it in static_argnames"
         )
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a Python number, got {value!r}")
-    return float(value)
-
-
-def _number(name: str, value, in_range: bool, wanted: str) -> float:
-    if not in_range:
-        raise ValueError(f"{name} must be in {wanted}, got {value!r}")
-    return float(value)
 
 
 def scope(value: str | None, default: str, *, argument: str = "name"):
     """The named scope of a call."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{argument} must be a string, got {value!r}")
+        raise TypeError(f"{argument} must be a string, got {_shown(value)}")
     return jax.named_scope(value or default)

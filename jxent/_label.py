@@ -143,7 +143,7 @@ def slopes(
     """
     p = _normalizer.probabilities(x, normalizer.shift, normalizer.scale, classes)
     labelled = classes.numbers(x) == ids
-    if not smoothing:
+    if normalizer.share is None:
         return jnp.where(labelled, -normalizer.miss, p)
     share = jnp.where(x > -jnp.inf, normalizer.share, 0)
     of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.miss

@@ -77,7 +77,7 @@ def linear_sparse_softmax_cross_entropy(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
@@ -151,7 +151,7 @@ def linear_softmax_cross_entropy(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_softmax_cross_entropy"):
@@ -226,7 +226,7 @@ def linear_sparse_sigmoid_cross_entropy(
     member = SparseSigmoid(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
@@ -300,7 +300,7 @@ def linear_sigmoid_cross_entropy(
     member = SigmoidSum(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):
@@ -311,6 +311,6 @@ def linear_sigmoid_cross_entropy(
 def _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight):
     batch = inputs.shape[:-1]
     labels, inputs = _blocks.flat(labels, inputs)
-    blocks = _blocks.block_count(inputs.shape[0], kernel.shape, block_size)
+    blocks = _blocks.cut(inputs.shape[0], kernel.shape, block_size)
     losses, _ = _blocks.per_example(member, blocks, None, labels, inputs, kernel, bias, pos_weight)
     return losses.reshape(batch)

@@ -91,7 +91,7 @@ def _pair_on_cpu(x: Array) -> tuple[Array, Array]:
         return everyone >= 2, everyone - 1
 
     def left_out(everyone, _, *parts):
-        return everyone == everyone, jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
+        return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
 
     def careful(_, x, *__):
         form = _pair_of_rows if are_whole() else _pair_without_selects
@@ -272,7 +272,7 @@ def slopes(
 # `total` is a cache as well.
 @slopes.defjvp
 def _slopes_jvp(classes, primals, tangents):
-    x, z, total, top, rest = primals
+    x, _, total, top, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, top, rest, classes)
     by_labels = (classes.sum(dz) - dz) * p - dz * q

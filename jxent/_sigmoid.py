@@ -58,7 +58,7 @@ def sigmoid_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
+    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
     with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
         return _jitted(member, labels, logits)
 
@@ -108,7 +108,7 @@ def weighted_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap))
+    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
         return _jitted(member, labels, logits, factor)
 
@@ -170,7 +170,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     member = SparseSigmoid(
         classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
         return _jitted(member, labels, logits, factor)
@@ -255,7 +255,8 @@ class SigmoidSum:
 
         # From the arrays as they were given: a condition stores what it is handed.
         def careful(labels, logits, pos_weight, weights):
-            losses, _ = self.each.losses(labels, logits, pos_weight)
+            x = softcap(widen(logits), self.logit_softcap)
+            losses = _plain_loss(self.each._smoothed(labels, x.dtype), pos_weight, x)
             return losses if weights is None else _derivative.weigh(weights, losses)
 
         def careful_in_total(*data):
@@ -267,8 +268,8 @@ class SigmoidSum:
             x = softcap_of_finite(widen(logits), self.logit_softcap)
             z = labels.astype(x.dtype)
             if self.label_smoothing:
-                kept, added = 1 - self.label_smoothing, self.label_smoothing / 2
-                kept, added = own_constants(x.dtype, kept, added)
+                smoothing = (1 - self.label_smoothing, self.label_smoothing / 2)
+                kept, added = own_constants(x.dtype, *smoothing)
                 z = kept * z + added
             losses = _loss_of_finite(z, pos_weight, x)
             total = self.classes.total(losses if weights is None else weights * losses)
@@ -400,7 +401,9 @@ def _plain_loss(z, q, x):
 
 # For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
 # the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others, makes the
-# product overflow again where the label does not agree. NaN, which minima drop, is in the logarithm.
+# product overflow again where the label does not agree. (Not for a sum that may meet both inf and
+# -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
+# logarithm.
 def _loss_without_selects(z, q, x):
     positive = z if q is None else jax.lax.optimization_barrier(q) * z
     most = float(jnp.finfo(x.dtype).max)

@@ -44,8 +44,8 @@ def softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array,
     """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
     if cap is None:
         return x
-    cap, zero = own_constants(x.dtype, cap, 0.0)
-    return cap * _tanh(x / cap) + zero * x
+    c, zero = own_constants(x.dtype, cap, 0.0)
+    return c * _tanh(x / c) + zero * x
 
 
 def softcap_slope(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:

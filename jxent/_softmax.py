@@ -72,7 +72,7 @@ def softmax_cross_entropy_with_logits(
     member = Softmax(
         classes=_checks.classes(_checks.axis(axis, logits), axis_name),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(name, "softmax_cross_entropy_with_logits"):
         return _per_example(member, labels, logits)
@@ -139,7 +139,7 @@ def sparse_softmax_cross_entropy_with_logits(
         classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(name, "sparse_softmax_cross_entropy_with_logits"):
         return _per_example(member, labels, logits)

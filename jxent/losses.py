@@ -110,7 +110,7 @@ def sigmoid_cross_entropy(
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
         return _checked_and_reduced(member, weights, reduction, labels, logits, factor)
@@ -181,7 +181,7 @@ def softmax_cross_entropy(
         classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(scope, "softmax_cross_entropy", argument="scope"):
         return _checked_and_reduced(member, weights, reduction, labels, logits)
@@ -252,7 +252,7 @@ def sparse_softmax_cross_entropy(
         classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
         return _checked_and_reduced(member, weights, reduction, labels, logits)
@@ -323,7 +323,7 @@ def sparse_sigmoid_cross_entropy(
     member = SparseSigmoid(
         classes=_checks.classes(axis, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
     )
     with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
         return _checked_and_reduced(member, weights, reduction, labels, logits, factor)
@@ -403,7 +403,7 @@ def linear_sparse_softmax_cross_entropy(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
         return _checked_and_reduced_projection(
@@ -494,7 +494,7 @@ def linear_softmax_cross_entropy(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     with _checks.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
         return _checked_and_reduced_projection(
@@ -586,7 +586,7 @@ def linear_sparse_sigmoid_cross_entropy(
     member = SparseSigmoid(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     with _checks.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
         return _checked_and_reduced_projection(
@@ -678,7 +678,7 @@ def linear_sigmoid_cross_entropy(
     member = SigmoidSum(
         classes=_checks.classes(-1, axis_name),
         label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     with _checks.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
         return _checked_and_reduced_projection(
@@ -734,14 +734,14 @@ def compute_weighted_loss(
         weights, values.shape, values.dtype, per_example=values.ndim == 1
     )
     with _checks.scope(scope, "compute_weighted_loss", argument="scope"):
-        return _weighted_loss(masks, _checked_reduction(reduction), weights, values)
+        return _weighted_loss(masks, _checks.reduction(reduction, Reduction), weights, values)
 
 
 def _checked_and_reduced(member, weights, reduction, labels, logits, pos_weight=None):
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
-    reduction = _checked_reduction(reduction)
+    reduction = _checks.reduction(reduction, Reduction)
     return _loss(member, masks, reduction, weights, labels, logits, pos_weight)
 
 
@@ -750,8 +750,8 @@ def _checked_and_reduced_projection(
 ):
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    reduction = _checked_reduction(reduction)
-    blocks = _blocks.block_count(prod(batch), kernel.shape, _checks.block_size(block_size))
+    reduction = _checks.reduction(reduction, Reduction)
+    blocks = _blocks.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
     return _projected_loss(
         member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
     )
@@ -762,14 +762,6 @@ def _checked_weights(weights, shape, dtype, *, per_example):
     masks = not (isinstance(weights, Real) and weights != 0)
     dtype = computing_dtype(dtype)
     return masks, _checks.weights(weights, shape, dtype, per_example=per_example)
-
-
-def _checked_reduction(reduction: Reduction | str) -> Reduction:
-    try:
-        return Reduction(reduction)
-    except ValueError:
-        known = ", ".join(repr(member.value) for member in Reduction)
-        raise ValueError(f"reduction must be one of {known}, got {reduction!r}") from None
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
