@@ -42,7 +42,7 @@ def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
 
 
 class Cut(NamedTuple):
-    """How examples are cut: `number` blocks of `size`, the last places of which may be filled up."""
+    """How examples are cut: `number` blocks of `size`; the last places may be filled up."""
 
     number: int
     size: int
@@ -241,7 +241,7 @@ def _narrowed(slope: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
     """
     if dtype != jnp.float16:
         return slope.astype(dtype), lambda product: product
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)))
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)), initial=0)
     _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
     usable = jnp.isfinite(largest) & (largest > 0)
     # Beyond these ends the power of two would not be a normal number of float32.

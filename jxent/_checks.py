@@ -307,7 +307,7 @@ def classes(axis: int, axis_name: Hashable | None) -> Classes:
     if axis_name is not None:
         _not_traced("axis_name", axis_name, "string")
         try:
-            if axis_name == ():
+            if axis_name == () or not isinstance(axis_name, Hashable):
                 raise ValueError("no axis is named")
             jax.lax.axis_size(axis_name)
         except (NameError, TypeError, ValueError) as error:

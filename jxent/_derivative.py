@@ -117,7 +117,7 @@ def without(member: Member, dropped: Array) -> Callable[[Any], Any]:
         if x.ndim > dropped.ndim:
             assert member.axis is not None
             along = jnp.expand_dims(dropped, member.axis)
-        if x.ndim == 0 or any(m == 1 < n for m, n in zip(x.shape, along.shape, strict=True)):
+        if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # a pos_weight that all examples share
         return jnp.where(_explicit.filled(along, x), jnp.zeros_like(x), x)
 

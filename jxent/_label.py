@@ -150,8 +150,10 @@ def slopes(
     return jnp.where(labelled, of_label, p - share)
 
 
-# p, p - 1 and p - z have one derivative.
+# p, p - 1 and p - z have one derivative; for an id out of range it is NaN as all else is.
 @slopes.defjvp
 def _slopes_jvp(classes, smoothing, primals, tangents):
-    change = _normalizer.spread(primals[0], tangents[0], classes)
+    x, _, normalizer = primals
+    known = jnp.where(jnp.isnan(normalizer.miss), jnp.nan, jnp.ones_like(normalizer.miss))
+    change = known * _normalizer.spread(x, tangents[0], classes)
     return slopes(classes, smoothing, *primals), change

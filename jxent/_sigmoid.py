@@ -332,7 +332,9 @@ class SparseSigmoid:
         else:
             slope = _slope(a, b, v)
         slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
-        return jnp.where(_explicit.filled(self._in_range(labels, x)[..., None], x), slope, jnp.nan)
+        # A product, so that the derivatives of the gradient are NaN too.
+        known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
+        return slope * _explicit.filled(known[..., None], x)
 
     def tangent(self, data, statistics, tangents):
         labels, logits, _ = data

@@ -5,6 +5,8 @@ transform. The *wide* ones are NumPy's long double, written so that nothing canc
 terms than the library's (no maximum is taken out), for counting ulps at any confidence.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +127,114 @@ def wide_softmax_of_class(y: int, x):
     rest[first] = np.delete(p, first).sum()
     value = np.log1p(odds[others].sum())
     return value, np.where(others, p, -rest), p * rest
+
+
+# Wide formulas of whole arrays at any logits: infinite, masked, NaN. Classes are the last axis.
+
+
+class Wide(NamedTuple):
+    """The truth of one loss an example (an element for sigmoid), and what its terms add up to.
+
+    `curve` is the Hessian-vector product along a given direction. A `..._size` is the sum of the
+    absolute values of the terms, which a relative error is relative to.
+    """
+
+    value: np.ndarray
+    slope: np.ndarray
+    curve: np.ndarray
+    value_size: np.ndarray
+    slope_size: np.ndarray
+    curve_size: np.ndarray
+
+
+def _no_times(a, b):
+    """The product, and 0 where a is 0, at infinity too."""
+    return np.where(a == 0, 0, a * np.where((a == 0) & ~np.isfinite(b), 0, b))
+
+
+def _cap(x, cap):
+    """Soft-capped logits with first and second derivative; -inf stays."""
+    if cap is None:
+        return x, np.ones_like(x), np.zeros_like(x)
+    y = np.abs(x) / cap
+    e = np.exp(-2 * y)
+    first = 4 * e / (1 + e) ** 2
+    tanh = np.sign(x) * -np.expm1(-2 * y) / (1 + e)
+    return np.where(x == -np.inf, -np.inf, cap * tanh), first, -2 * tanh * first / cap
+
+
+def wide_sigmoid_of(z, x, t, *, pos_weight=1.0, label_smoothing=0.0, logit_softcap=None):
+    """Independent classes: every element by itself."""
+    z, x, t, q = (np.asarray(a, WIDE) for a in (z, x, t, pos_weight))
+    z = z * (1 - WIDE(label_smoothing)) + WIDE(label_smoothing) / 2
+    u, first, second = _cap(x, logit_softcap)
+    e = np.exp(-np.abs(u))
+    up, down = np.where(u < 0, e, 1) / (1 + e), np.where(u < 0, 1, e) / (1 + e)
+    above, below = np.maximum(u, 0) + np.log1p(e), np.maximum(-u, 0) + np.log1p(e)
+    absent, present = _no_times(1 - z, above), _no_times(q * z, below)
+    slope = (1 - z) * up - q * z * down
+    slope_size = np.abs(1 - z) * up + np.abs(q * z) * down
+    curve = (1 - z + q * z) * up * down
+    curve_size = (np.abs(1 - z) + np.abs(q * z)) * up * down
+    bad = np.isnan(x)
+    return Wide(
+        np.where(bad, np.nan, absent + present),
+        slope * first,
+        (curve * first**2 + slope * second) * t,
+        np.abs(absent) + np.abs(present),
+        slope_size * first,
+        np.abs((curve_size * first**2 + slope_size * np.abs(second)) * t),
+    )
+
+
+def wide_softmax_of(z, x, t, *, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
+    """Exclusive classes: `z` and `x` `[..., classes]`."""
+    z, x, t = (np.asarray(a, WIDE) for a in (z, x, t))
+    left = x > -np.inf
+    share = WIDE(label_smoothing) / np.maximum(left.sum(-1, keepdims=True), 1)
+    z = z * (1 - WIDE(label_smoothing)) + np.where(left, share, 0)
+    u, first, second = _cap(x, logit_softcap)
+    top = u.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        gap = np.where(u == top, 0, top - u)
+    odds = np.exp(-gap)
+    leads = np.arange(u.shape[-1]) == odds.argmax(-1)[..., None]
+    rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+    p = odds / (1 + rest)
+    miss = np.where(leads & (rest < 1), rest / (1 + rest), 1 - p)
+    normalizer = (top + np.log1p(rest))[..., 0]
+    surprise = gap + np.log1p(rest)
+    total = z.sum(-1, keepdims=True)
+    terms = _no_times(z, surprise)
+    zeta = WIDE(z_loss)
+    value, value_size = terms.sum(-1), np.abs(terms).sum(-1)
+    pull = np.where(np.isfinite(normalizer), normalizer, 0)[..., None] * 2 * zeta
+    if z_loss:
+        value = value + zeta * normalizer**2
+        reach = np.where(np.isfinite(top), np.abs(top) + np.log1p(rest) + 1, 0)
+        value_size = value_size + zeta * np.abs(normalizer) * reach[..., 0]
+    slope = (total - z) * p - z * miss + pull * p
+    slope_size = (np.abs(total) + np.abs(z)) * p + np.abs(z) * miss
+    if not label_smoothing:  # else the labels themselves are rounded
+        slope_size = np.where(leads, np.abs(total - z) * p + np.abs(z) * miss, slope_size)
+    if z_loss:
+        slope_size = slope_size + 2 * zeta * p * reach
+    v = first * t
+    leader = np.where(leads, v, 0).sum(-1, keepdims=True)
+    apart = v - leader
+    spread = p * (apart - (p * apart).sum(-1, keepdims=True))
+    spread_size = p * (np.abs(apart) + (p * np.abs(apart)).sum(-1, keepdims=True))
+    mean = (p * v).sum(-1, keepdims=True)
+    curve = (total + pull) * spread + 2 * zeta * p * mean
+    curve_size = (np.abs(total) + np.abs(pull)) * spread_size
+    curve_size = curve_size + 2 * zeta * p * (p * np.abs(v)).sum(-1, keepdims=True)
+    bad = np.isnan(x).any(-1) | (top[..., 0] == -np.inf)
+    hole = np.where(bad, np.nan, WIDE(0))
+    return Wide(
+        value + hole,
+        slope * first + hole[..., None],
+        curve * first + slope * second * t + hole[..., None],
+        value_size,
+        slope_size * first,
+        curve_size * first + slope_size * np.abs(second * t),
+    )

@@ -79,7 +79,7 @@ WRONG: list[tuple[tuple[str, ...], dict, type[Exception], str]] = [
     (("softmax", "sparse"), {"axis": 1.0}, TypeError, "axis must be a Python integer, got 1.0"),
     (("softmax", "sparse"), {"axis": None}, TypeError, "axis must be a Python integer"),
     (("softmax", "losses.softmax"), {"labels": np.float32(0), "logits": np.float32(0)}, ValueError,
-     "axis must be one of the 0 axes"),
+     "logits must have an axis of classes"),
     # Options.
     (SMOOTHED, {"label_smoothing": 1.5}, ValueError, r"label_smoothing must be in \[0, 1\], got"),
     (SMOOTHED, {"label_smoothing": -0.1}, ValueError, "label_smoothing must be in"),

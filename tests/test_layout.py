@@ -9,7 +9,7 @@ PACKAGE = Path(jxent.__file__).parent
 LEVELS = {  # a room imports from lower levels only
     "_widen": 0,
     "_softcap": 0,
-    "_attempt": 0,
+    "_attempt": -1,
     "_explicit": -1,
     "_classes": 0,
     "_normalizer": 0.5,

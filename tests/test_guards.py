@@ -1,0 +1,225 @@
+"""Across every end of every range that a fast path's guard is made of."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jxent
+from jxent import _label, _normalizer, losses
+from tests import reference
+from tests.reference import WIDE
+
+pytestmark = pytest.mark.usefixtures("one_device")
+wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
+DTYPES = ["float32", pytest.param("float64", marks=wider)]
+LONG = [pytest.param(c, marks=pytest.mark.long) for c in (3, 64, 1000, 4099)]
+CLASSES = [2, 640, 2**17, *LONG]
+SIDES = [1 - 1e-3, 1 + 1e-3]
+
+
+def ranges(dtype, classes):
+    """The ends of the ranges of the logits without a shift, see `_label._without_shift`."""
+    info = jnp.finfo(dtype)
+    least = classes * float(info.tiny) / float(info.eps)
+    most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
+    reach = 0.9 * math.log(float(info.max))
+    return least, most, reach
+
+
+def row(dtype, classes, others: float, own: float) -> np.ndarray:
+    """Class 0 is the label, at `own`; exp of the others adds up to exp(`others`)."""
+    x = np.full(classes, others - np.log(WIDE(classes - 1)), WIDE)
+    x[0] = own
+    return np.asarray(x, dtype)
+
+
+def ends(dtype, classes):
+    """(what, row, whether the fast path may take it; None: at this end it need not be decided)."""
+    info = jnp.finfo(dtype)
+    least, most, reach = ranges(dtype, classes)
+    log = {
+        name: float(np.log(WIDE(v)))
+        for name, v in {
+            "least": least,
+            "most": most,
+            "max": float(info.max),
+            "tiny": float(info.tiny),
+        }.items()
+    }
+    for side in SIDES:
+        inside = side < 1
+        nudge = math.log(side) * 4  # rows are rounded to the dtype
+        yield "others above least", row(dtype, classes, log["least"] - nudge, 0.0), inside
+        yield "others below most", row(dtype, classes, log["most"] + nudge, 0.0), inside
+        for sign in (1, -1):
+            own = sign * reach * side
+            others = min(max(own, log["least"] + 1), log["most"] - 1)
+            yield f"label at {sign} reach", row(dtype, classes, others, own), inside
+        yield "quotient below max", row(dtype, classes, log["max"] - 60 + nudge, -60.0), inside
+        # Below tiny the loss itself is flushed: either way takes it.
+        yield "quotient above tiny", row(dtype, classes, log["tiny"] + 60 - nudge, 60.0), None
+        yield "a class at tiny", row(dtype, classes, -3.0, -3.0), None
+    x = row(dtype, classes, 1.0, 1.0)
+    x[-1] = log["tiny"] + 0.01
+    yield "one class flushed or not", x, None
+    yield "far from 0", row(dtype, classes, -69.0, -69.0), None
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_without_a_shift(dtype, classes):
+    with jax.enable_x64(dtype == "float64"):
+        found = list(ends(dtype, classes))
+        x = jnp.asarray(np.stack([r for _, r, _ in found]))
+        ids = jnp.zeros((len(found), 1), jnp.int32)
+        usable, _ = jax.jit(_label._without_shift)(x, ids, x[:, :1])
+        for (what, _, inside), got in zip(found, np.asarray(usable)[:, 0], strict=True):
+            assert inside is None or bool(got) == inside, what
+        check(x, [what for what, *_ in found])
+        if classes in (2, 640):
+            for what, r, _ in found:
+                check(jnp.asarray(r[None]), [what])  # alone: nothing else decides
+
+
+@jax.jit
+def by_ids(x):
+    ids = jnp.zeros(x.shape[0], jnp.int32)
+    return jax.vjp(
+        lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x), x
+    )
+
+
+@jax.jit
+def by_dense_labels(x):
+    z = jnp.zeros_like(x).at[:, 0].set(1)
+    return jax.vjp(lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x)
+
+
+def check(x, names):
+    """Losses and gradients of class 0 by ids and by dense labels, within the published bounds."""
+    z = np.zeros(x.shape)
+    z[:, 0] = 1
+    with np.errstate(all="ignore"):
+        truth = reference.wide_softmax_of(z, np.asarray(x), np.zeros(x.shape))
+    info = jnp.finfo(x.dtype)
+    eps, tiny = float(info.eps), float(info.tiny)
+    for f in (by_ids, by_dense_labels):
+        value, pull = f(x)
+        (slope,) = pull(jnp.ones_like(value))
+        walk = 16 + x.shape[1] ** 0.5
+        size = np.abs(np.log(np.maximum(np.float64(truth.value), tiny)))
+        allowed = (walk + size) * eps * truth.value_size + 4 * tiny
+        off = np.abs(np.asarray(value, WIDE) - truth.value)
+        assert np.all(off <= allowed), (f, [names[i] for i in np.flatnonzero(off > allowed)])
+        gap = np.float64(x.max(-1, keepdims=True) - x)
+        lost = np.minimum(gap, -np.log(tiny)) + size[:, None]
+        allowed = 2 * (walk + lost) * eps * truth.slope_size + 4 * tiny
+        off = np.abs(np.asarray(slope, WIDE) - truth.slope)
+        wrong = np.flatnonzero((off > allowed).any(1))
+        assert not wrong.size, (f, [names[i] for i in wrong])
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_maximum_left_out_or_subtracted(dtype, classes):
+    """The sum over all classes just under and just over 2, and far from it."""
+    with jax.enable_x64(dtype == "float64"):
+        sums = [1e-30, 1e-6, 1 - 1e-3, 1 + 1e-3, 2.0, 100.0]
+        rows = [row(dtype, classes, math.log(s), 0.0) for s in sums]
+        rows += [r + np.asarray(shift, dtype) for r in rows for shift in (-1e4, 3e4)]
+        x = np.stack(rows)
+        top, rest = jax.jit(lambda x: _normalizer.pair(x, _normalizer.Classes(-1)))(x)
+        with np.errstate(under="ignore"):
+            odds = np.exp(np.asarray(x, WIDE) - np.asarray(x, WIDE).max(-1, keepdims=True))
+        odds[np.arange(len(x)), odds.argmax(-1)] = 0
+        truth = odds.sum(-1)
+        np.testing.assert_array_equal(np.asarray(top)[:, 0], x.max(-1))
+        far = 1 + np.abs(np.log(np.maximum(np.float64(truth), 1e-300)))
+        allowed = (16 + classes**0.5 + far) * float(jnp.finfo(dtype).eps) * truth
+        assert np.all(np.abs(np.asarray(rest, WIDE)[:, 0] - truth) <= allowed)
+
+
+NEIGHBOURS = {
+    "NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "far above": 1e30, "far below": -1e30,
+    "drifted": 95.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [640, *LONG])
+@pytest.mark.parametrize("odd", NEIGHBOURS)
+def test_one_bad_row_changes_no_other(odd, classes):
+    """The others' answers are those without it, to one unit in the last place."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((70, classes)).astype(np.float32)
+    ids = rng.integers(classes, size=70)
+    x[np.arange(0, 70, 3), ids[::3]] += 12  # some confident, so that all ways are taken
+    bad = x.copy()
+    bad[7, ids[7] if odd == "drifted" else 1] = NEIGHBOURS[odd]
+    bad[9] = NEIGHBOURS[odd]
+    dense = np.eye(classes, dtype=np.float32)[ids]
+    lists = ids[:, None]
+    functions = {
+        "ids": lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x),
+        "smoothed": lambda x: jxent.sparse_softmax_cross_entropy_with_logits(
+            labels=ids, logits=x, label_smoothing=0.1, z_loss=0.01),
+        "dense": lambda x: jxent.softmax_cross_entropy_with_logits(labels=dense, logits=x),
+        "lists": lambda x: jxent.sparse_sigmoid_cross_entropy_with_logits(labels=lists, logits=x),
+        "sigmoid": lambda x: losses.linear_sigmoid_cross_entropy(
+            dense, x, np.eye(classes, dtype=np.float32), reduction="none", block_size=70),
+    }  # fmt: skip
+    others = np.delete(np.arange(70), [7, 9])
+    for kind, f in functions.items():
+        if kind == "sigmoid" and not np.isfinite(NEIGHBOURS[odd]):
+            continue  # in a projection 0 times the odd one is NaN for its whole row: test_linear
+        value = jax.jit(lambda x, f=f: jax.vjp(f, x))
+        (clean, pull), (got, pull_bad) = value(x), value(bad)
+        np.testing.assert_array_max_ulp(np.asarray(got)[others], np.asarray(clean)[others], 1)
+        ones = jnp.ones_like(clean)
+        slope, slope_bad = pull(ones)[0], pull_bad(ones)[0]
+        np.testing.assert_allclose(slope_bad[others], slope[others], rtol=1e-6, atol=1e-37)
+        if odd == "NaN" and kind != "lists":
+            assert np.isnan(got[7])
+            assert np.isnan(got[9])
+            assert np.isnan(slope_bad[7]).all()
+
+
+@pytest.mark.parametrize("shape", [(4096, 10), (5, 1000), (1, 4096), (2, 50257), (70, 640)])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
+    """XLA:CPU's maximum and minimum drop NaN from some size on."""
+    rng = np.random.default_rng(0)
+    examples, classes = shape
+    x = rng.standard_normal(shape).astype(np.float32)
+    bad = examples // 2
+    x[bad, classes - 1] = np.nan
+    ids = np.zeros(examples, int)
+    z = np.full(shape, 1 / classes, np.float32)
+    moved = np.moveaxis(x, -1, axis)
+    for f in (
+        lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x, axis=axis),
+        lambda x: jxent.softmax_cross_entropy_with_logits(
+            labels=np.moveaxis(z, -1, axis), logits=x, axis=axis
+        ),
+    ):
+        value, pull = jax.vjp(f, jnp.asarray(moved))
+        gradient = np.moveaxis(np.asarray(pull(jnp.ones_like(value))[0]), axis, -1)
+        only = np.arange(examples) == bad
+        np.testing.assert_array_equal(np.isnan(value), only)
+        np.testing.assert_array_equal(np.isnan(gradient).any(1), only)
+        np.testing.assert_array_equal(np.isnan(gradient).all(1), only)
+
+
+def test_a_nan_in_one_column_of_the_kernel():
+    inputs, kernel = np.ones((64, 4), np.float32), np.ones((4, 640), np.float32)
+    kernel[2, 5] = np.nan
+    for member, labels in (
+        ("sparse_softmax", np.zeros(64, int)), ("softmax", np.zeros((64, 640), np.float32)),
+        ("sigmoid", np.zeros((64, 640), np.float32)), ("sparse_sigmoid", np.zeros((64, 1), int)),
+    ):  # fmt: skip
+        function = getattr(losses, f"linear_{member}_cross_entropy")
+        value, slope = jax.value_and_grad(function, 1)(labels, inputs, kernel)
+        assert np.isnan(value), member
+        assert np.isnan(slope).all(), member
