@@ -1,4 +1,4 @@
-"""The mean loss of logits and a step of gradient descent on them, as each library does it on CPU.
+"""The mean loss of logits and a training step on them, as each library does it on CPU.
 
 A competitor is made by a function of (kind, labels, logits) that returns None where its library
 is not installed. Each has its own copy of the logits and changes it in place, as a training step
@@ -7,6 +7,7 @@ does; a fresh output each time would measure the allocator.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class Competitor:
 
     name: str
     loss: Callable[[], float]
-    step: Callable[[float], None]  # logits -= rate * gradient
+    step: Callable[[float], float]  # logits -= rate * gradient; the loss before it
     put: Callable[[np.ndarray], None]
     logits: Callable[[], np.ndarray]  # a copy
 
@@ -31,7 +32,12 @@ Make = Callable[[str, np.ndarray, np.ndarray], Competitor | None]
 
 def _of_jax(name, mean, labels, logits) -> Competitor:
     evaluate = jax.jit(mean)
-    descend = jax.jit(lambda x, z, rate: x - rate * jax.grad(mean)(x, z), donate_argnums=0)
+
+    @partial(jax.jit, donate_argnums=0)
+    def descend(x, z, rate):
+        value, gradient = jax.value_and_grad(mean)(x, z)
+        return value, x - rate * gradient
+
     labels = jnp.array(labels)
     held = {}
 
@@ -40,8 +46,8 @@ def _of_jax(name, mean, labels, logits) -> Competitor:
 
     def step(rate):
         x = held.pop("x")
-        rate = np.asarray(rate, x.dtype)
-        held["x"] = jax.block_until_ready(descend(x, labels, rate))
+        value, held["x"] = jax.block_until_ready(descend(x, labels, np.asarray(rate, x.dtype)))
+        return float(value)
 
     put(logits)
     return Competitor(
@@ -84,11 +90,13 @@ def _of_torch(name, kind, labels, logits, transform) -> Competitor | None:
             return float(mean(x, z))
 
     def step(rate):
-        mean(x, z).backward()
+        value = mean(x, z)
+        value.backward()
         with torch.no_grad():
             assert x.grad is not None
             x.sub_(x.grad, alpha=rate)
         x.grad = None
+        return float(value.detach())
 
     def put(new):
         with torch.no_grad():
@@ -136,10 +144,11 @@ def _of_tensorflow(name, kind, labels, logits, xla) -> Competitor | None:
         with tf.GradientTape() as tape:
             value = tf.reduce_mean(losses(labels=z, logits=x))
         x.assign_sub(rate * tape.gradient(value, x))
+        return value
 
     def step(rate):
         with tf.device("/CPU:0"):
-            descend(tf.constant(rate, x.dtype))
+            return float(descend(tf.constant(rate, x.dtype)))
 
     def loss():
         with tf.device("/CPU:0"):
@@ -187,11 +196,14 @@ def check_against_each_other(
     """
     first, *others = competitors
     rate = LARGE * losses_in_mean(kind, logits)
-    value, moved = _loss_and_move(first, logits, rate)
+    value, with_step, moved = _loss_and_move(first, logits, rate)
     for other in others:
         what = f"{other.name} against {first.name}: "
-        got_value, got_moved = _loss_and_move(other, logits, rate)
+        got_value, got_with_step, got_moved = _loss_and_move(other, logits, rate)
         np.testing.assert_allclose(got_value, value, rtol=1e-4, err_msg=what + "loss")
+        np.testing.assert_allclose(
+            got_with_step, with_step, rtol=1e-4, err_msg=what + "loss of the step"
+        )
         # PyTorch's sum over 32768 classes is right to 1e-5: at a confident label that is 5 % of
         # the slope, p - 1. As a whole the gradients agree far better.
         np.testing.assert_allclose(
@@ -204,7 +216,7 @@ def check_against_each_other(
 def _loss_and_move(competitor, logits, rate):
     competitor.put(logits)
     value = competitor.loss()
-    competitor.step(rate)
+    with_step = competitor.step(rate)
     moved = (logits - competitor.logits()) / LARGE
     competitor.put(logits)
-    return value, moved
+    return value, with_step, moved

@@ -45,7 +45,7 @@ def _line(row, program, against, factor, reached) -> dict:
     }
 
 
-LOSS, STEP, GRADIENTS = "mean loss", "step in place", "value and gradients"
+LOSS, STEP, GRADIENTS = "mean loss", "loss and step in place", "value and gradients"
 BARE = "three bare products"
 
 GOALS = (

@@ -31,8 +31,8 @@ from benchmarks.workloads import (
 
 DEFINITIONS = f"""\
 * {LOSS}: one number from labels and logits in memory.
-* {STEP}: `logits - rate * gradient of the mean loss`, written over the logits; compiled, the \
-buffer given away; PyTorch: backward, then `sub_`, gradients set to None.
+* {STEP}: a training step, which returns its mean loss and writes `logits - rate * gradient` over \
+the logits; compiled, the buffer given away; PyTorch: backward, then `sub_`, gradients set to None.
 * {GRADIENTS}: the mean loss with d/d inputs and d/d kernel, as fresh arrays.
 * random data: logits standard normal. Confident: in 9 rows of 10 the label's logit leads by 10 \
 to 20.
@@ -244,7 +244,7 @@ def tables(options: Options, makers: Sequence[Make] = COMPETITORS) -> list[Table
         f"* {w.name}: {w.reason}" for w in workloads("cpu", tiny=options.tiny)
     )  # fmt: skip
     found = [
-        Table("Mean loss, and step in place", _without_loss(with_logits), DEFINITIONS),
+        Table("Mean loss, and training step in place", _without_loss(with_logits), DEFINITIONS),
         Table("Projection, value and gradients", _without_loss(projected), reasons),
         Table(
             "Cost over the number of classes",

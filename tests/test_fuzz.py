@@ -69,6 +69,7 @@ class Program:
     bias: bool = False
     features: int = 1
     ids: int = 0  # of a list
+    second_order: bool = True
 
     @property
     def kind(self) -> str:
@@ -131,6 +132,7 @@ def draw_program(data, function: str) -> Program:
         data.draw(st.booleans(), label="bias") if linear else False,
         some(data, (1, 2, 5), "features") if linear else 1,
         some(data, (0, 1, 3), "ids") if kind == "sparse_sigmoid" else 0,
+        some(data, (True, False, False), "second order"),  # it doubles the time of compilation
     )  # fmt: skip
 
 
@@ -376,6 +378,8 @@ def compiled(program: Program, batch: Batch):
             return jnp.sum(value * cotangent.astype(value.dtype)), value
 
         gradient = jax.grad(total, has_aux=True)
+        if not program.second_order:
+            return (*gradient(moving)[::-1], None)
         (slope, value), (curve, _) = jax.jvp(gradient, (moving,), (directions,))
         return value, slope, curve
 
@@ -553,6 +557,8 @@ def check_derivatives(program, batch, bound, truth, pulled, slope, curve):
             _without_axis(program, slope["logits"]), by_slope,
             allowed + bound.half * np.abs(by_slope) + bound.least, "gradient",
         )  # fmt: skip
+        if curve is None:
+            return
         got = _without_axis(program, curve["logits"])
         known = np.broadcast_to(finite & moderate, by_curve.shape)
         allowed = curve_allowed + bound.half * np.abs(by_curve) + bound.least
@@ -570,7 +576,7 @@ def check_derivatives(program, batch, bound, truth, pulled, slope, curve):
         within = features.T @ (allowed + low + 4 * bound.eps * np.abs(by_slope))
         within = within + bound.half * np.abs(wanted) + bound.least
     agree(slope["kernel"], wanted, within, "d/d kernel")
-    if bound.half:
+    if bound.half or curve is None:
         return  # second order of a projection in half precision: the tangent itself is rounded
     with np.errstate(all="ignore"):
         wanted = np.asarray(batch.features, WIDE).T @ by_curve
@@ -620,7 +626,7 @@ def bounded(examples):
     )  # fmt: skip
 
 
-FEW, MANY = 3, 30  # programs a function; on eight devices a third of that
+FEW, MANY = 2, 20  # programs a function; on eight devices half of that
 each_function = pytest.mark.parametrize("function", FUNCTIONS)
 
 
@@ -653,7 +659,7 @@ def test_on_one_device(function, examples):
 def test_on_eight_devices(function, examples):
     """Where rows may be split, and are where the sizes allow it."""
 
-    @bounded(examples // 3)
+    @bounded(examples // 2)
     @given(st.data())
     def test(data):
         fuzz(data, function, over_eight)
@@ -707,7 +713,7 @@ def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch
         monkeypatch.setattr(room, "attempt", both)
     COMPARED.update(fast=0, exact=0)
 
-    @bounded(2 * examples // 3)
+    @bounded(examples // 2)
     @given(st.data())
     def test(data):
         fuzz(data, function, jnp.asarray)
