@@ -174,13 +174,13 @@ def _per_example_jvp(member, blocks, primals, tangents):
 
     @jax.checkpoint
     def block(rows, shared):
-        values, (statistics, dropped), labels, inputs, dlabels, dinputs = rows
+        values, (statistics, kept), labels, inputs, dlabels, dinputs = rows
         kernel, bias, pos_weight, dkernel, dbias, dpos_weight = shared
         x = _project(inputs, kernel, bias)
         data = (labels, x, pos_weight)
         moving = (dlabels, None, dpos_weight)
-        if dropped is not None:
-            data, moving = _derivative.without(member, dropped)((data, moving))
+        if kept is not None:  # a place that is filled up is not
+            data, moving = _derivative.without_dropped(member, kept)((data, moving))
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
@@ -245,7 +245,7 @@ def _narrowed(slope: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
     _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
     usable = jnp.isfinite(largest) & (largest > 0)
     # Beyond these ends the power of two would not be a normal number of float32.
-    exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 100)
+    exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
     up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
     return (slope * up).astype(dtype), lambda product: product * down
 

@@ -178,11 +178,8 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
     dtype = computing_dtype(dtype)
     q = array("pos_weight", value, dtype)
     _real("pos_weight", q)
-    try:
-        fits = np.broadcast_shapes(q.shape, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
+    ends = zip(reversed(q.shape), reversed(shape), strict=False)
+    if q.ndim > len(shape) or not all(m in (1, n) for m, n in ends):
         raise ValueError(
             "pos_weight must be a number or broadcast to logits, e.g. one a class, got shape "
             f"{q.shape} for logits of shape {shape}"

@@ -39,7 +39,8 @@ class Known(NamedTuple):
     """What the rule needs of the losses' computation."""
 
     statistics: Any  # the member's
-    dropped: Bool[Array, "..."] | None  # which examples weigh 0 and are inf or NaN; None: nobody
+    # Which examples are not dropped: those that weigh 0 and are inf or NaN are. None: all are kept.
+    kept: Bool[Array, "..."] | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -55,9 +56,9 @@ def losses(
     values, statistics = member.losses(*data)
     if weights is None:
         return values, Known(statistics, None)
-    dropped = (weights == 0) & ~jnp.isfinite(values)
-    values, statistics = without(member, dropped)((values, statistics))
-    return values, Known(statistics, dropped)
+    kept = (weights != 0) | jnp.isfinite(values)
+    values, statistics = without_dropped(member, kept)((values, statistics))
+    return values, Known(statistics, kept)
 
 
 # The tangent is recomputed from the data as given and one normaliser an example: under
@@ -78,9 +79,8 @@ def _losses_jvp(member, in_order, primals, tangents):
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(known, data, moving, zero):
         data, statistics = after(zero, data, known.statistics)
-        dropped = known.dropped
-        if dropped is not None:
-            data, moving = without(member, dropped)((data, moving))
+        if known.kept is not None:
+            data, moving = without_dropped(member, known.kept)((data, moving))
         return member.tangent(data, statistics, moving)
 
     if all(t is None for t in moving):
@@ -109,17 +109,17 @@ def no_tangent(x: Array) -> Any:
     return jnp.zeros_like(x, dtype=dtype)
 
 
-def without(member: Member, dropped: Array) -> Callable[[Any], Any]:
-    """Puts 0 in place of dropped examples in a tree of arrays."""
+def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
+    """Puts 0 in place of examples that are not kept in a tree of arrays."""
 
     def clean(x):
-        along = dropped
-        if x.ndim > dropped.ndim:
+        along = kept
+        if x.ndim > kept.ndim:
             assert member.axis is not None
-            along = jnp.expand_dims(dropped, member.axis)
+            along = jnp.expand_dims(kept, member.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # a pos_weight that all examples share
-        return jnp.where(_explicit.filled(along, x), jnp.zeros_like(x), x)
+        return jnp.where(_explicit.filled(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
 
@@ -183,9 +183,9 @@ def _weighted_total_jvp(member, primals, tangents):
         change = jnp.zeros_like(total)
         if any(t is not None for t in moving):
             size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
-            dropped = (weights == 0) & ~jnp.isfinite(size)
-            kept, moving = without(member.each, dropped)((data, moving))
-            change += member.classes.total(weights * member.each.tangent(kept, None, moving))
+            clean = without_dropped(member.each, (weights != 0) | jnp.isfinite(size))
+            each = member.each.tangent(clean(data), None, clean(moving))
+            change += member.classes.total(weights * each)
         if dweights is not None:
             values, _ = losses(member.each, False, weights, *data)
             change += member.classes.total(jnp.where(jnp.isfinite(values), values, 0) * dweights)

@@ -278,3 +278,42 @@ def test_the_name_is_in_the_program():
 def test_debug_nans_finds_the_place():
     with jax.debug_nans(True), pytest.raises(FloatingPointError):
         ids([5], [[0.0, 1.0]])
+
+
+@pytest.mark.parametrize("reduction", losses.Reduction)
+def test_debug_nans_takes_padding_for_what_it_is(reduction):
+    """Outside `jit` too, where whatever a function saves for its gradient is looked at."""
+    weights = jnp.array([1.0, 0.0])
+    x, w = jnp.ones((2, 3)), jnp.ones((3, 3))
+    with jax.debug_nans(True):
+        for f in (
+            lambda x: losses.sparse_softmax_cross_entropy(
+                jnp.array([0, -1]), x, weights, reduction=reduction),
+            lambda x: losses.sparse_sigmoid_cross_entropy(
+                jnp.array([[0], [7]]), x, weights, reduction=reduction),
+            lambda x: losses.linear_sparse_softmax_cross_entropy(
+                jnp.array([0, -1]), x, w, weights=weights, reduction=reduction),
+            lambda x: losses.linear_sparse_sigmoid_cross_entropy(
+                jnp.array([[0], [7]]), x, w, weights=weights, reduction=reduction),
+        ):  # fmt: skip
+            gradient = jax.grad(lambda x, f=f: jnp.sum(f(x)))(x)
+            assert np.all(gradient[0] != 0)
+            assert np.all(gradient[1] == 0)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (70, 2), (70, 640)])
+def test_opposing_infinities_in_a_sum_are_nan(shape):
+    """Labels outside [0, 1] and a negative pos_weight, which the formula allows."""
+    z, x = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    z[:, 0], x[:, :2] = 2, inf
+    assert np.isnan(losses.sigmoid_cross_entropy(z, x, reduction="weighted_sum"))
+    z[:, 0], x[:, 0] = 1, -inf
+    for w in (1.0, np.ones((shape[0], 1))):
+        assert np.isnan(losses.sigmoid_cross_entropy(z, x, w, pos_weight=-1.0))
+    lists = np.zeros((shape[0], 1), int)
+    each = jxent.sparse_sigmoid_cross_entropy_with_logits(labels=lists, logits=x, pos_weight=-1.0)
+    assert np.isnan(each).all()
+    z[:, :2] = [1, -1]
+    x[:, :2] = -inf
+    if shape[1] > 2:
+        assert np.isnan(dense(z, x)).all()

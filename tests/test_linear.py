@@ -246,6 +246,99 @@ def test_a_masked_class_and_ragged_blocks(member):
     assert not np.any(got[1][1][:, 0])
 
 
+@pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.parametrize("member", ["sparse_softmax", "softmax"])
+def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(member, form):
+    """Places that fill up the last block are 0 @ kernel, which is NaN: none reaches a sum."""
+    inputs = np.float32([[1, 1], [2, 1], [1, 3]])
+    kernel = np.float32([[1, 2, -inf], [0, 1, -inf]])
+    labels = np.array([0, 1, 0])
+    if member == "softmax":
+        labels = np.eye(3, dtype=np.float32)[labels]
+
+    def total(kernel, bias, block_size):
+        each = form(member)(labels, inputs, kernel, bias=bias, block_size=block_size)
+        return jnp.sum(each)
+
+    def stored(kernel, bias):
+        logits = inputs @ kernel + bias[None]
+        return getattr(losses, f"{member}_cross_entropy")(
+            labels, logits, reduction="weighted_mean" if form is scalar else "weighted_sum"
+        )
+
+    bias = np.zeros(3, np.float32)
+    truth = jax.value_and_grad(stored, (0, 1))(kernel, bias)
+    for block_size in (1, 2, 3, 5):
+        got = jax.value_and_grad(total, (0, 1))(kernel, bias, block_size)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth
+        )
+
+
+@pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
+    """A probability over the number of examples is below float16's range."""
+    rng = np.random.default_rng(0)
+    examples, features, classes = 2048, 16, 4096
+    inputs = jnp.asarray(rng.standard_normal((examples, features)) * 0.5 + 1, dtype)
+    kernel = jnp.asarray(rng.standard_normal((features, classes)) * 0.1, dtype)
+    labels = rng.integers(10, size=examples)
+
+    def fused(kernel):
+        return jnp.mean(form("sparse_softmax")(labels, inputs, kernel))
+
+    def stored(kernel):
+        logits = jnp.matmul(inputs, kernel, preferred_element_type=jnp.float32)
+        return losses.sparse_softmax_cross_entropy(labels, logits)
+
+    wide = np.float64(inputs)
+    odds = np.exp(wide @ np.float64(kernel))
+    slope = odds / odds.sum(1, keepdims=True)
+    slope[np.arange(examples), labels] -= 1
+    truth = wide.T @ slope / examples
+
+    def error(gradient):
+        return np.linalg.norm(np.float64(gradient) - truth) / np.linalg.norm(truth)
+
+    got = jax.grad(fused)(kernel)
+    assert error(got) <= 2 * error(jax.grad(stored)(kernel))
+    if dtype == jnp.float16:
+        assert np.all(got != 0)
+
+
+@pytest.mark.parametrize("odd", [0.0, inf, nan, 1e-45, 3e38])
+def test_scaling_a_float16_slope_loses_nothing(odd):
+    slope = jnp.asarray([[1e-9, 2.0**-30, -1e-6], [odd, 0, 0]], jnp.float32)
+    low, restored = _blocks._narrowed(slope, jnp.float16)
+    assert low.dtype == jnp.float16
+    if odd in (0.0, 1e-45):
+        np.testing.assert_allclose(
+            restored(low.astype(jnp.float32))[0], slope[0], rtol=2**-11, atol=0
+        )
+    elif odd == 3e38:  # the others are below what it leaves room for
+        np.testing.assert_allclose(restored(low.astype(jnp.float32))[1, 0], odd, rtol=2**-11)
+    else:
+        assert not np.isfinite(restored(low.astype(jnp.float32))[1, 0])
+
+
+@pytest.mark.parametrize("form", [scalar, per_example])
+def test_no_ids_and_no_features(form):
+    none = np.zeros((2, 0), int)
+    value = form("sparse_sigmoid")(none, np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32))
+    np.testing.assert_allclose(value, np.log1p(np.e) + 2 * np.log1p(np.e), rtol=1e-6)
+    inputs, kernel = np.ones((2, 0), np.float32), np.ones((0, 3), np.float32)
+    for member in MEMBERS:
+        labels, *_ = operands(member, examples=2, classes=3)
+        f = form(member)
+        value, slopes = jax.value_and_grad(
+            lambda *a, f=f, y=labels: jnp.sum(f(y, *a[:2], bias=a[2])), (0, 1, 2)
+        )(inputs, kernel, np.zeros(3, np.float32))
+        assert np.isfinite(value)
+        assert [s.shape for s in slopes] == [(2, 0), (0, 3), (3,)]
+        assert np.any(slopes[2])
+
+
 # Dropped examples.
 
 

@@ -1,0 +1,104 @@
+"""Programs exported for any batch: its size is a symbol, see `jax.export`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import jxent
+from jxent import losses
+
+CLASSES, FEATURES, IDS = 5, 3, 2
+LABELS = {
+    "sparse_softmax": ((), jnp.int32), "sparse_sigmoid": ((IDS,), jnp.int32),
+    "softmax": ((CLASSES,), jnp.float32), "sigmoid": ((CLASSES,), jnp.float32),
+    "weighted": ((CLASSES,), jnp.float32),
+}  # fmt: skip
+
+
+def arrays(member, batch, make, *, linear):
+    """Labels and the arrays behind them, made by `make(shape, dtype)`."""
+    last, dtype = LABELS[member]
+    labels = make((*batch, *last), dtype)
+    if not linear:
+        return labels, make((*batch, CLASSES), jnp.float32)
+    return (
+        labels, make((*batch, FEATURES), jnp.float32), make((FEATURES, CLASSES), jnp.float32),
+    )  # fmt: skip
+
+
+def some(shape, dtype):
+    rng = np.random.default_rng(0)
+    if dtype == jnp.int32:
+        return jnp.asarray(rng.integers(CLASSES, size=shape), dtype)
+    return jnp.asarray(rng.uniform(0, 1, shape), dtype)
+
+
+def check(function, member, *, linear=False, batches=((1,), (7,))):
+    (n,) = export.symbolic_shape("n")
+    symbolic = arrays(member, (n,), jax.ShapeDtypeStruct, linear=linear)
+    both = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(function(*a)), 1))
+    exported = export.export(both)(*symbolic)
+    for batch in batches:
+        given = arrays(member, batch, some, linear=linear)
+        got, wanted = exported.call(*given), both(*given)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted
+        )
+
+
+@pytest.mark.parametrize("member", LABELS)
+def test_one_loss_an_example(member):
+    function = getattr(jxent, f"{member}_cross_entropy_with_logits")
+    options = {"pos_weight": 2.0} if member == "weighted" else {}
+    check(lambda y, x: function(labels=y, logits=x, **options), member)
+
+
+@pytest.mark.parametrize("reduction", losses.Reduction)
+@pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
+def test_the_scalar(member, reduction):
+    function = getattr(losses, f"{member}_cross_entropy")
+    check(lambda y, x: function(y, x, reduction=reduction), member)
+
+    def masked(y, x):
+        column = x[:, :1] if member == "sigmoid" else x[:, 0]
+        return function(y, x, weights=column > 0.4, label_smoothing=0.1, reduction=reduction)
+
+    check(masked, member)
+
+
+@pytest.mark.parametrize("block_size", [4, None])
+@pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
+def test_projections(member, block_size):
+    per_example = getattr(jxent, f"linear_{member}_cross_entropy")
+    scalar = getattr(losses, f"linear_{member}_cross_entropy")
+    check(
+        lambda y, x, w: per_example(labels=y, inputs=x, kernel=w, block_size=block_size),
+        member, linear=True,
+    )  # fmt: skip
+    check(
+        lambda y, x, w: scalar(y, x, w, block_size=block_size, weights=x[:, 0] > 0.4),
+        member, linear=True,
+    )  # fmt: skip
+
+
+def test_losses_computed_elsewhere():
+    (n,) = export.symbolic_shape("n")
+    exported = export.export(jax.jit(losses.compute_weighted_loss))(
+        jax.ShapeDtypeStruct((n,), jnp.float32)
+    )
+    assert exported.call(jnp.array([1.0, 2.0])) == 1.5
+
+
+def test_the_number_of_classes_must_be_known():
+    n, c = export.symbolic_shape("n, c")
+    S = jax.ShapeDtypeStruct  # noqa: N806
+    with pytest.raises(ValueError, match="logits must have classes and features of known number"):
+        export.export(jax.jit(losses.sparse_softmax_cross_entropy))(
+            S((n,), jnp.int32), S((n, c), jnp.float32)
+        )
+    with pytest.raises(ValueError, match="kernel must have classes and features of known number"):
+        export.export(jax.jit(losses.linear_sparse_softmax_cross_entropy))(
+            S((n,), jnp.int32), S((n, 3), jnp.float32), S((3, c), jnp.float32)
+        )
