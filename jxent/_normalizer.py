@@ -269,14 +269,15 @@ def slopes(
     return jnp.where(_leader(x, top, rest), of_leader, total * p - z)
 
 
-# `total` is a cache as well.
+# `total` is a cache as well: its share of the second derivative is in `by_labels`. For the third
+# one the factor of the last term must be a function of the labels, so it is summed once more.
 @slopes.defjvp
 def _slopes_jvp(classes, primals, tangents):
-    x, _, total, top, rest = primals
+    x, z, _, top, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, top, rest, classes)
     by_labels = (classes.sum(dz) - dz) * p - dz * q
-    return slopes(*primals, classes), by_labels + total * spread(x, dx, classes)
+    return slopes(*primals, classes), by_labels + classes.sum(z) * spread(x, dx, classes)
 
 
 def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:
