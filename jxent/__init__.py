@@ -7,7 +7,9 @@ training step differentiates.
 
 from importlib.metadata import version as _version
 
+from jxent import _dispatch
 from jxent import losses as losses
+from jxent import platforms as _platforms  # noqa: F401 - each platform's ways are registered
 from jxent._linear import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
 )
@@ -20,20 +22,21 @@ from jxent._linear import (
 from jxent._linear import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
 )
-from jxent._sigmoid import (
+from jxent._with_logits import (
     sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,
 )
-from jxent._sigmoid import (
-    sparse_sigmoid_cross_entropy_with_logits as sparse_sigmoid_cross_entropy_with_logits,
-)
-from jxent._sigmoid import (
-    weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,
-)
-from jxent._softmax import (
+from jxent._with_logits import (
     softmax_cross_entropy_with_logits as softmax_cross_entropy_with_logits,
 )
-from jxent._softmax import (
+from jxent._with_logits import (
+    sparse_sigmoid_cross_entropy_with_logits as sparse_sigmoid_cross_entropy_with_logits,
+)
+from jxent._with_logits import (
     sparse_softmax_cross_entropy_with_logits as sparse_softmax_cross_entropy_with_logits,
+)
+from jxent._with_logits import (
+    weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,
 )
 
 __version__ = _version("jxent")
+_dispatch.close()

@@ -19,8 +19,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jxent._classes import Classes
-from jxent._widen import computing_dtype
+from jxent._arithmetic import computing_dtype
 
 
 def array(name: str, value: ArrayLike, dtype=None) -> Array:
@@ -299,20 +298,20 @@ def _static(name: str, sizes) -> None:
         raise ValueError(f"{name} must have classes and features of known number, got {sizes}")
 
 
-def classes(axis: int, axis_name: Hashable | None) -> Classes:
-    """Where the classes are; `axis_name` must be bound by a surrounding `shard_map`."""
-    if axis_name is not None:
-        _not_traced("axis_name", axis_name, "string")
+def axis_name(value: Hashable | None) -> Hashable | None:
+    """A mesh axis that a surrounding `shard_map` binds."""
+    if value is not None:
+        _not_traced("axis_name", value, "string")
         try:
-            if axis_name == () or not isinstance(axis_name, Hashable):
+            if value == () or not isinstance(value, Hashable):
                 raise ValueError("no axis is named")
-            jax.lax.axis_size(axis_name)
+            jax.lax.axis_size(value)
         except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
-                f"the classes are split, got {_shown(axis_name)}"
+                f"the classes are split, got {_shown(value)}"
             ) from error
-    return Classes(axis, axis_name)
+    return value
 
 
 def label_smoothing(value: float) -> float:

@@ -1,12 +1,10 @@
-"""Cross-entropy straight from the output projection: the logits never exist as a whole."""
+"""Floor 2: one loss per example straight from the output projection; the logits never exist."""
 
-from functools import partial
-
-import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _blocks, _checks
+from jxent import _call, _checks
+from jxent._mesh import Classes
 from jxent._sigmoid import SigmoidSum, SparseSigmoid
 from jxent._softmax import Softmax, SparseSoftmax
 
@@ -62,9 +60,10 @@ def linear_sparse_softmax_cross_entropy(
         is out of its range.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> linear_sparse_softmax_cross_entropy(
       ...     labels=[1, 0],
-      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      ...     inputs=jnp.ones((2, 3)), kernel=jnp.zeros((3, 4)))
       Array([1.3862944, 1.3862944], dtype=float32)
 
     References:
@@ -74,14 +73,14 @@ def linear_sparse_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1)
     member = SparseSoftmax(
-        classes=_checks.classes(-1, axis_name),
+        classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, None)
+        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, None)
 
 
 def linear_softmax_cross_entropy(
@@ -136,9 +135,10 @@ def linear_softmax_cross_entropy(
         an option is out of its range.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> linear_softmax_cross_entropy(
-      ...     labels=jax.numpy.full((2, 4), 0.25),
-      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 4)))
+      ...     labels=jnp.full((2, 4), 0.25),
+      ...     inputs=jnp.ones((2, 3)), kernel=jnp.zeros((3, 4)))
       Array([1.3862944, 1.3862944], dtype=float32)
 
     References:
@@ -148,14 +148,14 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     member = Softmax(
-        classes=_checks.classes(-1, axis_name),
+        classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         z_loss=_checks.z_loss(z_loss),
         logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_softmax_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, None)
+        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, None)
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -211,9 +211,10 @@ def linear_sparse_sigmoid_cross_entropy(
         `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> linear_sparse_sigmoid_cross_entropy(
       ...     labels=[[3, 1], [2, -1]],
-      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      ...     inputs=jnp.ones((2, 3)), kernel=jnp.zeros((3, 5)))
       Array([3.465736, 3.465736], dtype=float32)
 
     References:
@@ -224,13 +225,13 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
-        classes=_checks.classes(-1, axis_name),
+        classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, factor)
+        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, factor)
 
 
 def linear_sigmoid_cross_entropy(
@@ -285,9 +286,10 @@ def linear_sigmoid_cross_entropy(
         `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
 
     Examples:
+      >>> import jax.numpy as jnp
       >>> linear_sigmoid_cross_entropy(
-      ...     labels=jax.numpy.zeros((2, 5)),
-      ...     inputs=jax.numpy.ones((2, 3)), kernel=jax.numpy.zeros((3, 5)))
+      ...     labels=jnp.zeros((2, 5)),
+      ...     inputs=jnp.ones((2, 3)), kernel=jnp.zeros((3, 5)))
       Array([3.465736, 3.465736], dtype=float32)
 
     References:
@@ -298,19 +300,10 @@ def linear_sigmoid_cross_entropy(
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
-        classes=_checks.classes(-1, axis_name),
+        classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=_checks.label_smoothing(label_smoothing),
         logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):
-        return _per_example(member, block_size, labels, inputs, kernel, bias, factor)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _per_example(member, block_size, labels, inputs, kernel, bias, pos_weight):
-    batch = inputs.shape[:-1]
-    labels, inputs = _blocks.flat(labels, inputs)
-    blocks = _blocks.cut(inputs.shape[0], kernel.shape, block_size)
-    losses, _ = _blocks.per_example(member, blocks, None, labels, inputs, kernel, bias, pos_weight)
-    return losses.reshape(batch)
+        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, factor)

@@ -1,190 +1,24 @@
-"""Cross-entropy over classes that are independent, from logits in memory.
+"""Independent classes: the losses and their mathematics.
 
 Each class is a yes-or-no question of its own: a picture may show a dog and an elephant.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _checks, _derivative, _explicit
-from jxent._attempt import attempt, by_rows, own_constants
-from jxent._classes import Classes
-from jxent._normalizer import zero_times
-from jxent._softcap import softcap, softcap_of_finite, softcap_slope
-from jxent._widen import largest_id, widen
-
-
-def sigmoid_cross_entropy_with_logits(
-    *,
-    labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
-    logit_softcap: float | None = None,
-    name: str | None = None,
-) -> Float[Array, "*batch classes"]:
-    r"""Surprise, in nats, of each label under the sigmoid of its logit: independent classes.
-
-    $$\ell = (1 - z)\,\mathrm{softplus}(x) + z\,\mathrm{softplus}(-x)$$
-
-    with labels $z$ and logits $x$: equal in algebra to TensorFlow's `max(x, 0) - x z +
-    log1p(exp(-|x|))`, but made of terms that do not cancel.
-
-    Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually
-        0 or 1. Values outside [0, 1] are computed as the formula says.
-      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c).
-      name: Names the computation in profiles (`jax.named_scope`).
-
-    Returns:
-      One loss per class and example, in the logits' shape and dtype. bfloat16 and float16 are
-      computed in float32 and rounded once.
-
-    Raises:
-      TypeError: `logits` is not floating, `labels` has another dtype, or an option is not a
-        Python value.
-      ValueError: The shapes differ, or `logit_softcap` is not positive.
-
-    Examples:
-      >>> sigmoid_cross_entropy_with_logits(labels=[1.0, 0.0], logits=[0.0, 2.0])
-      Array([0.6931472, 2.126928 ], dtype=float32)
-
-    References:
-      TensorFlow, `tf.nn.sigmoid_cross_entropy_with_logits`.
-    """
-    logits = _checks.floating("logits", logits)
-    labels = _checks.dense_labels(labels, logits)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
-    with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
-        return _jitted(member, labels, logits)
-
-
-def weighted_cross_entropy_with_logits(
-    *,
-    labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
-    pos_weight: Float[ArrayLike, "..."],
-    logit_softcap: float | None = None,
-    name: str | None = None,
-) -> Float[Array, "*batch classes"]:
-    r"""Sigmoid cross-entropy, in nats, whose positive labels count `pos_weight` times.
-
-    $$\ell = (1 - z)\,\mathrm{softplus}(x) + q z\,\mathrm{softplus}(-x)$$
-
-    A weight $q > 1$ makes missed positives dear and raises recall; $q < 1$ raises precision.
-
-    Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually
-        0 or 1. Values outside [0, 1] are computed as the formula says.
-      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
-      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
-        logits, `[classes]` for one a class. Differentiable. A negative one is computed as the
-        formula says.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c).
-      name: Names the computation in profiles (`jax.named_scope`).
-
-    Returns:
-      One loss per class and example, in the logits' shape and dtype. bfloat16 and float16 are
-      computed in float32 and rounded once.
-
-    Raises:
-      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not
-        real, or an option is not a Python value.
-      ValueError: The shapes of `labels` and `logits` differ, `pos_weight` does not broadcast
-        to them, or `logit_softcap` is not positive.
-
-    Examples:
-      >>> weighted_cross_entropy_with_logits(
-      ...     labels=[1.0, 0.0], logits=[0.0, 2.0], pos_weight=3.0)
-      Array([2.0794415, 2.126928 ], dtype=float32)
-
-    References:
-      TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`.
-    """
-    logits = _checks.floating("logits", logits)
-    labels = _checks.dense_labels(labels, logits)
-    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
-    with _checks.scope(name, "weighted_cross_entropy_with_logits"):
-        return _jitted(member, labels, logits, factor)
-
-
-def sparse_sigmoid_cross_entropy_with_logits(
-    *,
-    labels: Integer[ArrayLike, "*batch ids"],
-    logits: Float[ArrayLike, "*batch classes"],
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
-    label_smoothing: float = 0.0,
-    logit_softcap: float | None = None,
-    axis_name: str | None = None,
-    name: str | None = None,
-) -> Float[Array, "*batch"]:
-    r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
-
-    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
-
-    where $z_j$ is 1 for the classes that are listed and 0 for all others, then smoothed. No array
-    of dense labels is built: item 7 has labels 3 and 90,210, and that is what is passed.
-
-    Args:
-      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
-        padding, an id that appears twice counts once, and one that is too large makes its
-        example's loss and gradient NaN.
-      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
-        else inf.
-      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
-        logits, `[classes]` for one a class. Differentiable.
-      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c).
-      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
-        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
-        None: the classes are whole, or split by `jit` alone.
-      name: Names the computation in profiles (`jax.named_scope`).
-
-    Returns:
-      One loss per example, the sum over its classes, in the logits' dtype. bfloat16 and float16
-      are computed in float32 and rounded once.
-
-    Raises:
-      TypeError: `labels` is not integer, `logits` is not floating, `pos_weight` is not real, or
-        an option is not a Python value.
-      ValueError: `labels` is not `[*batch, ids]` for logits `[*batch, classes]`, `pos_weight`
-        does not broadcast to the logits, or an option is out of its range.
-
-    Examples:
-      >>> sparse_sigmoid_cross_entropy_with_logits(
-      ...     labels=[[3, 1], [2, -1]], logits=jnp.zeros((2, 5)))
-      Array([3.465736, 3.465736], dtype=float32)
-
-    References:
-      TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`, of the dense labels.
-    """
-    logits = _checks.floating("logits", logits)
-    axis = _checks.axis(-1, logits)
-    labels = _checks.id_lists(labels, logits.shape, "logits")
-    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = SparseSigmoid(
-        classes=_checks.classes(axis, axis_name),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
-    )
-    with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
-        return _jitted(member, labels, logits, factor)
-
-
-@partial(jax.jit, static_argnums=0)
-def _jitted(member, labels, logits, pos_weight=None):
-    losses, _ = _derivative.losses(member, True, None, labels, logits, pos_weight)
-    return losses.astype(logits.dtype)
+from jxent import _loss, _mesh
+from jxent._arithmetic import largest_id, widen, zero_times
+from jxent._dispatch import per_platform
+from jxent._mesh import Classes
+from jxent._softcap import softcap, softcap_slope
 
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """Independent classes, dense labels: the member that `_derivative` differentiates."""
+    """Independent classes, dense labels: the member that `_loss` differentiates."""
 
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
@@ -192,7 +26,7 @@ class Sigmoid:
 
     def losses(self, labels, logits, pos_weight):
         x = softcap(widen(logits), self.logit_softcap)
-        return _loss(self._smoothed(labels, x.dtype), pos_weight, x), None
+        return losses(self.smoothed(labels, x.dtype), pos_weight, x), None
 
     def total(self, ndim: int) -> "SigmoidSum":
         """The member that gives the sum of all these losses."""
@@ -202,7 +36,7 @@ class Sigmoid:
     def gradient(self, data, statistics):
         labels, logits, pos_weight = data
         x = widen(logits)
-        z = self._smoothed(labels, x.dtype)
+        z = self.smoothed(labels, x.dtype)
         positive = z if pos_weight is None else pos_weight * z
         capped = softcap(x, self.logit_softcap)
         return _slope(1 - z, positive, capped) * softcap_slope(x, self.logit_softcap)
@@ -218,11 +52,11 @@ class Sigmoid:
         if dlabels is not None:
             change += (1 - self.label_smoothing) * _label_slope(x, q) * widen(dlabels)
         if dpos_weight is not None:
-            z = self._smoothed(labels, x.dtype)
+            z = self.smoothed(labels, x.dtype)
             change += z * _finite_softplus(-x) * dpos_weight
         return change
 
-    def _smoothed(self, labels, dtype):
+    def smoothed(self, labels, dtype):
         z = labels.astype(dtype)
         if self.label_smoothing:
             z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -252,42 +86,26 @@ class SigmoidSum:
             None if x is None else x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
             for x in (pos_weight, weights)
         ]
-
-        # From the arrays as they were given: a condition stores what it is handed.
-        def careful(labels, logits, pos_weight, weights):
-            x = softcap(widen(logits), self.logit_softcap)
-            losses = _plain_loss(self.each._smoothed(labels, x.dtype), pos_weight, x)
-            return losses if weights is None else _derivative.weigh(weights, losses)
-
-        def careful_in_total(*data):
-            sums = by_rows(lambda *data: jnp.sum(careful(*data), -1, keepdims=True))
-            return self.classes.total(sums(*data) if logits.ndim else careful(*data))
-
-        # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
-        def of_finite(labels, logits, pos_weight, weights):
-            x = softcap_of_finite(widen(logits), self.logit_softcap)
-            z = labels.astype(x.dtype)
-            if self.label_smoothing:
-                smoothing = (1 - self.label_smoothing, self.label_smoothing / 2)
-                kept, added = own_constants(x.dtype, *smoothing)
-                z = kept * z + added
-            losses = _loss_of_finite(z, pos_weight, x)
-            total = self.classes.total(losses if weights is None else weights * losses)
-            return jnp.isfinite(total), total
-
-        def everywhere(*data):
-            return self.classes.total(careful(*data))
-
-        if self.classes.name is not None or _explicit.is_split(logits):
-            return everywhere(*data), None
-        cheap = attempt(of_finite, careful_in_total)
-        return jax.lax.platform_dependent(*data, cpu=cheap, default=everywhere), None
+        return total(self, *data), None
 
     def gradient(self, data, statistics):
         return self.each.gradient(data, statistics)
 
     def tangent(self, data, statistics, tangents):
         return self.classes.total(self.each.tangent(data, statistics, tangents))
+
+
+@per_platform(statics=1)
+def total(member: SigmoidSum, labels, logits, pos_weight, weights) -> Array:
+    """The sum over the classes of the losses times their weights."""
+    return member.classes.total(weighted(member, labels, logits, pos_weight, weights))
+
+
+def weighted(member: SigmoidSum, labels, logits, pos_weight, weights) -> Array:
+    """The losses of all classes times their weights."""
+    x = softcap(widen(logits), member.logit_softcap)
+    each = losses.plain(member.each.smoothed(labels, x.dtype), pos_weight, x)
+    return each if weights is None else _loss.weigh(weights, each)
 
 
 @dataclass(frozen=True)
@@ -334,7 +152,7 @@ class SparseSigmoid:
         slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.
         known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
-        return slope * _explicit.filled(known[..., None], x)
+        return slope * _mesh.filled(known[..., None], x)
 
     def tangent(self, data, statistics, tangents):
         labels, logits, _ = data
@@ -346,7 +164,7 @@ class SparseSigmoid:
         if dpos_weight is not None:
             share = self.label_smoothing / 2
             positive = jnp.where(self._listed(labels, x), 1 - share, share).astype(x.dtype)
-            in_range = _explicit.filled(self._in_range(labels, x)[..., None], x)
+            in_range = _mesh.filled(self._in_range(labels, x)[..., None], x)
             positive = jnp.where(in_range, positive, jnp.nan)
             change += positive * _finite_softplus(-x) * dpos_weight
         return self.classes.total(change)
@@ -390,42 +208,12 @@ def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -
     return listed
 
 
-def _loss(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+@per_platform()
+def losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - z) softplus(x) + q z softplus(-x), in terms that do not cancel for z in [0, 1]."""
-    return jax.lax.platform_dependent(z, q, x, cpu=_loss_without_selects, default=_plain_loss)
-
-
-def _plain_loss(z, q, x):
     positive = z if q is None else q * z
     loss = zero_times(1 - z, _softplus(x)) + zero_times(positive, _softplus(-x))
     return jnp.where(jnp.isnan(x), x, loss)
-
-
-# For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
-# the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others, makes the
-# product overflow again where the label does not agree. (Not for a sum that may meet both inf and
-# -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
-# logarithm.
-def _loss_without_selects(z, q, x):
-    positive = z if q is None else jax.lax.optimization_barrier(q) * z
-    most = float(jnp.finfo(x.dtype).max)
-    zero, one = own_constants(x.dtype, 0.0, 1.0)
-    above = jnp.maximum(-jnp.maximum(-x, -most), zero)
-    below = jnp.maximum(-jnp.maximum(x, -most), zero)
-    infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
-    linear = ((one - z) * above + positive * below) * infinite
-    return linear + (one - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
-    """The same in fewer operations: inf or NaN if a logit is infinite."""
-    rest = jnp.log1p(jnp.exp(-jnp.abs(x)))
-    if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
-        return rest - jnp.minimum((z - 1) * x, z * x)
-    zero, one = own_constants(x.dtype, 0.0, 1.0)
-    positive = jax.lax.optimization_barrier(q) * z
-    linear = (one - z) * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
-    return linear + (one - z + positive) * rest
 
 
 @jax.custom_jvp

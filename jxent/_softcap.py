@@ -4,18 +4,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._attempt import own_constants
-
 
 @jax.custom_jvp
-def _tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
+def tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.tanh(y)
 
 
-@_tanh.defjvp
+@tanh.defjvp
 def _tanh_jvp(primals, tangents):
     (y,), (t,) = primals, tangents
-    return _tanh(y), _sech2(y) * t
+    return tanh(y), _sech2(y) * t
 
 
 @jax.custom_jvp
@@ -30,22 +28,14 @@ def _sech2(y: Float[Array, "..."]) -> Float[Array, "..."]:
 def _sech2_jvp(primals, tangents):
     (y,), (t,) = primals, tangents
     value = _sech2(y)
-    return value, -2 * _tanh(y) * value * t
+    return value, -2 * tanh(y) * value * t
 
 
 def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     """`x`, or c tanh(x / c) where a cap is given; -inf, a class masked out, stays -inf."""
     if cap is None:
         return x
-    return jnp.where(x == -jnp.inf, -jnp.inf, cap * _tanh(x / cap))
-
-
-def softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
-    """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
-    if cap is None:
-        return x
-    c, zero = own_constants(x.dtype, cap, 0.0)
-    return c * _tanh(x / c) + zero * x
+    return jnp.where(x == -jnp.inf, -jnp.inf, cap * tanh(x / cap))
 
 
 def softcap_slope(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import _label, _normalizer, losses
+from jxent import _logsumexp, losses
+from jxent.platforms import cpu
 from tests import reference
 from tests.reference import WIDE
 
@@ -21,7 +22,7 @@ SIDES = [1 - 1e-3, 1 + 1e-3]
 
 
 def ranges(dtype, classes):
-    """The ends of the ranges of the logits without a shift, see `_label._without_shift`."""
+    """The ends of the ranges of the logits without a shift, see `platforms.cpu._without_shift`."""
     info = jnp.finfo(dtype)
     least = classes * float(info.tiny) / float(info.eps)
     most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
@@ -75,7 +76,7 @@ def test_logits_without_a_shift(dtype, classes):
         found = list(ends(dtype, classes))
         x = jnp.asarray(np.stack([r for _, r, _ in found]))
         ids = jnp.zeros((len(found), 1), jnp.int32)
-        usable, _ = jax.jit(_label._without_shift)(x, ids, x[:, :1])
+        usable, _ = jax.jit(cpu._without_shift)(x, ids, x[:, :1])
         for (what, _, inside), got in zip(found, np.asarray(usable)[:, 0], strict=True):
             assert inside is None or bool(got) == inside, what
         check(x, [what for what, *_ in found])
@@ -131,7 +132,7 @@ def test_the_maximum_left_out_or_subtracted(dtype, classes):
         rows = [row(dtype, classes, math.log(s), 0.0) for s in sums]
         rows += [r + np.asarray(shift, dtype) for r in rows for shift in (-1e4, 3e4)]
         x = np.stack(rows)
-        top, rest = jax.jit(lambda x: _normalizer.pair(x, _normalizer.Classes(-1)))(x)
+        top, rest = jax.jit(lambda x: _logsumexp.pair(x, _logsumexp.Classes(-1)))(x)
         with np.errstate(under="ignore"):
             odds = np.exp(np.asarray(x, WIDE) - np.asarray(x, WIDE).max(-1, keepdims=True))
         odds[np.arange(len(x)), odds.argmax(-1)] = 0

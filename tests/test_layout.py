@@ -1,34 +1,35 @@
 """The rooms of the package, and which way their imports point."""
 
 import ast
+import re
 from pathlib import Path
 
 import jxent
 
 PACKAGE = Path(jxent.__file__).parent
-LEVELS = {  # a room imports from lower levels only
-    "_widen": 0,
-    "_softcap": 0,
-    "_attempt": -1,
-    "_explicit": -1,
-    "_classes": 0,
-    "_normalizer": 0.5,
-    "_derivative": 0,
-    "_checks": 1,
-    "_label": 1,
-    "_blocks": 1,
-    "_sigmoid": 2,
-    "_softmax": 2,
-    "_linear": 3,
-    "losses": 4,
-    "__init__": 5,
-}
+LEVELS = (  # a room imports from lower levels only
+    ("_arithmetic", "_softcap", "_dispatch"),
+    ("_checks",),
+    ("_mesh",),
+    ("_logsumexp", "_loss"),
+    ("_sigmoid", "_softmax", "_projection"),
+    ("platforms",),
+    ("_reduction",),
+    ("_call",),
+    ("_with_logits", "_linear", "losses"),
+    ("__init__",),
+)
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 
 
-def imported(room: Path) -> set[str]:
-    """The rooms that a room imports."""
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports."""
     found = set()
-    for node in ast.walk(ast.parse(room.read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "jxent":
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jxent."):
@@ -37,10 +38,21 @@ def imported(room: Path) -> set[str]:
 
 
 def test_imports_point_one_way():
-    rooms = {path.stem: path for path in PACKAGE.glob("*.py")}
-    assert set(rooms) == set(LEVELS)
-    for name, path in rooms.items():
-        assert all(LEVELS[other] < LEVELS[name] for other in imported(path)), name
+    files = list(PACKAGE.rglob("*.py"))
+    assert {room_of(path) for path in files} == set(LEVEL)
+    for path in files:
+        room = room_of(path)
+        others = imported(path) - ({room} if path.parent != PACKAGE else set())
+        assert all(LEVEL[other] < LEVEL[room] for other in others), path
+
+
+def test_platforms_have_their_room():
+    """Outside it nothing asks where it runs."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if room_of(path) not in ("platforms", "_dispatch"):
+            assert not re.search("platform_dependent|default_backend|device_count", text), path
+        assert len(text.splitlines()) <= 400, path
 
 
 def test_one_room_imports_chex():
@@ -49,7 +61,7 @@ def test_one_room_imports_chex():
 
 
 def test_the_package_says_what_it_exports():
-    public = {name for name in vars(jxent) if not name.startswith("_")}
+    public = {name for name in vars(jxent) if not name.startswith("_")} - {"platforms"}
     assert public == {
         "losses",
         "sigmoid_cross_entropy_with_logits",

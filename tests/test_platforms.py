@@ -14,7 +14,7 @@ import jxent
 from benchmarks.accuracy import measure
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
-from jxent import _derivative, losses
+from jxent import _loss, losses
 from tests import reference
 from tests.family import CASES
 from tests.reference import tolerance
@@ -378,7 +378,7 @@ def test_the_dependency_is_what_does_it(monkeypatch):
 
     assert in_place(theirs, shape)[0] >= size_of(shape)
     jax.clear_caches()
-    monkeypatch.setattr(_derivative, "zero_known_from", jnp.zeros_like)
+    monkeypatch.setattr(_loss, "zero_known_from", jnp.zeros_like)
     temporaries, copies = in_place(sigmoid_loss, shape)
     assert temporaries >= size_of(shape)
     assert copies
@@ -413,7 +413,7 @@ def in_place(loss, shape):
 @pytest.mark.parametrize("odd", [0.0, -0.0, np.inf, -np.inf, np.nan])
 def test_the_zero_of_the_dependency(odd):
     """Added to a logit it changes nothing, whatever the loss is."""
-    zero = jax.jit(_derivative.zero_known_from)(jnp.float32(odd))
+    zero = jax.jit(_loss.zero_known_from)(jnp.float32(odd))
     logits = np.float32([1e-30, -80, np.inf])
     np.testing.assert_array_equal(logits + np.asarray(zero), logits)
     assert zero == (np.finfo(np.float32).tiny if odd == -np.inf else 0)

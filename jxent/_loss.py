@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from jxent import _explicit
+from jxent import _mesh
+from jxent._dispatch import per_platform
 
 
 class Member(Protocol):
-    """What the rule below, and the projection in `_blocks`, ask of a loss."""
+    """What the rule below, and the projection in `_projection`, ask of a loss."""
 
     axis: int | tuple[int, ...] | None  # of the classes, where a loss sums over them
 
@@ -119,7 +120,7 @@ def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
             along = jnp.expand_dims(kept, member.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # a pos_weight that all examples share
-        return jnp.where(_explicit.filled(along, x), x, jnp.zeros_like(x))
+        return jnp.where(_mesh.filled(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
 
@@ -128,17 +129,13 @@ def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
 # makes XLA compute the loss first: it would copy the logits, and store what loss and gradient
 # share. So the gradient reads logits to which a 0 was added that only the loss tells. Elsewhere one
 # pass gives both, and the dependency would make it two.
+@per_platform()
 def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Exactly 0, known only after `values`.
 
     At -inf, where no compiler can tell that it is 0, it is the smallest normal number.
     """
-    info = jnp.finfo(values.dtype)
-
-    def on_cpu(values):
-        return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
-
-    return jax.lax.platform_dependent(values, cpu=on_cpu, default=jnp.zeros_like)
+    return jnp.zeros_like(values)
 
 
 def after(zero: Array | None, data, statistics=None):

@@ -7,7 +7,7 @@ tiles of classes are slow on every chip), and one block of logits is alive at a 
 Block k takes the examples k, k + K, k + 2 K, ...: strided, so that under automatic sharding every
 block stays evenly split over the chips that the examples are split over.
 
-Both forms below compute the losses of a block by `_derivative.losses`, so every rule about digits,
+Both forms below compute the losses of a block by `_loss.losses`, so every rule about digits,
 infinities and dropped examples holds here too.
 """
 
@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent import _derivative, _explicit
-from jxent._derivative import Member
-from jxent._widen import computing_dtype
+from jxent import _loss, _mesh
+from jxent._arithmetic import computing_dtype
+from jxent._dispatch import per_platform
+from jxent._loss import Member
 
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
 _ROOM = 2**25
@@ -107,44 +108,20 @@ def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "
         inputs,
         kernel,
         preferred_element_type=computing_dtype(kernel.dtype),
-        out_sharding=_explicit.split_of_product(inputs, kernel),
+        out_sharding=_mesh.split_of_product(inputs, kernel),
     )
     return x if bias is None else x + bias[None]
 
 
-def _alike(*arrays):
-    """The same arrays, the floating ones varying over the same axes of a surrounding `shard_map`.
-
-    An array that is the same on all chips has the sum of the chips' derivatives as its own, and
-    JAX takes that sum where such an array meets one that varies: here, once, not in every block.
-    """
-    floating = [x is not None and jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
-    pairs = list(zip(arrays, floating, strict=True))
-
-    def axes(x):
-        return jax.typeof(x).manual_axis_type.varying
-
-    wanted = {axis for x, f in pairs if f for axis in axes(x)}
-
-    def varying(x):
-        missing = tuple(wanted - axes(x))
-        return jax.lax.pcast(x, missing, to="varying") if missing else x
-
-    return [varying(x) if f else x for x, f in pairs]
-
-
-# One loss per example.
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(member: Member, blocks: Cut, weights, labels, inputs, kernel, bias, pos_weight):
-    """Losses of all examples, unweighted, and what is known of them, as `_derivative.losses`."""
-    labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
+    """Losses of all examples, unweighted, and what is known of them, as `_loss.losses`."""
+    labels, inputs, kernel, bias, pos_weight = _mesh.alike(labels, inputs, kernel, bias, pos_weight)
 
     def block(_, rows):
         weights, labels, inputs = rows
         x = _project(inputs, kernel, bias)
-        return None, _derivative.losses(member, False, weights, labels, x, pos_weight)
+        return None, _loss.losses(member, False, weights, labels, x, pos_weight)
 
     weights = _kept(weights, blocks, inputs)
     rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
@@ -162,12 +139,12 @@ def per_example(member: Member, blocks: Cut, weights, labels, inputs, kernel, bi
 # between operands of one dtype in both directions.
 def _per_example_jvp(member, blocks, primals, tangents):
     _, labels, inputs, kernel, bias, pos_weight = primals
-    dlabels, dinputs, dkernel, dbias, dpos_weight = _derivative.present(tangents[1:])
+    dlabels, dinputs, dkernel, dbias, dpos_weight = _loss.present(tangents[1:])
     values, known = per_example(member, blocks, *primals)
     wide = computing_dtype(inputs.dtype)
     dkernel = None if dkernel is None else dkernel.astype(wide)
     labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight = (
-        _alike(
+        _mesh.alike(
             labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight
         )
     )
@@ -180,7 +157,7 @@ def _per_example_jvp(member, blocks, primals, tangents):
         data = (labels, x, pos_weight)
         moving = (dlabels, None, dpos_weight)
         if kept is not None:  # a place that is filled up is not
-            data, moving = _derivative.without_dropped(member, kept)((data, moving))
+            data, moving = _loss.without_dropped(member, kept)((data, moving))
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
@@ -190,9 +167,9 @@ def _per_example_jvp(member, blocks, primals, tangents):
             # is too narrow for a slope times its example's cotangent, usually 1 over their number.
             product = wide if inputs.dtype == jnp.float16 else inputs.dtype
             pushed = jnp.matmul(
-                _transposed(inputs.astype(product)).T,
+                transposed(inputs.astype(product)).T,
                 dkernel.astype(product),
-                out_sharding=_explicit.split_of_product(inputs, kernel),
+                out_sharding=_mesh.split_of_product(inputs, kernel),
             ).astype(wide)
             of_part += jnp.sum(slope * pushed, axis=1)
         if dbias is not None:
@@ -212,7 +189,7 @@ def _per_example_jvp(member, blocks, primals, tangents):
         (values, known, labels, inputs, dlabels, dinputs),
         (kernel, bias, pos_weight, dkernel, dbias, dpos_weight),
     )
-    return (values, known), (change, jax.tree.map(_derivative.no_tangent, known))
+    return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
 
 
 per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
@@ -226,7 +203,7 @@ def _pull(slope: Array, kernel: Array, inputs: Array) -> Array:
             low,
             kernel.T,
             preferred_element_type=slope.dtype,
-            out_sharding=_explicit.split_of(inputs),
+            out_sharding=_mesh.split_of(inputs),
         )
     )
 
@@ -250,20 +227,10 @@ def _narrowed(slope: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
     return (slope * up).astype(dtype), lambda product: product * down
 
 
-def _transposed(inputs: Array) -> Array:
-    """inputs.T, for d/d kernel = inputs.T @ slope.
-
-    On CPU an array of its own: XLA:CPU would read the inputs across in the product, which then
-    takes twice as long.
-    """
-
-    def stored(inputs):
-        return jax.lax.optimization_barrier(inputs.T)
-
-    return jax.lax.platform_dependent(inputs, cpu=stored, default=jnp.transpose)
-
-
-# The weighted sum of the losses.
+@per_platform()
+def transposed(inputs: Array) -> Array:
+    """inputs.T, for d/d kernel = inputs.T @ slope."""
+    return jnp.transpose(inputs)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -283,7 +250,7 @@ def total(
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(member, blocks, masks, primals, tangents):
-    moving = _derivative.present(tangents)
+    moving = _loss.present(tangents)
     wanted = tuple(t is not None for t in moving)
     value, slopes = _sweep(member, blocks, masks, wanted, *primals)
     of_weights, *of_parts = (
@@ -327,14 +294,14 @@ def _plain_sweep(
     want_weights, want_labels, want_inputs, want_kernel, want_bias, want_pos_weight = wanted
     examples = inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
-    labels, inputs, kernel, bias, pos_weight = _alike(labels, inputs, kernel, bias, pos_weight)
+    labels, inputs, kernel, bias, pos_weight = _mesh.alike(labels, inputs, kernel, bias, pos_weight)
 
     @protect
     def block(weights, labels, inputs, kernel, bias, pos_weight):
         x = _project(inputs, kernel, bias)
 
         def losses(labels, x, pos_weight):
-            return _derivative.losses(
+            return _loss.losses(
                 member, False, weights if masks else None, labels, x, pos_weight
             )[0]  # fmt: skip
 
@@ -360,10 +327,10 @@ def _plain_sweep(
                 low, restored = _narrowed(slope, kernel.dtype)
                 by_shared[0] = restored(
                     jnp.matmul(
-                        _transposed(inputs),
+                        transposed(inputs),
                         low,
                         preferred_element_type=slope.dtype,
-                        out_sharding=_explicit.split_of(kernel),
+                        out_sharding=_mesh.split_of(kernel),
                     )
                 )
             if want_bias:
@@ -387,6 +354,6 @@ def _plain_sweep(
     rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
     by_shared, by_rows = jax.lax.scan(step, start, rows)
     values, *by_rows = jax.tree.map(partial(blocks.from_blocks, examples), by_rows)
-    value = jnp.sum(_derivative.weigh(weights, values))
+    value = jnp.sum(_loss.weigh(weights, values))
     by_weights = jnp.where(jnp.isfinite(values), values, 0) if want_weights else None
     return value, [by_weights, *by_rows, *by_shared]

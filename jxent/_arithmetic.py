@@ -1,0 +1,38 @@
+"""Small helpers: the dtype that losses compute in, and differences and products at infinity."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def computing_dtype(dtype) -> jnp.dtype:
+    """float32 for bfloat16, float16 and narrower; the dtype itself from float32 up.
+
+    Decided from the number of bits: `jnp.promote_types` raises where a user has made dtype
+    promotion strict.
+    """
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
+
+
+def widen(x: Array) -> Array:
+    """A floating array in the dtype that losses of it are computed in."""
+    return x.astype(computing_dtype(x.dtype))
+
+
+def largest_id(dtype, classes: int) -> int:
+    """The last class that an id of this integer dtype can name."""
+    return min(classes - 1, int(jnp.iinfo(dtype).max))
+
+
+def bounded(x: Array) -> Array:
+    """+inf brought down to the largest number, so that two of them are 0 apart."""
+    return jnp.minimum(x, jnp.finfo(x.dtype).max)
+
+
+def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
+    """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
+    return jnp.where(x == top, 0, top - x)
+
+
+def zero_times(a: Array, b: Array) -> Array:
+    """The product, and 0 where a is 0: no label, no loss, at an infinite logit too."""
+    return jnp.where(a == 0, 0, a * b)

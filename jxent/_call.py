@@ -1,0 +1,112 @@
+"""The one way from a public function inwards: weights, `jit`, cast and reduction."""
+
+from functools import partial
+from math import prod
+from numbers import Real
+
+import jax
+import jax.numpy as jnp
+
+from jxent import _checks, _loss, _projection, _reduction
+from jxent._arithmetic import computing_dtype, widen
+from jxent._reduction import Reduction
+
+
+@partial(jax.jit, static_argnums=0)
+def each(member, labels, logits, pos_weight=None):
+    """The losses of floor 1, in the logits' dtype."""
+    losses, _ = _loss.losses(member, True, None, labels, logits, pos_weight)
+    return losses.astype(logits.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def each_projected(member, block_size, labels, inputs, kernel, bias, pos_weight):
+    batch = inputs.shape[:-1]
+    labels, inputs = _projection.flat(labels, inputs)
+    blocks = _projection.cut(inputs.shape[0], kernel.shape, block_size)
+    losses, _ = _projection.per_example(
+        member, blocks, None, labels, inputs, kernel, bias, pos_weight
+    )
+    return losses.reshape(batch)
+
+
+def reduced(member, weights, reduction, labels, logits, pos_weight=None):
+    per_example = member.axis is not None
+    shape = logits.shape[:-1] if per_example else logits.shape
+    masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
+    reduction = _checks.reduction(reduction, Reduction)
+    return _reduced(member, masks, reduction, weights, labels, logits, pos_weight)
+
+
+def reduced_projection(
+    member, weights, reduction, block_size, labels, inputs, kernel, bias, pos_weight=None
+):
+    batch = inputs.shape[:-1]
+    masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
+    reduction = _checks.reduction(reduction, Reduction)
+    blocks = _projection.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
+    return _reduced_projection(
+        member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+    )
+
+
+def reduced_losses(weights, reduction, losses):
+    """Losses computed elsewhere."""
+    masks, weights = _checked_weights(
+        weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
+    )
+    return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
+
+
+def _checked_weights(weights, shape, dtype, *, per_example):
+    """Whether the weights can mask, and the weights: a nonzero Python number costs no mask."""
+    masks = not (isinstance(weights, Real) and weights != 0)
+    dtype = computing_dtype(dtype)
+    return masks, _checks.weights(weights, shape, dtype, per_example=per_example)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _reduced(member, masks, reduction, weights, labels, logits, pos_weight):
+    data = (labels, logits, pos_weight)
+    shape = logits.shape if member.axis is None else logits.shape[:-1]
+    if member.axis is None and reduction is not Reduction.NONE:
+        member = member.total(logits.ndim)
+        if masks:
+            total = _loss.weighted_total(member, weights, *data)
+        else:
+            total = weights * _loss.losses(member, True, None, *data)[0]
+        return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
+            logits.dtype
+        )
+    if masks:
+        weighted = _loss.weighted_losses(member, weights, *data)
+    else:
+        weighted = weights * _loss.losses(member, True, None, *data)[0]
+    return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _reduced_losses(masks, reduction, weights, losses):
+    values = widen(losses)
+    weighted = _loss.weigh(weights, values) if masks else weights * values
+    return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _reduced_projection(
+    member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+):
+    batch = inputs.shape[:-1]
+    each = jnp.broadcast_to(weights, batch).reshape(-1)
+    labels, inputs = _projection.flat(labels, inputs)
+    if masks:
+        each, inputs = _projection.without_broken(each, inputs)
+    projection = (labels, inputs, kernel, bias, pos_weight)
+    if reduction is Reduction.NONE:
+        mask = each if masks else None
+        values, _ = _projection.per_example(member, blocks, mask, *projection)
+        return _loss.weigh(each, values).reshape(batch)
+    # The denominator goes into the weights: dividing the loss afterwards would cost another pass
+    # over the kernel's gradient.
+    each = _reduction.divided(each, _reduction.count(reduction, weights, batch))
+    return _projection.total(member, blocks, masks, each, *projection)

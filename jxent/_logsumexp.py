@@ -1,0 +1,291 @@
+"""Log-sum-exp as a pair (max, rest), which keeps the digits that one number loses.
+
+For a row `x` with maximum `m`, `rest` sums `exp(x_j - m)` over all classes *but one* that
+attains the maximum. Then `logsumexp = m + log1p(rest)`, and on a row where one class is far
+ahead `rest` is tiny yet exact to the last digits, whereas `log(sum(exp(x_j - m)))` over all
+classes starts from `1 + tiny`, which rounds to 1, and its logarithm to 0.
+
+All arrays keep the class axis (of size 1 in a pair), so that nothing has to be moved.
+
+The functions below differentiate with respect to the logits as a whole. The pair that they
+are handed is a cache: it is a function of the same logits, and its share of the derivative is
+in their rules already, so the tangents of the pair are ignored.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Integer
+
+from jxent._arithmetic import bounded, gap, zero_times
+from jxent._dispatch import per_platform
+from jxent._mesh import Classes
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
+    """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
+    top, rest = pair_of_rows(classes, x)
+    # XLA:CPU's maximum drops NaN, so the sum says where one is.
+    undefined = (top == -jnp.inf) | jnp.isnan(rest)
+    return jnp.where(undefined, jnp.nan, top), jnp.where(undefined, jnp.nan, rest)
+
+
+# A cache, see above.
+@pair.defjvp
+def _pair_jvp(classes, primals, tangents):
+    top, rest = pair(*primals, classes)
+    return (top, rest), (jnp.zeros_like(top), jnp.zeros_like(rest))
+
+
+@per_platform(statics=1)
+def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
+    """The pair as it is defined; NaN reaches `rest` through its sum."""
+    top = classes.max(x)
+    at_top = x == top
+    others = classes.sum(jnp.where(at_top, 0, jnp.exp(-gap(x, top))))
+    ties = classes.sum(at_top.astype(x.dtype))
+    return top, others + (ties - 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
+    """The number of classes that are not ruled out, by -inf."""
+    return counted(classes, x)
+
+
+@classes_left.defjvp
+def _classes_left_jvp(classes, primals, tangents):
+    count = classes_left(*primals, classes)
+    return count, jnp.zeros_like(count)
+
+
+@per_platform(statics=1)
+def counted(classes: Classes, x: Array) -> Array:
+    """The number of classes that are not at -inf."""
+    return classes.sum((x > -jnp.inf).astype(x.dtype))
+
+
+def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Array | None:
+    """What smoothing adds to the label of each class that is not ruled out; None without it."""
+    return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
+
+
+def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:
+    """Marks the class that holds more than half of the probability, in rows that have one.
+
+    A second class at the maximum would make `rest` at least 1, so no row has two marks.
+    """
+    return (x == top) & (rest < 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def chances(
+    x: Float[Array, "..."], top: Array, rest: Array, classes: Classes
+) -> tuple[Array, Array]:
+    """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
+    p = jnp.exp(-gap(x, top)) / (1 + rest)
+    return p, jnp.where(_leader(x, top, rest), rest / (1 + rest), 1 - p)
+
+
+# dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
+# the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
+# mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
+@chances.defjvp
+def _chances_jvp(classes, primals, tangents):
+    x, top, rest = primals
+    p, q = chances(x, top, rest, classes)
+    dp = p * deviation(p, x, top, rest, tangents[0], classes)
+    return (p, q), (dp, -dp)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(5,))
+def slopes(
+    x: Float[Array, "..."],
+    z: Float[Array, "..."],
+    total: Array,
+    top: Array,
+    rest: Array,
+    classes: Classes,
+) -> Array:
+    """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels, `total`.
+
+    For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
+    class a row can need them, whose p is 1 / (1 + rest).
+    """
+    # The select ends XLA:CPU's fusion of the sum, which else stores it for every class.
+    total = jnp.where(rest >= 0, total, jnp.nan)
+    scale = 1 / (1 + rest)
+    of_leader = (total - z) * scale - z * (rest * scale)
+    p = jnp.exp(bounded(x) - bounded(top)) * scale
+    return jnp.where(_leader(x, top, rest), of_leader, total * p - z)
+
+
+# `total` is a cache as well: its share of the second derivative is in `by_labels`. For the third
+# one the factor of the last term must be a function of the labels, so it is summed once more.
+@slopes.defjvp
+def _slopes_jvp(classes, primals, tangents):
+    x, z, _, top, rest = primals
+    dx, dz, *_ = tangents
+    p, q = chances(x, top, rest, classes)
+    by_labels = (classes.sum(dz) - dz) * p - dz * q
+    return slopes(*primals, classes), by_labels + classes.sum(z) * spread(x, dx, classes)
+
+
+def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:
+    """The tangent of the probabilities of `x` along `t`."""
+    top, rest = pair(x, classes)
+    p, _ = chances(x, top, rest, classes)
+    return p * deviation(p, x, top, rest, t, classes)
+
+
+def deviation(
+    p: Array, x: Array, top: Array, rest: Array, t: Float[Array, "..."], classes: Classes
+) -> Float[Array, "..."]:
+    """`t` minus its mean under the probabilities `p` of the logits `x`."""
+    leader = _leader(x, top, rest)
+    origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
+    t = jnp.where(leader, 0, t - origin)
+    return t - classes.sum(p * t)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Array:
+    """logsumexp, which is known; `x` is there to be differentiated."""
+    return known
+
+
+# d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
+@log_normalizer.defjvp
+def _log_normalizer_jvp(classes, primals, tangents):
+    x, known = primals
+    p, _ = chances(x, *pair(x, classes), classes)
+    return log_normalizer(x, known, classes), classes.sum(p * tangents[0])
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: Classes) -> Array:
+    """Probabilities from any normaliser: exp(x - shift) * scale."""
+    return jnp.exp(bounded(x) - shift) * scale
+
+
+@probabilities.defjvp
+def _probabilities_jvp(classes, primals, tangents):
+    return probabilities(*primals, classes), spread(primals[0], tangents[0], classes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def surprises(x: Float[Array, "..."], top: Array, rest: Array, classes: Classes) -> Array:
+    """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
+
+    A derivative of 0 for the label of a class that is masked out: the true one is infinite,
+    and times the tangent 0 it would be NaN.
+    """
+    value = gap(x, top) + jnp.log1p(rest)
+    return jnp.where(jnp.isinf(value), 0, value)
+
+
+# d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
+@surprises.defjvp
+def _surprises_jvp(classes, primals, tangents):
+    x, top, rest = primals
+    p, _ = chances(x, top, rest, classes)
+    return surprises(x, top, rest, classes), -deviation(p, x, top, rest, tangents[0], classes)
+
+
+def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = None):
+    """The labels `z`, or none, and what smoothing adds to them."""
+    if share is None:
+        return z
+    share = jnp.where(x > -jnp.inf, share, 0)
+    return share if z is None else (1 - smoothing) * z + share
+
+
+@per_platform(statics=2)
+def expected(
+    classes: Classes,
+    smoothing: float,
+    x: Array,
+    top: Array,
+    more: Array,
+    share: Array | None,
+    z: Array | None,
+) -> Array:
+    """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
+    surprises = gap(x, top) + more
+    total = classes.sum(zero_times(smoothed(smoothing, x, share, z), surprises))
+    # The row of a NaN is NaN even if its labels are all 0.
+    return jnp.where(jnp.isnan(more), jnp.nan, total)
+
+
+class LabelNormalizer(NamedTuple):
+    """One number an example each; the class axis is kept, of size 1.
+
+    A cache of the logits: see `_normalizer`.
+    """
+
+    loss: Array  # -log p of the label
+    log_normalizer: Array  # logsumexp
+    shift: Array  # p_j = exp(x_j - shift) * scale
+    scale: Array
+    miss: Array  # 1 - p of the label
+    share: Array | None = None  # what smoothing adds to every label, if there is smoothing
+
+
+@per_platform(statics=1)
+def label_statistics(
+    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."]
+) -> LabelNormalizer:
+    """From the logits, the labels' ids in range, and the labels' logits `own`."""
+    return of_pair(own, *pair(x, classes))
+
+
+def of_pair(own: Array, top: Array, rest: Array) -> LabelNormalizer:
+    """From the pair (max, rest) of the row."""
+    apart = gap(own, top)
+    more = jnp.log1p(rest)
+    scale = 1 / (1 + rest)
+    leads = (own == top) & (rest < 1)
+    miss = jnp.where(leads, rest * scale, 1 - jnp.exp(-apart) * scale)
+    return LabelNormalizer(apart + more, top + more, bounded(top), scale, miss)
+
+
+@per_platform(statics=1)
+def label_logit(
+    classes: Classes, ids: Integer[Array, "..."], x: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The label's logit: compared, which fuses, and moves no logits where the classes are split."""
+    return classes.sum(jnp.where(classes.numbers(x) == ids, x, 0))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def label_slopes(
+    classes: Classes,
+    smoothing: float,
+    x: Float[Array, "..."],
+    ids: Integer[Array, "..."],
+    normalizer: LabelNormalizer,
+) -> Float[Array, "..."]:
+    """The gradient of the losses: p - z, for labels z of the class alone, then smoothed.
+
+    At the label it is -(1 - p) unsmoothed. Smoothed, z = 1 - s + s / C there, and the difference is
+    taken as (1 - z) p - z (1 - p): neither of these loses digits where p is near 0 or 1.
+    """
+    p = probabilities(x, normalizer.shift, normalizer.scale, classes)
+    labelled = classes.numbers(x) == ids
+    if normalizer.share is None:
+        return jnp.where(labelled, -normalizer.miss, p)
+    share = jnp.where(x > -jnp.inf, normalizer.share, 0)
+    of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.miss
+    return jnp.where(labelled, of_label, p - share)
+
+
+# p, p - 1 and p - z have one derivative; for an id out of range it is NaN as all else is.
+@label_slopes.defjvp
+def _label_slopes_jvp(classes, smoothing, primals, tangents):
+    x, _, normalizer = primals
+    known = jnp.where(jnp.isnan(normalizer.miss), jnp.nan, jnp.ones_like(normalizer.miss))
+    change = known * spread(x, tangents[0], classes)
+    return label_slopes(classes, smoothing, *primals), change

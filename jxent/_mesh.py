@@ -1,0 +1,118 @@
+"""Where classes and examples are split.
+
+The classes may be split over the chips of a mesh axis, by `shard_map`. Under explicit sharding a
+mesh's axes are part of an array's type: there JAX wants to be told how the results are split that
+it cannot infer. On all other meshes, and without one, the functions of explicit sharding give
+None: nothing is asked for.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Where the classes are: an axis of the logits, and under `shard_map` the mesh axis `name`.
+
+    The axis is counted from the end, as `vmap` and blocks add axes in front.
+    With a name each chip holds a part of the classes, of equal width, in the order of the chips;
+    whatever is reduced over the classes is then reduced over the chips as well.
+    """
+
+    axis: int | tuple[int, ...]
+    name: Hashable | None = None
+
+    @property
+    def one(self) -> int:
+        """The axis, where it is one."""
+        assert isinstance(self.axis, int)
+        return self.axis
+
+    def sum(self, x: Array) -> Array:
+        """The sum over all classes; the axis is kept, of size 1."""
+        return self.across(jnp.sum(x, self.axis, keepdims=True))
+
+    def total(self, x: Array) -> Array:
+        """The sum over all classes, without the axis."""
+        return self.across(jnp.sum(x, self.axis))
+
+    def across(self, x: Array) -> Array:
+        """The sum over the chips of what each has summed over its own classes."""
+        return x if self.name is None else jax.lax.psum(x, self.name)
+
+    def max(self, x: Array) -> Array:
+        """The maximum over all classes; the axis is kept, of size 1. It has no derivative."""
+        top = jnp.max(x, self.axis, keepdims=True)
+        return top if self.name is None else jax.lax.pmax(top, self.name)
+
+    def count(self, x: Array) -> int:
+        """The number of all classes."""
+        return self.width(x) * (1 if self.name is None else jax.lax.axis_size(self.name))
+
+    def numbers(self, x: Array) -> Array:
+        """The number of each class, in the shape of `x`."""
+        numbers = jax.lax.broadcasted_iota(
+            jnp.int32, x.shape, self.one % x.ndim, out_sharding=split_of(x)
+        )
+        if self.name is None:
+            return numbers
+        return numbers + jax.lax.axis_index(self.name) * self.width(x)
+
+    def width(self, x: Array) -> int:
+        """The number of the classes that this chip holds."""
+        return x.shape[self.one]
+
+    def are_last(self, x: Array) -> bool:
+        """Whether the classes are the last axis of `x`, not known to be split."""
+        return self.name is None and not is_split(x) and self.one == -1
+
+
+def split_of(x: Array) -> NamedSharding | None:
+    """How `x` is split."""
+    sharding = jax.typeof(x).sharding
+    return sharding if AxisType.Explicit in sharding.mesh.axis_types else None
+
+
+def is_split(x: Array) -> bool:
+    """Whether some axis of `x` is split explicitly."""
+    return split_of(x) is not None and any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def split_of_product(rows: Array, columns: Array) -> NamedSharding | None:
+    """How `rows @ columns` is split: like the rows of the one and the columns of the other."""
+    sharding = split_of(rows)
+    if sharding is None:
+        return None
+    spec = PartitionSpec(sharding.spec[0], jax.typeof(columns).sharding.spec[1])
+    return NamedSharding(sharding.mesh, spec)
+
+
+def filled(x: Array, like: Array) -> Array:
+    """`x`, whose axes are of the size of those of `like` or 1, in its shape and split like it."""
+    return jnp.broadcast_to(x, like.shape, out_sharding=split_of(like))
+
+
+def alike(*arrays):
+    """The same arrays, the floating ones varying over the same axes of a surrounding `shard_map`.
+
+    An array that is the same on all chips has the sum of the chips' derivatives as its own, and
+    JAX takes that sum where such an array meets one that varies: here, once, not in every block.
+    """
+    floating = [x is not None and jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
+    pairs = list(zip(arrays, floating, strict=True))
+
+    def axes(x):
+        return jax.typeof(x).manual_axis_type.varying
+
+    wanted = {axis for x, f in pairs if f for axis in axes(x)}
+
+    def varying(x):
+        missing = tuple(wanted - axes(x))
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return [varying(x) if f else x for x, f in pairs]

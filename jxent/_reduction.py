@@ -1,0 +1,71 @@
+"""What becomes of the losses and their weights."""
+
+from enum import Enum
+from functools import reduce
+from math import prod
+
+import jax
+import jax.numpy as jnp
+
+
+class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() included
+    """What becomes of the losses l and their weights w, broadcast to l. No elements give 0."""
+
+    NONE = "none"
+    """w l: nothing is reduced."""
+
+    SUM = "weighted_sum"
+    """sum(w l)."""
+
+    MEAN = "weighted_mean"
+    """sum(w l) / sum(w)."""
+
+    SUM_OVER_BATCH_SIZE = "weighted_sum_over_batch_size"
+    """sum(w l) / number of elements of l."""
+
+    SUM_BY_NONZERO_WEIGHTS = "weighted_sum_by_nonzero_weights"
+    """sum(w l) / number of elements with w != 0."""
+
+    SUM_OVER_NONZERO_WEIGHTS = SUM_BY_NONZERO_WEIGHTS
+    """TensorFlow's older name of the same."""
+
+
+def reduced(reduction, weights, weighted, shape):
+    if reduction is Reduction.NONE:
+        return weighted
+    return divided(jnp.sum(weighted), count(reduction, weights, shape))
+
+
+def count(reduction, weights, shape):
+    """What the sum is divided by, for weights that are broadcast to losses of this shape."""
+    if reduction is Reduction.SUM:
+        return jnp.ones_like(weights, shape=())
+    if reduction is Reduction.SUM_OVER_BATCH_SIZE:
+        return _product(shape, weights)
+    total = weights if reduction is Reduction.MEAN else _nonzero(weights)
+    sizes = weights.shape or (1,) * len(shape)
+    # Not `m == 1`, which is unknown for the symbolic dimensions of an export.
+    repeated = [n for n, m in zip(shape, sizes, strict=True) if isinstance(m, int) and m == 1]
+    return jnp.sum(total) * _product(repeated, weights)
+
+
+def _nonzero(weights):
+    """1 where a weight is not 0. A comparison would be stored by XLA:CPU before it is summed."""
+    weights = jax.lax.stop_gradient(weights)  # a step function has none
+    tiny = jnp.finfo(weights.dtype).tiny
+    inverse, one = jax.lax.optimization_barrier(
+        [jnp.asarray(x, weights.dtype) for x in (1 / tiny, 1.0)]
+    )
+    return jnp.minimum(jnp.abs(weights) * inverse, one)
+
+
+def _product(sizes, like):
+    """The product of sizes, in the dtype of `like`: int32 would wrap at 2^31 elements."""
+    known = float(prod(n for n in sizes if isinstance(n, int)))
+    symbolic = (jnp.asarray(n).astype(like.dtype) for n in sizes if not isinstance(n, int))
+    return reduce(jnp.multiply, symbolic, jnp.full_like(like, known, shape=()))
+
+
+def divided(x, count):
+    """The quotient, and 0 where nothing was counted."""
+    return jnp.where(count == 0, 0, x / jnp.where(count == 0, 1, count))

@@ -1,0 +1,45 @@
+"""The scalar that a training step differentiates: weighted, smoothed, reduced.
+
+These are the losses of TensorFlow 1's `tf.losses` (`tf.compat.v1.losses`), under their names
+and with their meaning, as pure functions. TensorFlow's `loss_collection` is missing on purpose:
+it adds the loss to a global list, and a pure function has none. Add the losses up where they
+are computed; `scope` names the computation in profiles (`jax.named_scope`).
+
+A weight of 0 takes an element out altogether. It adds exactly 0 to the loss and to every
+derivative, even where its own loss is inf or NaN, so `weights=labels >= 0` ignores padding:
+
+>>> import jax.numpy as jnp
+>>> labels = jnp.array([2, 0, -1])  # the last is padding
+>>> logits = jnp.zeros((3, 4))
+>>> sparse_softmax_cross_entropy(labels, logits, weights=labels >= 0)
+Array(1.3862944, dtype=float32)
+"""
+
+from jxent._reduction import Reduction as Reduction
+from jxent.losses._linear import (
+    linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
+)
+from jxent.losses._linear import (
+    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
+)
+from jxent.losses._linear import (
+    linear_sparse_sigmoid_cross_entropy as linear_sparse_sigmoid_cross_entropy,
+)
+from jxent.losses._linear import (
+    linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
+)
+from jxent.losses._logits import (
+    compute_weighted_loss as compute_weighted_loss,
+)
+from jxent.losses._logits import (
+    sigmoid_cross_entropy as sigmoid_cross_entropy,
+)
+from jxent.losses._logits import (
+    softmax_cross_entropy as softmax_cross_entropy,
+)
+from jxent.losses._logits import (
+    sparse_sigmoid_cross_entropy as sparse_sigmoid_cross_entropy,
+)
+from jxent.losses._logits import (
+    sparse_softmax_cross_entropy as sparse_softmax_cross_entropy,
+)

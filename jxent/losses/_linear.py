@@ -1,0 +1,379 @@
+"""Floor 3, straight from the output projection."""
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
+
+from jxent import _call, _checks
+from jxent._mesh import Classes
+from jxent._reduction import Reduction
+from jxent._sigmoid import SigmoidSum, SparseSigmoid
+from jxent._softmax import Softmax, SparseSoftmax
+
+
+def linear_sparse_softmax_cross_entropy(
+    labels: Integer[ArrayLike, "*batch"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sparse_softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    with class $y$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$; one number an example, multiplied by `weights` and reduced. Value and both gradients
+    take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
+
+    Args:
+      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its
+        example NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        `weights` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, `weights` do
+        not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> linear_sparse_softmax_cross_entropy(
+      ...     [1, 0], jnp.ones((2, 3)), jnp.zeros((3, 4)))
+      Array(1.3862944, dtype=float32)
+
+    References:
+      `jxent.linear_sparse_softmax_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
+    member = SparseSoftmax(
+        classes=Classes(-1, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+    )
+    with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
+        return _call.reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+        )
+
+
+def linear_softmax_cross_entropy(
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z'_j = z_j (1 - s) + s / C$$
+
+    with labels $z$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`, for the logits
+    $x$; one number an example, multiplied by `weights` and reduced. Value and both gradients
+    take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
+
+    Args:
+      labels: A weight for every class, in any real dtype; usually a distribution, but nothing
+        has to sum to 1. Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
+        `weights` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
+        `weights` do not fit the losses or are None, an option is out of its range, or `reduction`
+        is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> linear_softmax_cross_entropy(
+      ...     jnp.full((2, 4), 0.25), jnp.ones((2, 3)), jnp.zeros((3, 4)))
+      Array(1.3862944, dtype=float32)
+
+    References:
+      `jxent.linear_softmax_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    member = Softmax(
+        classes=Classes(-1, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+    )
+    with _checks.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
+        return _call.reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+        )
+
+
+def linear_sparse_sigmoid_cross_entropy(
+    labels: Integer[ArrayLike, "*batch ids"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sparse_sigmoid_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    where $z_j$ is 1 for the classes that are listed and 0 for all others, moved towards 1/2 by
+    `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$; one number an example, the sum over its classes, multiplied by `weights` and reduced. Value
+    and both gradients take three matrix products, the value alone one, and two where `kernel` or
+    `inputs` is frozen.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
+        an id that appears twice counts once, and one that is too large makes its example's
+        loss and gradient NaN.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
+        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
+        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
+        `[classes]`, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> linear_sparse_sigmoid_cross_entropy(
+      ...     [[3, 1], [2, -1]], jnp.ones((2, 3)), jnp.zeros((3, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.linear_sparse_sigmoid_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.id_lists(labels, shape, "inputs")
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SparseSigmoid(
+        classes=Classes(-1, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+    )
+    with _checks.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
+        return _call.reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+            factor,
+        )
+
+
+def linear_sigmoid_cross_entropy(
+    labels: Float[ArrayLike, "*batch classes"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Float[ArrayLike, "classes"] | None = None,
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`sigmoid_cross_entropy` of `inputs @ kernel + bias`, without these logits.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    with labels $z$, moved towards 1/2 by `label_smoothing`, and $q$ = `pos_weight`, for the logits
+    $x$; one number an example, the sum over its classes, multiplied by `weights` and reduced. Value
+    and both gradients take three matrix products, the value alone one, and two where `kernel` or
+    `inputs` is frozen.
+
+    Args:
+      labels: Probability that the class is present, in any real dtype; usually 0 or 1.
+        Differentiable.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
+        at least, and so are the gradients, which come back in the operands' dtype.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
+        Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
+        more in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
+        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
+        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
+        `[classes]`, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> linear_sigmoid_cross_entropy(
+      ...     jnp.zeros((2, 5)), jnp.ones((2, 3)), jnp.zeros((3, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.linear_sigmoid_cross_entropy`.
+    """
+    inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
+    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
+    member = SigmoidSum(
+        classes=Classes(-1, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+    )
+    with _checks.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
+        return _call.reduced_projection(
+            member,
+            weights,
+            reduction,
+            block_size,
+            labels,
+            inputs,
+            kernel,
+            bias,
+            factor,
+        )

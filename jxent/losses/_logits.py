@@ -1,0 +1,331 @@
+"""Floor 3, from logits in memory."""
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Integer
+
+from jxent import _call, _checks
+from jxent._mesh import Classes
+from jxent._reduction import Reduction
+from jxent._sigmoid import Sigmoid, SparseSigmoid
+from jxent._softmax import Softmax, SparseSoftmax
+
+
+def sigmoid_cross_entropy(
+    multi_class_labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Sigmoid cross-entropy, in nats, of independent classes, weighted and reduced.
+
+    $$\ell = (1 - z')\,\mathrm{softplus}(x) + q z'\,\mathrm{softplus}(-x), \qquad
+    z' = z (1 - s) + s / 2$$
+
+    for every class and example, with labels $z$, logits $x$, $q$ = `pos_weight`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced.
+
+    Args:
+      multi_class_labels: Probability that the class is present, in the logits' shape and any
+        real dtype; usually 0 or 1.
+      logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
+      weights: A number, or an array of the logits' rank with each dimension 1 or equal to
+        theirs. Where it is 0 the element takes no part. Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array of their shape. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `logits` is not floating, labels, `weights` or `pos_weight` are not real, or
+        an option is not a Python value.
+      ValueError: The shapes of labels and logits differ, `weights` or `pos_weight` do not fit
+        them, `weights` is None, `label_smoothing` or `logit_softcap` is out of its range, or
+        `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> sigmoid_cross_entropy([[1, 0]], jnp.array([[0.0, 2.0]]))
+      Array(1.4100376, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.sigmoid_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    labels = _checks.castable_labels(
+        "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
+    )
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    member = Sigmoid(
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+    )
+    with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
+        return _call.reduced(member, weights, reduction, labels, logits, factor)
+
+
+def softmax_cross_entropy(
+    onehot_labels: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Softmax cross-entropy, in nats, of exclusive classes, weighted and reduced.
+
+    $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z'_j = z_j (1 - s) + s / C$$
+
+    for every example, with labels $z$, logits $x$, $\zeta$ = `z_loss`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced.
+
+    Args:
+      onehot_labels: A weight for every class, in the logits' shape and any real dtype; usually
+        a distribution, but nothing has to sum to 1.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
+        +inf share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `logits` is not floating, labels or `weights` are not real, or an option is
+        not a Python value.
+      ValueError: The shapes of labels and logits differ, `weights` do not fit the losses or
+        are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> softmax_cross_entropy([[0, 1]], jnp.array([[0.0, 2.0]]))
+      Array(0.126928, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.softmax_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
+    member = Softmax(
+        classes=Classes(axis, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+    )
+    with _checks.scope(scope, "softmax_cross_entropy", argument="scope"):
+        return _call.reduced(member, weights, reduction, labels, logits)
+
+
+def sparse_softmax_cross_entropy(
+    labels: Integer[ArrayLike, "*batch"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    logit_softcap: float | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Softmax cross-entropy, in nats, of class ids, weighted and reduced.
+
+    $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
+    z_j = (1 - s)\,[j = y] + s / C$$
+
+    for every example, with class $y$, logits $x$, $\zeta$ = `z_loss`, $s$ =
+    `label_smoothing`; then multiplied by `weights` and reduced. No one-hot labels are built.
+
+    Args:
+      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`.
+        Any other id makes its example NaN unless its weight is 0: `weights=labels >= 0`
+        ignores padding.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
+        +inf share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share s of the label, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf. (TensorFlow's function of this name has no smoothing.)
+      z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or
+        an option is not a Python value.
+      ValueError: `labels.shape` is not that of `logits` without the classes, `weights` do not
+        fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> sparse_softmax_cross_entropy([1, 0], jnp.zeros((2, 4)))
+      Array(1.3862944, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
+    member = SparseSoftmax(
+        classes=Classes(axis, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        z_loss=_checks.z_loss(z_loss),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+    )
+    with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
+        return _call.reduced(member, weights, reduction, labels, logits)
+
+
+def sparse_sigmoid_cross_entropy(
+    labels: Integer[ArrayLike, "*batch ids"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    label_smoothing: float = 0.0,
+    *,
+    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    logit_softcap: float | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Sigmoid cross-entropy, in nats, from ids of the positive classes, weighted and reduced.
+
+    $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
+
+    for every example, summed over its classes, where $z_j$ is 1 for the classes that are listed and
+    0 for all others, moved towards 1/2 by `label_smoothing`, and $q$ = `pos_weight`; then
+    multiplied by `weights` and reduced. No array of dense labels is built.
+
+    Args:
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
+        padding, an id that appears twice counts once, and one that is too large makes its
+        example NaN unless its weight is 0.
+      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
+        else inf.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
+        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
+        part. Differentiable.
+      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
+        logits, `[classes]` for one a class. Differentiable.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        The reduction is over this chip's examples: for a mean over all of them take
+        `Reduction.SUM` and divide by a `psum` of the count.
+        None: the classes are whole, or split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
+      weights and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `weights` or `pos_weight` are
+        not real, or an option is not a Python value.
+      ValueError: `labels` is not `[*batch, ids]`, `weights` or `pos_weight` do not fit, `weights`
+        is None, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> sparse_sigmoid_cross_entropy([[3, 1], [2, -1]], jnp.zeros((2, 5)))
+      Array(3.465736, dtype=float32)
+
+    References:
+      `jxent.sparse_sigmoid_cross_entropy_with_logits`.
+    """
+    logits = _checks.floating("logits", logits)
+    axis = _checks.axis(-1, logits)
+    labels = _checks.id_lists(labels, logits.shape, "logits")
+    factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
+    member = SparseSigmoid(
+        classes=Classes(axis, _checks.axis_name(axis_name)),
+        label_smoothing=_checks.label_smoothing(label_smoothing),
+        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+    )
+    with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
+        return _call.reduced(member, weights, reduction, labels, logits, factor)
+
+
+def compute_weighted_loss(
+    losses: Float[ArrayLike, "..."],
+    weights: Float[ArrayLike, "..."] = 1.0,
+    *,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    """Losses computed elsewhere, weighted and reduced.
+
+    A weight of 0 drops the value, inf and NaN too. It cannot clean a NaN gradient that arises
+    outside: 0 is passed back to such a loss, and whatever made it multiplies that 0 by NaN. The
+    other functions of this module take the weights inside and have no such trap.
+
+    Args:
+      losses: Losses, of any floating dtype and shape.
+      weights: A number, or an array of the losses' rank with each dimension 1 or equal to
+        theirs; `[batch, 1]` for losses of shape `[batch]` too. Differentiable.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the losses' dtype, or for `Reduction.NONE` an array of their shape. Computed
+      in float32 at least, rounded once.
+
+    Raises:
+      TypeError: `losses` is not floating or `weights` are not real.
+      ValueError: `weights` do not fit the losses or are None, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> compute_weighted_loss(jnp.array([1.0, jnp.inf, 3.0]), jnp.array([1.0, 0.0, 2.0]))
+      Array(3.5, dtype=float32)
+
+    References:
+      TensorFlow, `tf.compat.v1.losses.compute_weighted_loss`.
+    """
+    values = _checks.floating("losses", losses)
+    with _checks.scope(scope, "compute_weighted_loss", argument="scope"):
+        return _call.reduced_losses(weights, reduction, values)

@@ -1,0 +1,3 @@
+"""Each platform's ways of the mathematics, which does not know them."""
+
+from jxent.platforms import cpu as cpu

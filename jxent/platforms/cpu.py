@@ -1,0 +1,312 @@
+"""What XLA:CPU wants spelled otherwise: each way with its reason."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jxent import _logsumexp, _loss, _mesh, _projection, _sigmoid
+from jxent._arithmetic import bounded, widen
+from jxent._dispatch import way
+from jxent._logsumexp import LabelNormalizer
+from jxent._mesh import Classes
+from jxent._softcap import tanh
+from jxent.platforms._xla_cpu import (
+    are_whole,
+    attempt,
+    by_rows,
+    first_place,
+    in_pieces,
+    own_constants,
+    piece_at,
+    piece_length,
+    sum_without,
+)
+
+
+@way(_logsumexp.pair_of_rows, "cpu", applies=lambda classes, x, *_: classes.are_last(x))
+def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
+    """The pair along the last axis in three steps, each taken only if a row needs it.
+
+    `everyone`, the sum over all classes, is at least 1 in a row whose maximum is finite: every
+    exponent is at most 0 and one is 0, none overflows, and what is flushed to 0 is below
+    classes * tiny. In all other rows, and in those with a NaN, it is NaN, as inf - inf is.
+
+    1. From 2 on, as with ties, 1 is taken from it without losing a digit.
+    2. Below 2 one class is the maximum alone, and it is left out of the sum.
+    3. A row of NaN is computed with all care for infinities.
+    """
+    piece = piece_length(x.shape[-1])
+    top, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
+
+    def subtracted(everyone, *_):
+        return everyone >= 2, everyone - 1
+
+    def left_out(everyone, _, *parts):
+        return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
+
+    def careful(_, x, *__):
+        form = _logsumexp.pair_of_rows.plain if are_whole() else _pair_without_selects
+        return by_rows(lambda x: form(Classes(-1), x)[1])(x)
+
+    return top, attempt(subtracted, attempt(left_out, careful))(everyone, x, *parts)
+
+
+def _whole_rows(x: Array) -> tuple[Array, Array, Callable[..., Array], Array, Array]:
+    """The maximum, the sum of all, and how to sum all but the maximum, of two arrays."""
+
+    def but_one(x, top):
+        # As in `_pair_without_selects`; the maximum is finite.
+        below = top - x
+        other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
+        return jnp.sum(other * jnp.exp(-below), -1, keepdims=True)
+
+    top = jnp.max(x, -1, keepdims=True)
+    everyone = jnp.sum(jnp.exp(x - top), -1, keepdims=True)
+    return top, everyone, but_one, x, top
+
+
+def _pieces(piece: int, x: Array):
+    """As `_whole_rows`: the maximum is left out of its own piece."""
+    pieces = in_pieces(x, piece)
+    tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
+    top = jnp.max(tops, -1, keepdims=True)
+    sums = jnp.sum(jnp.exp(pieces - top[..., None]), -1)
+    sums = jax.lax.optimization_barrier(sums)
+    everyone = jnp.sum(sums, -1, keepdims=True)
+    return top, everyone, _sum_of_pieces_but_one, pieces, tops, top, sums
+
+
+def _sum_of_pieces_but_one(pieces: Array, tops: Array, top: Array, sums: Array) -> Array:
+    which = first_place(tops, top)
+    own = piece_at(pieces, which)
+    in_own = sum_without(jnp.exp(own - top), first_place(own, top))
+    return sum_without(sums, which) + in_own
+
+
+# XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and it
+# stores what two sums share; either would be an array of the logits' size. Hence minima in one of
+# these sums, and the same distances spelled in another way in the other, with its own constants.
+@way(_logsumexp.pair_of_rows, "cpu")
+def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
+    """The same in terms that XLA:CPU sums without storing them, on any axis and mesh."""
+    info = jnp.finfo(x.dtype)
+    top = classes.max(x)
+
+    def of_others(below, inverse=1 / info.tiny, one=1.0):
+        # 0 for the maximum and its ties, 1 for all others, whose distance is a normal number.
+        return jnp.minimum(below * inverse, one)
+
+    # +inf is brought down to the largest number, so that equals are 0 apart.
+    below = bounded(top) - bounded(x)
+    others = jnp.sum(of_others(below) * jnp.exp(-below), classes.axis, keepdims=True)
+    least, inverse, one = own_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
+    below = jnp.maximum(-x, least) - jnp.maximum(-top, least)
+    ties = classes.sum(one - of_others(below, inverse, one))
+    # Minima drop NaN, this sum does not.
+    size = jnp.sum(jnp.abs(x), classes.axis, keepdims=True)
+    others = classes.across(jnp.where(jnp.isnan(size), jnp.nan, others))
+    return top, others + (ties - 1)
+
+
+@way(_logsumexp.counted, "cpu", applies=lambda classes, x, *_: classes.are_last(x))
+def _counted_on_cpu(classes: Classes, x: Array) -> Array:
+    # A comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
+    def of_finite(x):
+        zero = classes.sum(x - x)
+        return zero == 0, jnp.full_like(zero, classes.count(x))
+
+    return attempt(of_finite, by_rows(partial(_logsumexp.counted.plain, classes)))(x)
+
+
+def _are_integers_exact(classes: Classes, x: Array, *_) -> bool:
+    exact = 2 ** (jnp.finfo(x.dtype).nmant + 1)  # up to here integers are, as `_others` needs
+    return classes.are_last(x) and x.shape[-1] <= exact
+
+
+@way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
+def _label_statistics_on_cpu(classes: Classes, x: Array, ids: Array, own: Array) -> LabelNormalizer:
+    careful = partial(_logsumexp.label_statistics.plain, classes)
+    return attempt(_without_shift, careful)(x, ids, own)
+
+
+# The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
+# round in exp(x), and most programs' logits are far from where it overflows. With e = exp(own) and
+# r = `others`, every intermediate that a usable row has (float32; n classes, at most 2^24):
+#
+#     exp(x_j)       below most, as r is; what is flushed to 0 adds up to n tiny < eps r
+#     e, 1 / e       between exp(-reach) = 2e-35 and exp(reach) = 5e34
+#     r              between least = n 1e-31 and most = 2^(126 - bits of n)
+#     r + e          between least and 2^125
+#     r / e          below the largest number, by a guard of its own: from e = 2e-35 and r > 6e3 it
+#                    would overflow; above tiny, or flushed to 0 as the loss itself is then
+#     log(r + e)     between -72 and 87, so its exponential is as far from both ends as r + e
+#     miss, scale    miss in [0, 1], above tiny or flushed as it is; scale is 1 to rounding
+#
+# Rows with -inf for the label, with +inf or with NaN are not usable: no comparison holds for NaN.
+def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormalizer]:
+    info = jnp.finfo(x.dtype)
+    classes = x.shape[-1]
+    least = classes * float(info.tiny) / float(info.eps)
+    # A power of two, by which every number of a class can be multiplied exactly: fused into one
+    # operation with the subtraction after it, the product is not rounded.
+    most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
+    reach = 0.9 * math.log(float(info.max))
+    others = _others(x, ids, own, most)
+    label = jnp.exp(own)
+    odds = others / label
+    usable = (others > least) & (others < most) & (jnp.abs(own) < reach) & (odds < float(info.max))
+    total = others + label
+    # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
+    # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
+    # barrier keeps the compiler from taking exp(log(total)) for total.
+    log_normalizer = jax.lax.optimization_barrier(jnp.log(total))
+    scale = jnp.exp(log_normalizer) / total
+    result = LabelNormalizer(jnp.log1p(odds), log_normalizer, log_normalizer, scale, others / total)
+    return usable, result
+
+
+def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
+    """sum(exp(x_j)) over all classes but the label; right if it is below `most`."""
+    piece = piece_length(x.shape[-1])
+    if not piece:
+        return _without(ids, x, most)
+    pieces = in_pieces(x, piece)
+    sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
+    total = jnp.sum(sums, -1, keepdims=True)
+    label = jnp.exp(own)
+
+    def left_out(ids, pieces, sums):
+        which = ids // piece
+        in_own = jax.lax.optimization_barrier(piece_at(pieces, which))
+        rest = _without(jax.lax.optimization_barrier(ids % piece), in_own, most)
+        return sum_without(sums, which) + rest
+
+    def mended(ids, pieces, sums):
+        return jnp.where(small, total - label, left_out(ids, pieces, sums))
+
+    # Where the label has less than half of the probability, the subtraction loses no digit.
+    small = 2 * label < total
+    return jax.lax.cond(jnp.all(small), lambda *_: total - label, mended, ids, pieces, sums)
+
+
+def _without(ids: Array, x: Array, most: float) -> Array:
+    """sum(exp(x_j)) along the last axis over all j but `ids`; right if it is below `most`.
+
+    By a minimum with a number that is 0 for j = ids and larger than any exp(x_j) for the others: a
+    comparison would end XLA:CPU's fusion of the sum, and store an array of the size of `x`.
+    """
+    numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    distance = jnp.abs(numbers * most - ids.astype(x.dtype) * most)
+    return jnp.sum(jnp.minimum(jnp.exp(x), distance), -1, keepdims=True)
+
+
+@way(
+    _logsumexp.label_logit,
+    "cpu",
+    applies=lambda classes, _, x: classes.name is None and not _mesh.is_split(x),
+)
+def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
+    """A comparison would store an array."""
+    return jnp.take_along_axis(x, ids, classes.one, mode="promise_in_bounds")
+
+
+@way(_logsumexp.expected, "cpu", applies=lambda classes, _, x, *__: classes.are_last(x))
+def _expected_on_cpu(classes: Classes, smoothing: float, *data):
+    # A sum that is finite has no infinite logit in it, and no class is ruled out.
+    def of_finite(x, top, more, share, z):
+        surprises = (top - x) + more
+        if z is None:
+            total = share * classes.sum(surprises)
+        else:
+            if share is not None:
+                (keep,) = own_constants(x.dtype, 1 - smoothing)
+                z = keep * z + share
+            total = classes.sum(z * surprises)
+        return jnp.isfinite(total), total
+
+    careful = partial(_logsumexp.expected.plain, classes, smoothing)
+    return attempt(of_finite, by_rows(careful))(*data)
+
+
+def _is_whole(member, _, logits, *__) -> bool:
+    return member.classes.name is None and not _mesh.is_split(logits)
+
+
+@way(_sigmoid.total, "cpu", applies=_is_whole)
+def _total_on_cpu(member, *data):
+    logits = data[1]
+
+    # From the arrays as they were given: a condition stores what it is handed.
+    def careful_in_total(*data):
+        careful = partial(_sigmoid.weighted, member)
+        sums = by_rows(lambda *data: jnp.sum(careful(*data), -1, keepdims=True))
+        return member.classes.total(sums(*data) if logits.ndim else careful(*data))
+
+    # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
+    def of_finite(labels, logits, pos_weight, weights):
+        x = _softcap_of_finite(widen(logits), member.logit_softcap)
+        z = labels.astype(x.dtype)
+        if member.label_smoothing:
+            smoothing = (1 - member.label_smoothing, member.label_smoothing / 2)
+            kept, added = own_constants(x.dtype, *smoothing)
+            z = kept * z + added
+        losses = _loss_of_finite(z, pos_weight, x)
+        total = member.classes.total(losses if weights is None else weights * losses)
+        return jnp.isfinite(total), total
+
+    return attempt(of_finite, careful_in_total)(*data)
+
+
+# For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
+# the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others, makes the
+# product overflow again where the label does not agree. (Not for a sum that may meet both inf and
+# -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
+# logarithm.
+@way(_sigmoid.losses, "cpu")
+def _loss_without_selects(z, q, x):
+    positive = z if q is None else jax.lax.optimization_barrier(q) * z
+    most = float(jnp.finfo(x.dtype).max)
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    above = jnp.maximum(-jnp.maximum(-x, -most), zero)
+    below = jnp.maximum(-jnp.maximum(x, -most), zero)
+    infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
+    linear = ((one - z) * above + positive * below) * infinite
+    return linear + (one - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
+    """The same in fewer operations: inf or NaN if a logit is infinite."""
+    rest = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
+        return rest - jnp.minimum((z - 1) * x, z * x)
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    positive = jax.lax.optimization_barrier(q) * z
+    linear = (one - z) * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
+    return linear + (one - z + positive) * rest
+
+
+def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
+    if cap is None:
+        return x
+    c, zero = own_constants(x.dtype, cap, 0.0)
+    return c * tanh(x / c) + zero * x
+
+
+@way(_loss.zero_known_from, "cpu")
+def _zero_known_from_on_cpu(values: Array) -> Array:
+    info = jnp.finfo(values.dtype)
+    return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
+
+
+@way(_projection.transposed, "cpu")
+def _stored_transposed(inputs: Array) -> Array:
+    """An array of its own.
+
+    XLA:CPU would read the inputs across in the product, which then takes twice as long.
+    """
+    return jax.lax.optimization_barrier(inputs.T)
