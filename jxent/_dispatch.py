@@ -11,10 +11,13 @@ and the platform's room registers that way:
 
 Which platform it is shows when a program is lowered, so every way that applies is traced. What
 applies is decided from the types of the arguments, shapes without the axes that `vmap` adds. All
-ways of a function give results of the same types.
+ways of a function give results of the same types. There is one decision on any path: what a way
+calls in its turn is computed as its own platform computes it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial, update_wrapper
 from typing import Any, ClassVar, NamedTuple
 
@@ -47,13 +50,61 @@ class PerPlatform:
     def __call__(self, *arguments):
         """The result of this platform's way."""
         fixed, arrays = arguments[: self._statics], arguments[self._statics :]
+        where = _WHERE.get()
+        if where.only is not None:
+            return self.taken(where.only, *arguments)(*arguments)
         taken: dict[str, Callable[..., Any]] = {}
-        for platform, function, applies in self.ways:
-            if platform not in taken and applies(*arguments):
-                taken[platform] = partial(function, *fixed)
+        for platform in dict.fromkeys(way.platform for way in self.ways):
+            function = self.taken(platform, *arguments)
+            if platform not in where.never and function is not self.plain:
+                taken[platform] = _inside(_Where(only=platform), partial(function, *fixed))
         if not taken:
             return self.plain(*arguments)
-        return jax.lax.platform_dependent(*arrays, default=partial(self.plain, *fixed), **taken)
+        others = _Where(never=where.never | set(taken))
+        default = _inside(others, partial(self.plain, *fixed))
+        return jax.lax.platform_dependent(*arrays, default=default, **taken)
+
+    def taken(self, platform: str, *arguments) -> Callable[..., Any]:
+        """What a platform computes for these arguments."""
+        for way in self.ways:
+            if way.platform == platform and way.applies(*arguments):
+                return way.function
+        return self.plain
+
+
+class _Where(NamedTuple):
+    """What is known of the platform that a program is traced for."""
+
+    only: str | None = None  # it is this one
+    never: frozenset[str] = frozenset()  # it is none of these
+
+
+_ANYWHERE = _Where()
+_WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
+
+
+def _inside(where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
+    def inside(*arrays):
+        token = _WHERE.set(where)
+        try:
+            return function(*arrays)
+        finally:
+            _WHERE.reset(token)
+
+    return inside
+
+
+@contextmanager
+def as_on(platform: str) -> Iterator[None]:
+    """Programs traced inside compute as on this platform, wherever they run: for tests.
+
+    What is traced already stays as it is: `jax.clear_caches()` before and after.
+    """
+    token = _WHERE.set(_Where(only=platform))
+    try:
+        yield
+    finally:
+        _WHERE.reset(token)
 
 
 def per_platform(statics: int = 0) -> Callable[[Callable[..., Any]], PerPlatform]:

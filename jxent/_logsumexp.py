@@ -115,8 +115,6 @@ def slopes(
     For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
     class a row can need them, whose p is 1 / (1 + rest).
     """
-    # The select ends XLA:CPU's fusion of the sum, which else stores it for every class.
-    total = jnp.where(rest >= 0, total, jnp.nan)
     scale = 1 / (1 + rest)
     of_leader = (total - z) * scale - z * (rest * scale)
     p = jnp.exp(bounded(x) - bounded(top)) * scale
@@ -193,6 +191,12 @@ def _surprises_jvp(classes, primals, tangents):
     x, top, rest = primals
     p, _ = chances(x, top, rest, classes)
     return surprises(x, top, rest, classes), -deviation(p, x, top, rest, tangents[0], classes)
+
+
+@per_platform(statics=1)
+def labels_total(classes: Classes, z: Array, rest: Array) -> Array:
+    """The sum of the labels."""
+    return classes.sum(z)
 
 
 def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = None):

@@ -195,6 +195,12 @@ def _weighted_total_jvp(member, primals, tangents):
 weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
 
 
+@per_platform()
+def nonzero(weights: Array) -> Array:
+    """1 where a weight is not 0."""
+    return (weights != 0).astype(weights.dtype)
+
+
 @jax.custom_jvp
 def weigh(weights: Array, values: Array) -> Array:
     """Weights * values, and 0 where the weight is 0, even for a value of inf or NaN."""

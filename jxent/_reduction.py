@@ -7,6 +7,8 @@ from math import prod
 import jax
 import jax.numpy as jnp
 
+from jxent import _loss
+
 
 class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() included
     """What becomes of the losses l and their weights w, broadcast to l. No elements give 0."""
@@ -42,21 +44,13 @@ def count(reduction, weights, shape):
         return jnp.ones_like(weights, shape=())
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
         return _product(shape, weights)
-    total = weights if reduction is Reduction.MEAN else _nonzero(weights)
+    counted = weights
+    if reduction is not Reduction.MEAN:
+        counted = _loss.nonzero(jax.lax.stop_gradient(weights))  # a step function has no derivative
     sizes = weights.shape or (1,) * len(shape)
     # Not `m == 1`, which is unknown for the symbolic dimensions of an export.
     repeated = [n for n, m in zip(shape, sizes, strict=True) if isinstance(m, int) and m == 1]
-    return jnp.sum(total) * _product(repeated, weights)
-
-
-def _nonzero(weights):
-    """1 where a weight is not 0. A comparison would be stored by XLA:CPU before it is summed."""
-    weights = jax.lax.stop_gradient(weights)  # a step function has none
-    tiny = jnp.finfo(weights.dtype).tiny
-    inverse, one = jax.lax.optimization_barrier(
-        [jnp.asarray(x, weights.dtype) for x in (1 / tiny, 1.0)]
-    )
-    return jnp.minimum(jnp.abs(weights) * inverse, one)
+    return jnp.sum(counted) * _product(repeated, weights)
 
 
 def _product(sizes, like):

@@ -55,7 +55,7 @@ class Softmax(_Exclusive):
         )
         if self.z_loss:
             loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
-        total = self.classes.sum(z)
+        total = _logsumexp.labels_total(self.classes, z, rest)
         if share is not None:
             total = (1 - self.label_smoothing) * total + self.label_smoothing
         return jnp.squeeze(loss, self.axis), (top, rest, share, total)

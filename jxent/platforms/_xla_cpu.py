@@ -54,13 +54,13 @@ def own_constants(dtype, *numbers: Any) -> list[jax.Array]:
     return jax.lax.optimization_barrier([jnp.asarray(x, dtype) for x in numbers])
 
 
-def are_whole() -> bool:
-    """Whether arrays are on one device for sure, and may be cut.
+def are_whole(x: Array) -> bool:
+    """Whether `x` is known to be split over no mesh, so that its rows may be cut.
 
-    Among several `jit` may have split them, which does not show here, and no logit is to cross
-    from one device to another.
+    No logit is to cross from one device to another. What `jit(in_shardings=...)` splits does not
+    show here; there the cut rows stay where they are, as the compiler splits the pieces alike.
     """
-    return jax.device_count() == 1
+    return jax.typeof(x).sharding.mesh.empty
 
 
 # Elements of a block of rows: as many as stay in a core's own cache, with what is made of them.
@@ -79,7 +79,7 @@ def by_rows(function: Callable[..., Any]) -> Callable:
         given = jax.tree.leaves(arrays)  # all but None
         batch = given[0].shape[:-1]
         rows = math.prod(batch)
-        if not isinstance(rows, int) or not are_whole():
+        if not isinstance(rows, int) or not all(map(are_whole, given)):
             return function(*arrays)
         block = max(1, _BLOCK // max(1, *(x.shape[-1] for x in given)))
         if rows <= block:
@@ -110,14 +110,15 @@ def by_rows(function: Callable[..., Any]) -> Callable:
     return in_blocks
 
 
-def piece_length(classes: int) -> int | None:
+def piece_length(x: Array) -> int | None:
     """The length to cut rows into on CPU: a divisor of their width, near what its caches like.
 
     None for short rows, where a piece would be a large part of the row, and for those which have
     no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes about
     ten times as long for them. None, too, where the rows may be split.
     """
-    if not are_whole():
+    classes = x.shape[-1]
+    if not are_whole(x):
         return None
     longest = classes // 10 if classes <= 2**15 else 2**15
     lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)

@@ -39,7 +39,7 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
     2. Below 2 one class is the maximum alone, and it is left out of the sum.
     3. A row of NaN is computed with all care for infinities.
     """
-    piece = piece_length(x.shape[-1])
+    piece = piece_length(x)
     top, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
 
     def subtracted(everyone, *_):
@@ -49,7 +49,7 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
         return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
 
     def careful(_, x, *__):
-        form = _logsumexp.pair_of_rows.plain if are_whole() else _pair_without_selects
+        form = _logsumexp.pair_of_rows.plain if are_whole(x) else _pair_without_selects
         return by_rows(lambda x: form(Classes(-1), x)[1])(x)
 
     return top, attempt(subtracted, attempt(left_out, careful))(everyone, x, *parts)
@@ -171,7 +171,7 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
 
 def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
     """sum(exp(x_j)) over all classes but the label; right if it is below `most`."""
-    piece = piece_length(x.shape[-1])
+    piece = piece_length(x)
     if not piece:
         return _without(ids, x, most)
     pieces = in_pieces(x, piece)
@@ -212,6 +212,12 @@ def _without(ids: Array, x: Array, most: float) -> Array:
 def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
     """A comparison would store an array."""
     return jnp.take_along_axis(x, ids, classes.one, mode="promise_in_bounds")
+
+
+@way(_logsumexp.labels_total, "cpu")
+def _labels_total_computed_once(classes: Classes, z: Array, rest: Array) -> Array:
+    """The select keeps the sum from being fused with the gradient, which would store it."""
+    return jnp.where(rest >= 0, classes.sum(z), jnp.nan)
 
 
 @way(_logsumexp.expected, "cpu", applies=lambda classes, _, x, *__: classes.are_last(x))
@@ -295,6 +301,13 @@ def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array
         return x
     c, zero = own_constants(x.dtype, cap, 0.0)
     return c * tanh(x / c) + zero * x
+
+
+@way(_loss.nonzero, "cpu")
+def _nonzero_without_comparison(weights: Array) -> Array:
+    """A comparison would be stored before it is summed."""
+    inverse, one = own_constants(weights.dtype, 1 / jnp.finfo(weights.dtype).tiny, 1.0)
+    return jnp.minimum(jnp.abs(weights) * inverse, one)
 
 
 @way(_loss.zero_known_from, "cpu")
