@@ -9,44 +9,44 @@ import jax.numpy as jnp
 
 from jxent import _checks, _loss, _projection, _reduction
 from jxent._arithmetic import computing_dtype, widen
+from jxent._projection import Operands
 from jxent._reduction import Reduction
 
 
 @partial(jax.jit, static_argnums=0)
-def each(member, labels, logits, pos_weight=None):
+def each(member, labels, logits, parameters=None):
     """The losses of floor 1, in the logits' dtype."""
-    losses, _ = _loss.losses(member, True, None, labels, logits, pos_weight)
+    losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
     return losses.astype(logits.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def each_projected(member, block_size, labels, inputs, kernel, bias, pos_weight):
+def each_projected(member, block_size, labels, inputs, kernel, bias, parameters=None):
+    """The losses of floor 2, in float32 at least."""
     batch = inputs.shape[:-1]
-    labels, inputs = _projection.flat(labels, inputs)
-    blocks = _projection.cut(inputs.shape[0], kernel.shape, block_size)
-    losses, _ = _projection.per_example(
-        member, blocks, None, labels, inputs, kernel, bias, pos_weight
-    )
+    operands = Operands(*_projection.flat(labels, inputs), kernel, bias, parameters)
+    blocks = _projection.cut(prod(batch), kernel.shape, block_size)
+    losses, _ = _projection.per_example(member, blocks, None, operands)
     return losses.reshape(batch)
 
 
-def reduced(member, weights, reduction, labels, logits, pos_weight=None):
+def reduced(member, weights, reduction, labels, logits, parameters=None):
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
     reduction = _checks.reduction(reduction, Reduction)
-    return _reduced(member, masks, reduction, weights, labels, logits, pos_weight)
+    return _reduced(member, masks, reduction, weights, labels, logits, parameters)
 
 
 def reduced_projection(
-    member, weights, reduction, block_size, labels, inputs, kernel, bias, pos_weight=None
+    member, weights, reduction, block_size, labels, inputs, kernel, bias, parameters=None
 ):
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     reduction = _checks.reduction(reduction, Reduction)
     blocks = _projection.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
     return _reduced_projection(
-        member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+        member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, parameters
     )
 
 
@@ -66,8 +66,8 @@ def _checked_weights(weights, shape, dtype, *, per_example):
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _reduced(member, masks, reduction, weights, labels, logits, pos_weight):
-    data = (labels, logits, pos_weight)
+def _reduced(member, masks, reduction, weights, labels, logits, parameters):
+    data = (labels, logits, parameters)
     shape = logits.shape if member.axis is None else logits.shape[:-1]
     if member.axis is None and reduction is not Reduction.NONE:
         member = member.total(logits.ndim)
@@ -94,19 +94,19 @@ def _reduced_losses(masks, reduction, weights, losses):
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _reduced_projection(
-    member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, pos_weight
+    member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, parameters
 ):
     batch = inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
     labels, inputs = _projection.flat(labels, inputs)
     if masks:
         each, inputs = _projection.without_broken(each, inputs)
-    projection = (labels, inputs, kernel, bias, pos_weight)
+    operands = Operands(labels, inputs, kernel, bias, parameters)
     if reduction is Reduction.NONE:
         mask = each if masks else None
-        values, _ = _projection.per_example(member, blocks, mask, *projection)
+        values, _ = _projection.per_example(member, blocks, mask, operands)
         return _loss.weigh(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     each = _reduction.divided(each, _reduction.count(reduction, weights, batch))
-    return _projection.total(member, blocks, masks, each, *projection)
+    return _projection.total(member, blocks, masks, each, operands)

@@ -84,7 +84,7 @@ def _losses_jvp(member, in_order, primals, tangents):
             data, moving = without_dropped(member, known.kept)((data, moving))
         return member.tangent(data, statistics, moving)
 
-    if all(t is None for t in moving):
+    if not jax.tree.leaves(moving):
         change = jnp.zeros_like(values)
     else:
         zero = None
@@ -99,9 +99,13 @@ def _losses_jvp(member, in_order, primals, tangents):
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
 
 
-def present(tangents) -> list[Array | None]:
+def present(tangents: Any) -> Any:
     """The tangents, None for those that are zero."""
-    return [None if isinstance(t, SymbolicZero) else t for t in tangents]
+    return jax.tree.map(
+        lambda t: None if isinstance(t, SymbolicZero) else t,
+        tangents,
+        is_leaf=lambda t: isinstance(t, SymbolicZero),
+    )
 
 
 def no_tangent(x: Array) -> Any:
@@ -178,7 +182,7 @@ def _weighted_total_jvp(member, primals, tangents):
     def tangent(weights, data, dweights, moving, zero):
         data, _ = after(zero, data)
         change = jnp.zeros_like(total)
-        if any(t is not None for t in moving):
+        if jax.tree.leaves(moving):
             size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
             clean = without_dropped(member.each, (weights != 0) | jnp.isfinite(size))
             each = member.each.tangent(clean(data), None, clean(moving))

@@ -8,6 +8,7 @@ None: nothing is asked for.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,22 +98,23 @@ def filled(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape, out_sharding=split_of(like))
 
 
-def alike(*arrays):
-    """The same arrays, the floating ones varying over the same axes of a surrounding `shard_map`.
+def alike(arrays: Any) -> Any:
+    """The same tree, its floating arrays varying over the same axes of a surrounding `shard_map`.
 
     An array that is the same on all chips has the sum of the chips' derivatives as its own, and
     JAX takes that sum where such an array meets one that varies: here, once, not in every block.
     """
-    floating = [x is not None and jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
-    pairs = list(zip(arrays, floating, strict=True))
 
     def axes(x):
         return jax.typeof(x).manual_axis_type.varying
 
-    wanted = {axis for x, f in pairs if f for axis in axes(x)}
+    def is_floating(x):
+        return jnp.issubdtype(x.dtype, jnp.floating)
+
+    wanted = {axis for x in jax.tree.leaves(arrays) if is_floating(x) for axis in axes(x)}
 
     def varying(x):
-        missing = tuple(wanted - axes(x))
+        missing = tuple(wanted - axes(x)) if is_floating(x) else ()
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return [varying(x) if f else x for x, f in pairs]
+    return jax.tree.map(varying, arrays)

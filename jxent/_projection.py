@@ -14,7 +14,7 @@ infinities and dropped examples holds here too.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,26 @@ def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
         jnp.where(broken, jnp.zeros_like(weights), weights),
         jnp.where(broken[:, None], jnp.zeros_like(inputs), inputs),
     )
+
+
+class Operands(NamedTuple):
+    """What the losses of a projection are computed from, beside their weights."""
+
+    labels: Array
+    inputs: Float[Array, "examples features"]
+    kernel: Float[Array, "features classes"]
+    bias: Float[Array, "classes"] | None
+    parameters: Any  # the loss's own, such as a `pos_weight` of each class
+
+    @property
+    def of_rows(self) -> tuple[Array, Array]:
+        """What each example has of its own."""
+        return self.labels, self.inputs
+
+    @property
+    def shared(self) -> tuple[Array, Array | None, Any]:
+        """What all examples share."""
+        return self.kernel, self.bias, self.parameters
 
 
 class Cut(NamedTuple):
@@ -114,19 +134,22 @@ def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def per_example(member: Member, blocks: Cut, weights, labels, inputs, kernel, bias, pos_weight):
+def per_example(
+    member: Member, blocks: Cut, weights: Array | None, operands: Operands
+) -> tuple[Array, _loss.Known]:
     """Losses of all examples, unweighted, and what is known of them, as `_loss.losses`."""
-    labels, inputs, kernel, bias, pos_weight = _mesh.alike(labels, inputs, kernel, bias, pos_weight)
+    operands = _mesh.alike(operands)
+    kernel, bias, parameters = operands.shared
 
     def block(_, rows):
         weights, labels, inputs = rows
         x = _project(inputs, kernel, bias)
-        return None, _loss.losses(member, False, weights, labels, x, pos_weight)
+        return None, _loss.losses(member, False, weights, labels, x, parameters)
 
-    weights = _kept(weights, blocks, inputs)
-    rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
+    weights = _kept(weights, blocks, operands.inputs)
+    rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
     _, results = jax.lax.scan(block, None, rows)
-    return jax.tree.map(partial(blocks.from_blocks, inputs.shape[0]), results)
+    return jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), results)
 
 
 # A scan over blocks of tangents, each under `jax.checkpoint`: its transpose multiplies a block's
@@ -138,26 +161,22 @@ def per_example(member: Member, blocks: Cut, weights, labels, inputs, kernel, bi
 # float32, which its transpose then accumulates in, and is rounded inside, where the products are
 # between operands of one dtype in both directions.
 def _per_example_jvp(member, blocks, primals, tangents):
-    _, labels, inputs, kernel, bias, pos_weight = primals
-    dlabels, dinputs, dkernel, dbias, dpos_weight = _loss.present(tangents[1:])
-    values, known = per_example(member, blocks, *primals)
-    wide = computing_dtype(inputs.dtype)
-    dkernel = None if dkernel is None else dkernel.astype(wide)
-    labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight = (
-        _mesh.alike(
-            labels, inputs, kernel, bias, pos_weight, dlabels, dinputs, dkernel, dbias, dpos_weight
-        )
-    )
+    weights, operands = primals
+    values, known = per_example(member, blocks, weights, operands)
+    moving = _loss.present(tangents[1])
+    wide = computing_dtype(operands.inputs.dtype)
+    if moving.kernel is not None:
+        moving = moving._replace(kernel=moving.kernel.astype(wide))
+    operands, moving = _mesh.alike((operands, moving))
 
     @jax.checkpoint
     def block(rows, shared):
         values, (statistics, kept), labels, inputs, dlabels, dinputs = rows
-        kernel, bias, pos_weight, dkernel, dbias, dpos_weight = shared
-        x = _project(inputs, kernel, bias)
-        data = (labels, x, pos_weight)
-        moving = (dlabels, None, dpos_weight)
+        (kernel, bias, parameters), (dkernel, dbias, dparameters) = shared
+        data = (labels, _project(inputs, kernel, bias), parameters)
+        dothers = (dlabels, None, dparameters)
         if kept is not None:  # a place that is filled up is not
-            data, moving = _loss.without_dropped(member, kept)((data, moving))
+            data, dothers = _loss.without_dropped(member, kept)((data, dothers))
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
@@ -175,20 +194,18 @@ def _per_example_jvp(member, blocks, primals, tangents):
         if dbias is not None:
             of_part += jnp.sum(slope * dbias[None], axis=1)
         change = member.classes.across(of_part)
-        if dlabels is not None or dpos_weight is not None:
-            change += member.tangent(data, statistics, moving)
+        if jax.tree.leaves(dothers):
+            change += member.tangent(data, statistics, dothers)
         return change
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows, shared):
         rows = jax.tree.map(blocks.to_blocks, rows)
         _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
-        return blocks.from_blocks(inputs.shape[0], change)
+        return blocks.from_blocks(operands.inputs.shape[0], change)
 
-    change = all_blocks(
-        (values, known, labels, inputs, dlabels, dinputs),
-        (kernel, bias, pos_weight, dkernel, dbias, dpos_weight),
-    )
+    rows = (values, known, *operands.of_rows, *moving.of_rows)
+    change = all_blocks(rows, (operands.shared, moving.shared))
     return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
 
 
@@ -235,14 +252,13 @@ def transposed(inputs: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    member: Member, blocks: Cut, masks: bool, weights, labels, inputs, kernel, bias, pos_weight
+    member: Member, blocks: Cut, masks: bool, weights: Float[Array, "examples"], operands: Operands
 ) -> Float[Array, ""]:
-    """sum(weights * losses), weights `[examples]` in the computing dtype.
+    """sum(weights * losses), weights in the computing dtype.
 
     `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
     """
-    primals = (weights, labels, inputs, kernel, bias, pos_weight)
-    return _sweep(member, blocks, masks, (False,) * len(primals), *primals)[0]
+    return _sweep(member, blocks, masks, frozenset(), weights, operands)[0]
 
 
 # The loss is a scalar, so its derivatives need no cotangent to be known: one sweep over the blocks
@@ -250,15 +266,15 @@ def total(
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(member, blocks, masks, primals, tangents):
-    moving = _loss.present(tangents)
-    wanted = tuple(t is not None for t in moving)
-    value, slopes = _sweep(member, blocks, masks, wanted, *primals)
-    of_weights, *of_parts = (
-        jnp.zeros_like(value) if t is None else _inner(slope, t, value.dtype)
-        for slope, t in zip(slopes, moving, strict=True)
-    )
+    dweights, moving = _loss.present(tangents)
+    changes = {k: t for k, t in moving._asdict().items() if t is not None}
+    if dweights is not None:
+        changes["weights"] = dweights
+    value, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
+    change = {k: _inner(slopes[k], t, value.dtype) for k, t in changes.items()}
     # All but the weights act through the classes that this chip holds.
-    return value, of_weights + member.classes.across(sum(of_parts))
+    of_weights = change.pop("weights", jnp.zeros_like(value))
+    return value, of_weights + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
@@ -267,14 +283,19 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 # Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
 # up, XLA:TPU drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def _inner(slope: Array, t: Array, dtype) -> Array:
-    return jnp.sum(slope.astype(dtype) * t.astype(dtype))
+def _inner(slope: Any, change: Any, dtype) -> Array:
+    def product(slope, t):
+        return jnp.sum(slope.astype(dtype) * t.astype(dtype))
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(product, slope, change))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def _sweep(member: Member, blocks: Cut, masks: bool, wanted: tuple[bool, ...], *arguments):
-    """The total, and for each argument d total / d argument if it is wanted, else None."""
-    return _plain_sweep(member, blocks, masks, wanted, lambda block: block, *arguments)
+def _sweep(
+    member: Member, blocks: Cut, masks: bool, wanted: frozenset[str], weights, operands: Operands
+) -> tuple[Array, dict[str, Any]]:
+    """The total, and d total / d each argument that is wanted, by its name."""
+    return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
 
 
 # The derivatives of the sweep (second order of the loss) are those of its scan, with each block
@@ -288,72 +309,71 @@ def _sweep_jvp(member, blocks, masks, wanted, primals, tangents):
     )
 
 
-def _plain_sweep(
-    member, blocks, masks, wanted, protect, weights, labels, inputs, kernel, bias, pos_weight
-):
-    want_weights, want_labels, want_inputs, want_kernel, want_bias, want_pos_weight = wanted
-    examples = inputs.shape[0]
+def _plain_sweep(member, blocks, masks, wanted, protect, weights, operands):
+    examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
-    labels, inputs, kernel, bias, pos_weight = _mesh.alike(labels, inputs, kernel, bias, pos_weight)
+    wide = computing_dtype(operands.inputs.dtype)
+    operands = _mesh.alike(operands)
 
     @protect
-    def block(weights, labels, inputs, kernel, bias, pos_weight):
-        x = _project(inputs, kernel, bias)
-
-        def losses(labels, x, pos_weight):
-            return _loss.losses(
-                member, False, weights if masks else None, labels, x, pos_weight
-            )[0]  # fmt: skip
-
-        by_logits = want_inputs or want_kernel or want_bias
-        float_labels = labels if want_labels else None
-        values, pull = jax.vjp(
-            lambda z, x, q: losses(
-                labels if z is None else z, x, pos_weight if q is None else q
-            ),
-            float_labels,
-            x,
-            pos_weight if want_pos_weight else None,
-        )  # fmt: skip
-        by_rows: list[Array | None] = [values, None, None]
-        by_shared: list[Array | None] = [None, None, None]
-        if by_logits or want_labels or want_pos_weight:
-            # The sum has the type of the values, on every mesh.
-            by_rows[1], slope, by_shared[2] = pull(weights + jnp.zeros_like(values))
-        if by_logits:
-            if want_inputs:
-                by_rows[2] = _pull(slope, kernel, inputs)
-            if want_kernel:
-                low, restored = _narrowed(slope, kernel.dtype)
-                by_shared[0] = restored(
-                    jnp.matmul(
-                        transposed(inputs),
-                        low,
-                        preferred_element_type=slope.dtype,
-                        out_sharding=_mesh.split_of(kernel),
-                    )
+    def block(weights, labels, inputs, shared):
+        kernel, bias, parameters = shared
+        data = (labels, _project(inputs, kernel, bias), parameters)
+        values, known = _loss.losses(member, False, weights if masks else None, *data)
+        if not wanted - {"weights"}:
+            return values, {}, {}
+        if known.kept is not None:
+            data = _loss.without_dropped(member, known.kept)(data)
+        # The sum has the type of the values, on every mesh.
+        cotangent = weights + jnp.zeros_like(values)
+        of_rows, of_shared = {}, {}
+        if wanted & {"inputs", "kernel", "bias"}:
+            slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(
+                data, known.statistics
+            )
+        if "inputs" in wanted:
+            of_rows["inputs"] = _pull(slope, kernel, inputs)
+        if "kernel" in wanted:
+            low, restored = _narrowed(slope, kernel.dtype)
+            of_shared["kernel"] = restored(
+                jnp.matmul(
+                    transposed(inputs),
+                    low,
+                    preferred_element_type=slope.dtype,
+                    out_sharding=_mesh.split_of(kernel),
                 )
-            if want_bias:
-                by_shared[1] = jnp.sum(slope, axis=0)
-        return by_rows, by_shared
+            )
+        if "bias" in wanted:
+            of_shared["bias"] = jnp.sum(slope, axis=0)
+        if wanted & {"labels", "parameters"}:
+            # Linear in the tangents, so at any point its transpose is the gradient.
+            _, pull = jax.vjp(
+                lambda dlabels, dparameters: member.tangent(
+                    data, known.statistics, (dlabels, None, dparameters)
+                ),
+                data[0] if "labels" in wanted else None,
+                data[2] if "parameters" in wanted else None,
+            )
+            dlabels, dparameters = pull(cotangent)
+            if "labels" in wanted:
+                of_rows["labels"] = dlabels
+            if "parameters" in wanted:
+                of_shared["parameters"] = dparameters
+        return values, of_rows, of_shared
 
-    def step(carry, rows):
-        by_rows, by_shared = block(*rows, kernel, bias, pos_weight)
-        return jax.tree.map(jnp.add, carry, by_shared), by_rows
+    def step(sums, rows):
+        values, of_rows, of_shared = block(*rows, operands.shared)
+        return jax.tree.map(jnp.add, sums, of_shared), (values, of_rows)
 
-    wide = computing_dtype(inputs.dtype)
-
-    def accumulator(wanted, x):
-        return jnp.zeros_like(x, dtype=wide) if wanted else None
-
-    start = [
-        accumulator(want_kernel, kernel),
-        accumulator(want_bias, bias),
-        accumulator(want_pos_weight, pos_weight),
-    ]
-    rows = jax.tree.map(blocks.to_blocks, (weights, labels, inputs))
-    by_shared, by_rows = jax.lax.scan(step, start, rows)
-    values, *by_rows = jax.tree.map(partial(blocks.from_blocks, examples), by_rows)
-    value = jnp.sum(_loss.weigh(weights, values))
-    by_weights = jnp.where(jnp.isfinite(values), values, 0) if want_weights else None
-    return value, [by_weights, *by_rows, *by_shared]
+    start = {
+        name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))
+        for name in ("kernel", "bias", "parameters")
+        if name in wanted
+    }
+    rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
+    sums, (values, of_rows) = jax.lax.scan(step, start, rows)
+    values, of_rows = jax.tree.map(partial(blocks.from_blocks, examples), (values, of_rows))
+    slopes = {**sums, **of_rows}
+    if "weights" in wanted:
+        slopes["weights"] = jnp.where(jnp.isfinite(values), values, 0)
+    return jnp.sum(_loss.weigh(weights, values)), slopes
