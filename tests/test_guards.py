@@ -12,7 +12,6 @@ from jxent import _label, _normalizer, losses
 from tests import reference
 from tests.reference import WIDE
 
-pytestmark = pytest.mark.usefixtures("one_device")
 wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
 DTYPES = ["float32", pytest.param("float64", marks=wider)]
 LONG = [pytest.param(c, marks=pytest.mark.long) for c in (3, 64, 1000, 4099)]

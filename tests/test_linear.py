@@ -66,7 +66,7 @@ def value(loss):
 
 
 @pytest.fixture(scope="module")
-def default(one_device):
+def default():
     return partial(projection.scalar, None)
 
 

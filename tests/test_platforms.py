@@ -21,8 +21,6 @@ from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
 from tests.test_properties import close, scalar, split, value_and_gradient, widened
 
-pytestmark = pytest.mark.usefixtures("one_device")
-
 
 @pytest.fixture
 def _as_on_accelerators(monkeypatch):

@@ -213,6 +213,7 @@ def test_classes_that_fill_up_take_no_part():
     assert not gradient["bias"][7:].any()
 
 
+@pytest.mark.eight_devices
 def test_neither_logits_nor_the_projection_are_gathered():
     data = data_of(1000)
     settings = pod.Settings(steps=3, seed=0, stride=1, features=8)

@@ -16,6 +16,8 @@ from benchmarks.collectives import collectives
 from jxent import losses
 from tests.reference import tolerance
 
+pytestmark = [pytest.mark.eight_devices, pytest.mark.xdist_group("eight devices")]
+
 MESHES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 EXAMPLES, FEATURES, CLASSES = 16, 6, 40
 DATA, MODEL = "data", "model"
