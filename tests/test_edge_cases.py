@@ -8,6 +8,7 @@ import pytest
 
 import jxent
 from jxent import losses
+from tests.quick import quick
 
 inf, nan = np.inf, np.nan
 
@@ -43,7 +44,7 @@ def derivatives(f, *args):
     """Gradients, the same by forward mode with zero tangents elsewhere, and second derivatives."""
     places = tuple(range(len(args)))
 
-    @jax.jit
+    @quick
     def everything(*args):
         forward = []
         for k in places:
@@ -161,6 +162,13 @@ def test_a_masked_class_stays_masked_under_softcap():
     )
 
 
+@jax.jit
+def of_ids(labels, logits):
+    """Losses, gradient of their sum, and tangent along the logits."""
+    gradient = jax.grad(lambda x: ids(labels, x).sum())(logits)
+    return *jax.jvp(lambda x: ids(labels, x), (logits,), (logits,)), gradient
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint32, np.int64])
 @pytest.mark.parametrize("bad", [-1, 3, 100, 2**32, 2**32 + 1])
 def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
@@ -169,9 +177,7 @@ def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
     logits = jnp.zeros((3, 3))
     with jax.enable_x64(True):
         labels = jnp.asarray(np.array([0, bad, 2], dtype))
-        loss = ids(labels, logits)
-        gradient = jax.grad(lambda x: ids(labels, x).sum())(logits)
-        tangent = jax.jvp(lambda x: ids(labels, x), (logits,), (logits,))[1]
+        loss, tangent, gradient = of_ids(labels, logits)
     np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
     np.testing.assert_array_equal(np.isnan(gradient), [[False] * 3, [True] * 3, [False] * 3])
     np.testing.assert_array_equal(np.isnan(tangent), [False, True, False])
@@ -212,11 +218,12 @@ def test_confident_rows_keep_their_loss_and_gradient():
     x = jnp.array([50.0, 0.0, 0.0])
     p = 2 * np.exp(-50.0)
     for f in (lambda x: ids(0, x), lambda x: dense([1, 0, 0], x)):
-        np.testing.assert_allclose(f(x), p, rtol=1e-5)
-        np.testing.assert_allclose(jax.grad(f)(x)[0], -p, rtol=1e-5)
-        hessian = jax.hessian(f)(x)
+        programs = (f, jax.grad(f), jax.hessian(f), jax.jacrev(jax.grad(f)))
+        value, gradient, hessian, again = jax.jit(lambda x, fs=programs: [g(x) for g in fs])(x)
+        np.testing.assert_allclose(value, p, rtol=1e-5)
+        np.testing.assert_allclose(gradient[0], -p, rtol=1e-5)
         np.testing.assert_allclose(np.diag(hessian), [p, p / 2, p / 2], rtol=1e-5)
-        np.testing.assert_allclose(hessian, jax.jacrev(jax.grad(f))(x), rtol=1e-5)
+        np.testing.assert_allclose(hessian, again, rtol=1e-5)
         np.testing.assert_allclose(hessian[1, 2], -np.exp(-100.0), rtol=1e-4, atol=1e-38)
 
 
@@ -280,7 +287,13 @@ def test_debug_nans_finds_the_place():
         ids([5], [[0.0, 1.0]])
 
 
-@pytest.mark.parametrize("reduction", losses.Reduction)
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        pytest.param(r, marks=[pytest.mark.long] * (r is not losses.Reduction.MEAN))
+        for r in losses.Reduction
+    ],
+)
 def test_debug_nans_takes_padding_for_what_it_is(reduction):
     """Outside `jit` too, where whatever a function saves for its gradient is looked at."""
     weights = jnp.array([1.0, 0.0])

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from benchmarks.collectives import collectives
 from jxent import losses
+from tests.quick import OPTIONS, quick
 from tests.reference import tolerance
 
 pytestmark = [pytest.mark.eight_devices, pytest.mark.xdist_group("eight devices")]
@@ -164,7 +165,7 @@ def everything(case: Case, total, *, second=True):
 @cache
 def on_one_device(case: Case):
     arguments = [arrays()[name] for name in case.takes]
-    return jax.tree.map(np.asarray, jax.jit(everything(case, case.total))(*arguments))
+    return jax.tree.map(np.asarray, quick(everything(case, case.total))(*arguments))
 
 
 def same(got, wanted):
@@ -189,16 +190,22 @@ def is_split_like(x, mesh, spec):
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 KINDS = [(AUTO, shape) for shape in MESHES] + [(EXPLICIT, (2, 4)), (EXPLICIT, (1, 8))]
+BOTH = (2, 4)  # both axes are split
+
+
+def kind_and_shape(kind, shape):
+    name = f"{kind.name}-{shape}"
+    return pytest.param(kind, shape, id=name, marks=[pytest.mark.long] * (shape != BOTH))
 
 
 @each_case
-@pytest.mark.parametrize(("kind", "shape"), KINDS, ids=lambda x: getattr(x, "name", str(x)))
+@pytest.mark.parametrize(("kind", "shape"), [kind_and_shape(*k) for k in KINDS])
 def test_under_jit(case, kind, shape):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
         arguments = placed(case, mesh)
-        program = everything(case, case.total, second=shape == (2, 4))
-        compiled = jax.jit(program).lower(*arguments).compile()
+        program = everything(case, case.total, second=shape == BOTH)
+        compiled = jax.jit(program).lower(*arguments).compile(OPTIONS)
         got = compiled(*arguments)
     same(got, on_one_device(case)[: len(got)])
     kinds = {c.kind for c in collectives(compiled.as_text())}
@@ -209,7 +216,9 @@ def test_under_jit(case, kind, shape):
 
 
 @each_case
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [pytest.param(s, id=str(s), marks=[pytest.mark.long] * (s != BOTH)) for s in MESHES]
+)
 def test_under_shard_map(case, shape):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
@@ -222,16 +231,20 @@ def test_under_shard_map(case, shape):
         return jax.lax.psum(value, axes)
 
     outside = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
-    got = jax.jit(everything(case, outside, second=shape == (2, 4)))(*placed(case, mesh))
-    same(got, on_one_device(case)[: len(got)])
-
-    if shape != (2, 4):
-        return
     slopes = tuple(specs[i] for i in case.moving)
     inside = jax.shard_map(
         jax.grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=slopes
     )
-    same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[1])
+    second = shape == BOTH
+
+    @quick
+    def program(*arguments):
+        found = everything(case, outside, second=second)(*arguments)
+        return found, inside(*arguments) if second else found[1]
+
+    got, got_inside = program(*placed(case, mesh))
+    same(got, on_one_device(case)[: len(got)])
+    same(got_inside, on_one_device(case)[1])
 
 
 @each_case
@@ -246,7 +259,7 @@ def test_examples_alone_split_need_no_name(case):
     inside = jax.shard_map(
         jax.value_and_grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=(P(), slopes)
     )
-    same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[:2])
+    same(quick(inside)(*placed(case, mesh)), on_one_device(case)[:2])
 
 
 @pytest.mark.parametrize("name", ["linear_sparse_softmax", "linear_sparse_sigmoid"])
@@ -260,7 +273,7 @@ def test_a_kernel_split_both_ways(name, kind):
         i = case.takes.index("kernel")
         split = P(DATA, MODEL)
         arguments[i] = jax.device_put(arrays()["kernel"], NamedSharding(mesh, split))
-        got = jax.jit(everything(case, case.total))(*arguments)
+        got = quick(everything(case, case.total))(*arguments)
     same(got, on_one_device(case))
     if kind is AxisType.Explicit:
         assert is_split_like(got[1][case.moving.index(i)], mesh, split)
