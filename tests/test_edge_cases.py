@@ -193,7 +193,9 @@ def test_ties_for_the_maximum(scale):
         np.testing.assert_allclose(ids(0, x), truth, rtol=2e-6, atol=1e-38)
 
 
-@pytest.mark.parametrize("classes", [2**14 + 2**11, 2**14 + 1])
+@pytest.mark.parametrize(
+    "classes", [2**14 + 2**11, pytest.param(2**14 + 1, marks=pytest.mark.long)]
+)
 def test_long_rows(classes):
     """Rows that are summed in pieces on CPU, and rows that no piece divides."""
     rng = np.random.default_rng(0)

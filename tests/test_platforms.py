@@ -16,9 +16,9 @@ from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
 from jxent import _derivative, losses
 from tests import reference
+from tests.quick import quick
 from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
-from tests.quick import quick
 from tests.test_properties import close, each_function, scalar, split, times, truth_at
 
 

@@ -1,9 +1,9 @@
 """What holds for every function of the family, checked against the plain formula in float64.
 
 All that is asked of a case is made by one program or two, and its truth once: nearly all of the
-time is the compiler's. Value and gradient of every case are in the default lane; transforms are
-there for the case of each function that has most options, and for all cases in the long lane, which
-also has each nesting in full, as users write it.
+time is the compiler's. In the default lane is the case of each public function that has most
+options (of each loss, for what is of second order), and in the long lane all cases, all dtypes, and
+each nesting in full, as users write it.
 """
 
 from functools import cache, partial
@@ -37,6 +37,9 @@ def param(case: Case, *values, default=True):
 each_case = pytest.mark.parametrize("case", [param(c) for c in CASES])
 each_function = pytest.mark.parametrize(
     "case", [param(c, default=c is RICH[c.function]) for c in CASES]
+)
+each_loss_with_logits = pytest.mark.parametrize(
+    "case", [param(c, default=c in ONE_A_LOSS and c.features is None) for c in CASES]
 )
 each_loss = pytest.mark.parametrize("case", [param(c, default=c in ONE_A_LOSS) for c in CASES])
 
@@ -138,9 +141,11 @@ SPREAD = {"float64": 0.01, "float32": 4.0, "bfloat16": 0.01, "float16": 4.0}
 
 
 def is_short(case, dtype):
-    """In the default lane; the half precisions by turns."""
+    """In the default lane: the half precisions by turns, and every axis."""
     turn = ("bfloat16", "float16")[CASES.index(case) % 2]
-    return dtype == "float32" or (dtype == turn and case in ONE_A_LOSS)
+    if dtype == "float32":
+        return case is RICH[case.function] or case.axis not in (None, -1)
+    return dtype == turn and case in ONE_A_LOSS
 
 
 @pytest.mark.parametrize(
@@ -200,7 +205,7 @@ def test_first_order(case):
     close(got["scan"][1], tripled, "float64", case.terms)
 
 
-@each_function
+@each_loss
 def test_second_order(case):
     """The whole Hessian one way, its products with a direction the other three."""
     f, moving = split(case, case.arrays())
@@ -243,7 +248,7 @@ def test_the_hessian_in_full(case, order):
     close(got, truth(case)[2], "float64", case.terms)
 
 
-@each_loss
+@each_loss_with_logits
 def test_third_order(case):
     """At logits of 0 too, where |x| has its corner: a rule that differentiates it goes wrong."""
     f, _ = split(case, case.arrays())
@@ -273,7 +278,7 @@ def test_third_order(case):
             np.testing.assert_allclose(got["reverse"], wanted, rtol=1e-10, atol=1e-10)
 
 
-@each_function
+@each_loss
 def test_vmap_is_a_loop(case):
     batches = [case.arrays(seed=s) for s in range(3)]
     f, _ = split(case, batches[0])
@@ -312,9 +317,7 @@ def test_vmap_of_the_hessian_is_a_loop(case):
     close(quick(jax.vmap(function))(stacked), loop, "float64", case.terms)
 
 
-@pytest.mark.parametrize(
-    "case", [param(c, default=c in ONE_A_LOSS and c.features is None) for c in CASES]
-)
+@each_loss_with_logits
 def test_eager_jit_and_gradient_give_the_same_value(case):
     f, moving = split(case, case.arrays(jnp.float32))
     eager = f(moving)
@@ -338,7 +341,7 @@ def test_reverse_mode_saves_no_second_array_of_logits(case):
             given.remove((saved.size, saved.dtype))
 
 
-@each_case
+@each_function
 def test_a_huge_shape_traces_without_memory(case):
     def grown(a):
         return jax.ShapeDtypeStruct(tuple(n if n == 1 else n * 10**5 for n in a.shape), a.dtype)
@@ -349,7 +352,7 @@ def test_a_huge_shape_traces_without_memory(case):
     assert jax.eval_shape(gradient, moving, arrays) == moving
 
 
-@each_function
+@each_loss
 def test_frozen_arguments_cost_nothing(case):
     """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
     f, moving = split(case, case.arrays(jnp.float32))

@@ -132,7 +132,6 @@ CASES = [
     reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "q", **BLOCK),
     reduced("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "one_q", "bias", **BLOCK),
 ]  # fmt: skip
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def mesh_of(shape, kind=AxisType.Auto):
@@ -193,18 +192,48 @@ KINDS = [(AUTO, shape) for shape in MESHES] + [(EXPLICIT, (2, 4)), (EXPLICIT, (1
 BOTH = (2, 4)  # both axes are split
 
 
-def kind_and_shape(kind, shape):
-    name = f"{kind.name}-{shape}"
-    return pytest.param(kind, shape, id=name, marks=[pytest.mark.long] * (shape != BOTH))
+# One a loss: these alone in second order in the default lane.
+FEW = ("weighted", "softmax", "sparse_sigmoid", "linear_sparse_softmax")
+FEW_NAMES = tuple(f"{n}_cross_entropy" + "_with_logits" * ("linear" not in n) for n in FEW)
 
 
-@each_case
-@pytest.mark.parametrize(("kind", "shape"), [kind_and_shape(*k) for k in KINDS])
-def test_under_jit(case, kind, shape):
+def is_one_of_few(case):
+    return case.name.removesuffix(" all") in FEW_NAMES
+
+
+def lanes(parameters, is_short):
+    """Parameters by lane."""
+    return [
+        pytest.param(*p, id="-".join(getattr(x, "name", str(x)) for x in p),
+                     marks=[] if is_short(*p) else [pytest.mark.long])
+        for p in parameters
+    ]  # fmt: skip
+
+
+def jit_is_short(case, kind, shape, second):
+    """Explicit sharding of one loss an example, automatic sharding of all."""
+    if second:
+        return kind is AUTO and is_one_of_few(case)
+    return shape == BOTH and (kind is AUTO or not case.name.startswith("losses"))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "shape", "second"),
+    lanes(
+        [
+            (case, *k, second)
+            for case in CASES
+            for k in KINDS
+            for second in ((False, True) if k[1] == BOTH else (False,))
+        ],
+        jit_is_short,
+    ),
+)
+def test_under_jit(case, kind, shape, second):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
         arguments = placed(case, mesh)
-        program = everything(case, case.total, second=shape == BOTH)
+        program = everything(case, case.total, second=second)
         compiled = jax.jit(program).lower(*arguments).compile(OPTIONS)
         got = compiled(*arguments)
     same(got, on_one_device(case)[: len(got)])
@@ -215,11 +244,19 @@ def test_under_jit(case, kind, shape):
             assert is_split_like(slope, mesh, SPLITS[case.takes[i]]), case.takes[i]
 
 
-@each_case
 @pytest.mark.parametrize(
-    "shape", [pytest.param(s, id=str(s), marks=[pytest.mark.long] * (s != BOTH)) for s in MESHES]
+    ("case", "shape", "second"),
+    lanes(
+        [
+            (case, shape, second)
+            for case in CASES
+            for shape in MESHES
+            for second in ((False, True) if shape == BOTH else (False,))
+        ],
+        lambda case, shape, second: shape == BOTH and (not second or is_one_of_few(case)),
+    ),
 )
-def test_under_shard_map(case, shape):
+def test_under_shard_map(case, shape, second):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
     where = {"axis_name": MODEL} if case.needs_name else {}
@@ -235,19 +272,18 @@ def test_under_shard_map(case, shape):
     inside = jax.shard_map(
         jax.grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=slopes
     )
-    second = shape == BOTH
 
     @quick
     def program(*arguments):
         found = everything(case, outside, second=second)(*arguments)
-        return found, inside(*arguments) if second else found[1]
+        return found, inside(*arguments)
 
     got, got_inside = program(*placed(case, mesh))
     same(got, on_one_device(case)[: len(got)])
     same(got_inside, on_one_device(case)[1])
 
 
-@each_case
+@pytest.mark.parametrize("case", lanes([(c,) for c in CASES], is_one_of_few))
 def test_examples_alone_split_need_no_name(case):
     mesh = mesh_of((8, 1))
     specs = tuple(P(*(a if a == DATA else None for a in SPLITS[name])) for name in case.takes)
