@@ -84,7 +84,7 @@ def test_gradients_take_a_sixth_of_the_memory_of_stored_logits(default):
     [
         value,
         partial(projection.hessian_vector, forward=True),
-        partial(projection.hessian_vector, forward=False),
+        pytest.param(partial(projection.hessian_vector, forward=False), marks=pytest.mark.long),
     ],
     ids=["value", "forward over reverse", "reverse over reverse"],
 )

@@ -19,7 +19,7 @@ from tests import reference
 from tests.quick import quick
 from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
-from tests.test_properties import close, each_function, scalar, split, times, truth_at
+from tests.test_properties import close, each_loss, scalar, split, times, truth_at
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def _as_on_accelerators(monkeypatch):
 
 
 @pytest.mark.usefixtures("_as_on_accelerators")
-@each_function
+@each_loss
 def test_accelerators_get_the_same_value_gradient_and_second_order(case):
     with jax.enable_x64(True):
         arrays = case.arrays(jnp.dtype("float64"), 0.5)
