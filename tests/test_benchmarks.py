@@ -182,8 +182,12 @@ def test_goals_compare_with_the_right_row():
 
 @pytest.mark.parametrize(
     "workload",
-    workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True),
-    ids=lambda w: w.name,
+    [
+        pytest.param(w, id=w.name, marks=[pytest.mark.long] * (i > 0))
+        for i, w in enumerate(
+            workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True)
+        )
+    ],
 )
 def test_steps_descend_in_place(workload):
     labels, logits = workloads.labels_and_logits(workload)

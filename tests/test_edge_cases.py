@@ -178,7 +178,12 @@ def of_ids(labels, logits):
     return *jax.jvp(lambda x: ids(labels, x), (logits,), (logits,)), gradient
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint32, np.int64])
+@pytest.mark.xdist_group("out of range")
+@pytest.mark.parametrize(
+    "dtype",
+    [np.int32, np.uint8, np.int64,
+     *(pytest.param(t, marks=pytest.mark.long) for t in (np.int8, np.int16, np.uint32))],
+)  # fmt: skip
 @pytest.mark.parametrize("bad", [-1, 3, 100, 2**32, 2**32 + 1])
 def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
     if not np.iinfo(dtype).min <= bad <= np.iinfo(dtype).max:
