@@ -1,4 +1,4 @@
-"""Every test runs in JAX's strict modes, on eight CPU devices."""
+"""Every test runs in JAX's strict modes, on one device as on a laptop, or on eight if it asks."""
 
 import os
 
@@ -6,17 +6,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+from jax.extend.backend import clear_backends
 
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    """As on a laptop. Among several CPU devices rows are kept whole, as `jit` may split them."""
-    jax.clear_caches()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "device_count", lambda: 1)
-        yield
-    jax.clear_caches()
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Before any fixture: the mark `eight_devices`, and a switch only where the last test had not.
+
+    Whatever order the tests are in, and whichever process they are given to. What was compiled is
+    compiled again; arrays do not outlive a switch, so modules hold NumPy's.
+    """
+    devices = 8 if item.get_closest_marker("eight_devices") else 1
+    if jax.config.jax_num_cpu_devices != devices:
+        jax.clear_caches()
+        clear_backends()
+        jax.config.update("jax_num_cpu_devices", devices)
+    assert jax.device_count() == devices

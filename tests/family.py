@@ -17,6 +17,7 @@ class Case:
     """A function of the family with its options, its plain formula, and arrays to call it on."""
 
     name: str
+    function: str  # the public one's name, with its module's
     loss: Callable[..., Any]  # of keyword arrays
     plain: Callable[..., Any]  # of the same
     shape: tuple[int, ...]  # of the logits
@@ -89,7 +90,8 @@ def _floor_1(name, function, plain, shape, suffix="", **kwargs):
     def truth(**arrays):
         return plain(**arrays, **placed)
 
-    return Case(name + suffix, loss, truth, shape, options=options, **kwargs)
+    public = f"jxent.{function.__name__}"
+    return Case(name + suffix, public, loss, truth, shape, options=options, **kwargs)
 
 
 def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
@@ -103,7 +105,8 @@ def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
             labels = labels.astype(arrays["logits"].dtype)
         return reference.reduced(plain(labels=labels, **arrays, **options), weights, reduction)
 
-    return Case(f"losses.{name} {reduction}", loss, truth, shape, options=options, **kwargs)
+    title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
+    return Case(title, public, loss, truth, shape, options=options, **kwargs)
 
 
 SIGMOID = (jxent.sigmoid_cross_entropy_with_logits, reference.sigmoid)
@@ -193,9 +196,11 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
         return each if reduction is None else reference.reduced(each, weights, reduction)
 
     title = f"linear {member}{suffix} {reduction or ''}".rstrip()
+    public = f"jxent.{name}" if reduction is None else f"losses.{name}"
     return Case(
-        title, loss, truth, shape, labels=labels, features=features, options=options, **kwargs
-    )
+        title, public, loss, truth, shape, labels=labels, features=features, options=options,
+        **kwargs,
+    )  # fmt: skip
 
 
 IDS = (

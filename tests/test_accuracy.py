@@ -10,7 +10,6 @@ from benchmarks.peers import jxent_peer
 from jxent import sparse_softmax_cross_entropy_with_logits
 from tests import reference
 
-pytestmark = pytest.mark.usefixtures("one_device")
 wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
 
 # For softmax beyond |ln| of the result, |x_j - max x| for the slopes of the other classes: what
@@ -26,7 +25,9 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=wider)])
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=[wider, pytest.mark.long])]
+)
 def test_every_bound_in_full_precision(dtype):
     seen = set()
     for errors in measure(jnp.dtype(dtype), [jxent_peer]):
@@ -37,7 +38,7 @@ def test_every_bound_in_full_precision(dtype):
     assert seen == set(BOUNDS)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
 def test_half_precision_is_the_truth_rounded_once(dtype):
     """Right in all but 1 % of cases, and then the neighbour."""
     for errors in measure(jnp.dtype(dtype), [jxent_peer]):

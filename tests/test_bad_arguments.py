@@ -132,11 +132,14 @@ def test_every_bad_value_of_every_argument(function, argument):
 
 
 def error_of(function, arguments) -> str | None:
-    """The message of the error that a call raises, if it does."""
+    """The message of the error that a call raises, if it does: all are raised before it computes.
+
+    Arguments are as a user passes them, not traced; what would be computed from them is not.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a cast to inf, as the user asked for
         try:
-            FUNCTIONS[function](**arguments)
+            jax.eval_shape(lambda: FUNCTIONS[function](**arguments))
         except (TypeError, ValueError) as error:
             return str(error)
     return None

@@ -132,6 +132,7 @@ def test_command_line():
 # The modules.
 
 
+@pytest.mark.long
 def test_accuracy(tmp_path):
     largest, by_sample = accuracy.tables(
         replace(TINY, plots=tmp_path), (jxent_peer, optax_peer)
@@ -146,6 +147,7 @@ def check_picture(folder, name):
     json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.long
 def test_speed(tmp_path):
     with_logits, projected, swept, goal = speed.tables(replace(TINY, plots=tmp_path), JAX_ONLY)
     # A sigmoid, soft labels, two shapes of ids with two kinds of data; loss, step; two libraries.
@@ -180,8 +182,12 @@ def test_goals_compare_with_the_right_row():
 
 @pytest.mark.parametrize(
     "workload",
-    workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True),
-    ids=lambda w: w.name,
+    [
+        pytest.param(w, id=w.name, marks=[pytest.mark.long] * (i > 0))
+        for i, w in enumerate(
+            workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True)
+        )
+    ],
 )
 def test_steps_descend_in_place(workload):
     labels, logits = workloads.labels_and_logits(workload)
@@ -193,7 +199,10 @@ def test_steps_descend_in_place(workload):
     np.testing.assert_array_equal(one.logits(), logits)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softmax ids", "softmax"])
+@pytest.mark.parametrize(
+    "kind",
+    ["softmax ids", *(pytest.param(k, marks=pytest.mark.long) for k in ("sigmoid", "softmax"))],
+)
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_a_wrong_competitor_is_caught(kind, wrong):
     """One whose loss is off by a thousandth, or whose gradient is wrong in the label's class."""
@@ -237,6 +246,7 @@ def test_bare_products_are_the_same_in_blocks():
         programs.blocked_products(4, inputs, kernel)
 
 
+@pytest.mark.long
 def test_memory(tmp_path):
     swept, projected = memory.tables(replace(TINY, plots=tmp_path))
     assert {row["loss"] for row in swept.rows} == {"sigmoid", "softmax ids", "projection"}
@@ -260,6 +270,7 @@ def test_tpu_says_what_is_missing(monkeypatch):
     assert "libtpu is not installed" in table.note
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
 def test_tpu():
     (table,) = tpu.tables(TINY)
@@ -277,6 +288,7 @@ def tiny_projection(peers, budget=None):
     return {row["program"]: row for row in rows}
 
 
+@pytest.mark.long
 def test_gpu_at_a_tiny_size_says_so(capsys):
     with_logits, projected = gpu.tables(TINY, PEERS)
     if not gpu.has_gpu():
@@ -287,6 +299,7 @@ def test_gpu_at_a_tiny_size_says_so(capsys):
     assert all(row["ms"] > 0 for row in projected.rows)
 
 
+@pytest.mark.long
 def test_gpu_peers_that_fail_are_entries():
     def full(operands):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
@@ -320,6 +333,7 @@ def test_gpu_approximations_are_shown_and_nan_is_not_let_pass():
     assert "wrong" in gpu.difference((np.nan, np.ones(3)), truth)
 
 
+@pytest.mark.long
 def test_gpu_skips_what_is_over_time():
     rows = tiny_projection({}, gpu.Budget(-1))
     assert all(row["remark"].startswith("skipped") for row in rows.values())

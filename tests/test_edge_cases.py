@@ -1,5 +1,7 @@
 """Infinities, masked classes, bad ids, nothing at all: the README's table, row by row."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import jxent
 from jxent import losses
+from tests.quick import quick
 
 inf, nan = np.inf, np.nan
 
@@ -39,22 +42,28 @@ def weighted(labels, logits, q, **options):
     )
 
 
-def derivatives(f, *args):
-    """Gradients, the same by forward mode with zero tangents elsewhere, and second derivatives."""
+def derivatives(f, *args, fixed=()):
+    """Gradients, the same by forward mode with zero tangents elsewhere, and second derivatives.
+
+    `fixed` come before the other arguments; with them, calls of one function share a program.
+    """
+    return all_derivatives(
+        f, tuple(jnp.asarray(a) for a in fixed), *(jnp.asarray(a, jnp.float32) for a in args)
+    )
+
+
+@partial(quick, static_argnums=0)
+def all_derivatives(function, fixed, *args):
     places = tuple(range(len(args)))
-
-    @jax.jit
-    def everything(*args):
-        forward = []
-        for k in places:
-            for element in np.eye(args[k].size, dtype=np.float32):
-                tangents = [jnp.zeros_like(a) for a in args]
-                tangents[k] = jnp.asarray(element.reshape(args[k].shape))
-                forward.append(jax.jvp(f, args, tuple(tangents))[1])
-        hessians = [jax.hessian(f, places)(*args), jax.jacrev(jax.grad(f, places), places)(*args)]
-        return jax.grad(f, places)(*args), forward, hessians
-
-    return everything(*(jnp.asarray(a, jnp.float32) for a in args))
+    f = partial(function, *fixed)
+    forward = []
+    for k in places:
+        for element in np.eye(args[k].size, dtype=np.float32):
+            tangents = [jnp.zeros_like(a) for a in args]
+            tangents[k] = jnp.asarray(element.reshape(args[k].shape))
+            forward.append(jax.jvp(f, args, tuple(tangents))[1])
+    hessians = [jax.hessian(f, places)(*args), jax.jacrev(jax.grad(f, places), places)(*args)]
+    return jax.grad(f, places)(*args), forward, hessians
 
 
 def all_finite(tree):
@@ -92,6 +101,7 @@ def test_negative_pos_weight_is_the_formula():
     np.testing.assert_allclose(weighted(1.0, 0.5, -2.0), truth, rtol=1e-6)
 
 
+@pytest.mark.xdist_group("at infinity")
 @pytest.mark.parametrize(
     ("labels", "logits", "loss"),
     [
@@ -109,8 +119,8 @@ def test_softmax_at_infinity_is_the_limit(labels, logits, loss):
     np.testing.assert_allclose(ids(labels, logits), loss, rtol=1e-6)
     onehot = np.eye(3)[labels]
     np.testing.assert_allclose(dense(onehot, logits), loss, rtol=1e-6)
-    for f in (lambda x: ids(labels, x), lambda x: dense(onehot, x)):
-        (gradient,), forward, hessians = derivatives(f, logits)
+    for f, fixed in ((ids, labels), (dense, onehot)):
+        (gradient,), forward, hessians = derivatives(f, logits, fixed=(fixed,))
         np.testing.assert_allclose(gradient, forward, rtol=1e-6)
         assert all_finite((gradient, hessians))
     assert all_finite(derivatives(dense, onehot, logits))
@@ -161,7 +171,19 @@ def test_a_masked_class_stays_masked_under_softcap():
     )
 
 
-@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.uint8, np.uint32, np.int64])
+@jax.jit
+def of_ids(labels, logits):
+    """Losses, gradient of their sum, and tangent along the logits."""
+    gradient = jax.grad(lambda x: ids(labels, x).sum())(logits)
+    return *jax.jvp(lambda x: ids(labels, x), (logits,), (logits,)), gradient
+
+
+@pytest.mark.xdist_group("out of range")
+@pytest.mark.parametrize(
+    "dtype",
+    [np.int32, np.uint8, np.int64,
+     *(pytest.param(t, marks=pytest.mark.long) for t in (np.int8, np.int16, np.uint32))],
+)  # fmt: skip
 @pytest.mark.parametrize("bad", [-1, 3, 100, 2**32, 2**32 + 1])
 def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
     if not np.iinfo(dtype).min <= bad <= np.iinfo(dtype).max:
@@ -169,9 +191,7 @@ def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
     logits = jnp.zeros((3, 3))
     with jax.enable_x64(True):
         labels = jnp.asarray(np.array([0, bad, 2], dtype))
-        loss = ids(labels, logits)
-        gradient = jax.grad(lambda x: ids(labels, x).sum())(logits)
-        tangent = jax.jvp(lambda x: ids(labels, x), (logits,), (logits,))[1]
+        loss, tangent, gradient = of_ids(labels, logits)
     np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
     np.testing.assert_array_equal(np.isnan(gradient), [[False] * 3, [True] * 3, [False] * 3])
     np.testing.assert_array_equal(np.isnan(tangent), [False, True, False])
@@ -187,7 +207,9 @@ def test_ties_for_the_maximum(scale):
         np.testing.assert_allclose(ids(0, x), truth, rtol=2e-6, atol=1e-38)
 
 
-@pytest.mark.parametrize("classes", [2**14 + 2**11, 2**14 + 1])
+@pytest.mark.parametrize(
+    "classes", [2**14 + 2**11, pytest.param(2**14 + 1, marks=pytest.mark.long)]
+)
 def test_long_rows(classes):
     """Rows that are summed in pieces on CPU, and rows that no piece divides."""
     rng = np.random.default_rng(0)
@@ -212,11 +234,12 @@ def test_confident_rows_keep_their_loss_and_gradient():
     x = jnp.array([50.0, 0.0, 0.0])
     p = 2 * np.exp(-50.0)
     for f in (lambda x: ids(0, x), lambda x: dense([1, 0, 0], x)):
-        np.testing.assert_allclose(f(x), p, rtol=1e-5)
-        np.testing.assert_allclose(jax.grad(f)(x)[0], -p, rtol=1e-5)
-        hessian = jax.hessian(f)(x)
+        programs = (f, jax.grad(f), jax.hessian(f), jax.jacrev(jax.grad(f)))
+        value, gradient, hessian, again = jax.jit(lambda x, fs=programs: [g(x) for g in fs])(x)
+        np.testing.assert_allclose(value, p, rtol=1e-5)
+        np.testing.assert_allclose(gradient[0], -p, rtol=1e-5)
         np.testing.assert_allclose(np.diag(hessian), [p, p / 2, p / 2], rtol=1e-5)
-        np.testing.assert_allclose(hessian, jax.jacrev(jax.grad(f))(x), rtol=1e-5)
+        np.testing.assert_allclose(hessian, again, rtol=1e-5)
         np.testing.assert_allclose(hessian[1, 2], -np.exp(-100.0), rtol=1e-4, atol=1e-38)
 
 
@@ -280,7 +303,13 @@ def test_debug_nans_finds_the_place():
         ids([5], [[0.0, 1.0]])
 
 
-@pytest.mark.parametrize("reduction", losses.Reduction)
+@pytest.mark.parametrize(
+    "reduction",
+    [
+        pytest.param(r, marks=[pytest.mark.long] * (r is not losses.Reduction.MEAN))
+        for r in losses.Reduction
+    ],
+)
 def test_debug_nans_takes_padding_for_what_it_is(reduction):
     """Outside `jit` too, where whatever a function saves for its gradient is looked at."""
     weights = jnp.array([1.0, 0.0])

@@ -8,6 +8,7 @@ from jax import export
 
 import jxent
 from jxent import losses
+from tests.quick import quick
 
 CLASSES, FEATURES, IDS = 5, 3, 2
 LABELS = {
@@ -38,11 +39,16 @@ def some(shape, dtype):
 def check(function, member, *, linear=False, batches=((1,), (7,))):
     (n,) = export.symbolic_shape("n")
     symbolic = arrays(member, (n,), jax.ShapeDtypeStruct, linear=linear)
-    both = jax.jit(jax.value_and_grad(lambda *a: jnp.sum(function(*a)), 1))
-    exported = export.export(both)(*symbolic)
+    both = jax.value_and_grad(lambda *a: jnp.sum(function(*a)), 1)
+    exported = export.export(jax.jit(both))(*symbolic)
+
+    @quick
+    def program(*given):
+        return exported.call(*given), both(*given)
+
     for batch in batches:
         given = arrays(member, batch, some, linear=linear)
-        got, wanted = exported.call(*given), both(*given)
+        got, wanted = program(*given)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted
         )
@@ -55,7 +61,15 @@ def test_one_loss_an_example(member):
     check(lambda y, x: function(labels=y, logits=x, **options), member)
 
 
-@pytest.mark.parametrize("reduction", losses.Reduction)
+def rarely(values, often):
+    """The parameters, of which those not in `often` are in the long lane."""
+    return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
+
+
+R = losses.Reduction
+
+
+@pytest.mark.parametrize("reduction", rarely(R, (R.NONE, R.SUM_BY_NONZERO_WEIGHTS)))
 @pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
 def test_the_scalar(member, reduction):
     function = getattr(losses, f"{member}_cross_entropy")
@@ -68,7 +82,7 @@ def test_the_scalar(member, reduction):
     check(masked, member)
 
 
-@pytest.mark.parametrize("block_size", [4, None])
+@pytest.mark.parametrize("block_size", rarely([4, None], [4]))
 @pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
 def test_projections(member, block_size):
     per_example = getattr(jxent, f"linear_{member}_cross_entropy")

@@ -2,7 +2,7 @@
 
 A drawn program is compiled once and run on several batches, each row of which is of another kind:
 undecided, confident, drifted, spread, masked, infinite, NaN. Value, gradient and Hessian-vector
-product; on one device, where rows may be cut, and on eight, where the arrays are split.
+product; here on one device, where rows may be cut, and in `test_fuzz_split.py` on eight.
 
 The bound of an element is a number of roundings of what its terms add up to, more where a
 difference of logits is exponentiated: see `Bound`.
@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
 
 import jxent
 from jxent import _logsumexp, losses
@@ -411,18 +410,6 @@ def run(program, function, batch, cotangent, split):
     return jax.tree.map(np.asarray, function(*arrays, cotangent))
 
 
-def over_eight(x):
-    """Split over a mesh of 2 x 4 devices, where the sizes allow it."""
-    x = jnp.asarray(x)
-    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    spec = [None] * x.ndim
-    if x.ndim and x.shape[0] % 2 == 0 and x.shape[0]:
-        spec[0] = "a"
-    if x.ndim > 1 and x.shape[-1] % 4 == 0 and x.shape[-1] and x.dtype != jnp.int32:
-        spec[-1] = "b"
-    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
-
-
 # The truth and its bounds.
 
 
@@ -661,7 +648,7 @@ each_count = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.usefixtures("one_device", "x64")
+@pytest.mark.usefixtures("x64")
 @each_count
 @each_function
 def test_on_one_device(function, examples):
@@ -669,20 +656,6 @@ def test_on_one_device(function, examples):
     @given(st.data())
     def test(data):
         fuzz(data, function, jnp.asarray)
-
-    test()
-
-
-@pytest.mark.usefixtures("x64")
-@each_count
-@each_function
-def test_on_eight_devices(function, examples):
-    """Where rows may be split, and are where the sizes allow it."""
-
-    @bounded(examples // 2)
-    @given(st.data())
-    def test(data):
-        fuzz(data, function, over_eight)
 
     test()
 
@@ -724,7 +697,7 @@ def compare(classes, usable, fast, exact):
         assert np.all(fine | ~ok), (got, wanted)
 
 
-@pytest.mark.usefixtures("one_device", "x64")
+@pytest.mark.usefixtures("x64")
 @each_count
 @pytest.mark.parametrize("function", [f for f in FUNCTIONS if "linear" not in f])
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
@@ -775,7 +748,7 @@ MUTANTS = {
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("one_device", "x64")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_the_fuzz_finds_what_was_wrong(mutant, monkeypatch):
     room, names, right, wrong, function, classes, smoothing = MUTANTS[mutant]

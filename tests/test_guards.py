@@ -1,6 +1,7 @@
 """Across every end of every range that a fast path's guard is made of."""
 
 import math
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,11 @@ from jxent.platforms import cpu
 from tests import reference
 from tests.reference import WIDE
 
-pytestmark = pytest.mark.usefixtures("one_device")
 wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
 DTYPES = ["float32", pytest.param("float64", marks=wider)]
 LONG = [pytest.param(c, marks=pytest.mark.long) for c in (3, 64, 1000, 4099)]
-CLASSES = [2, 640, 2**17, *LONG]
+WIDEST = pytest.param(2**17, marks=pytest.mark.long)
+CLASSES = [2, 640, WIDEST, *LONG]
 SIDES = [1 - 1e-3, 1 + 1e-3]
 
 
@@ -70,7 +71,9 @@ def ends(dtype, classes):
 
 
 @pytest.mark.parametrize("classes", CLASSES)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=[wider, pytest.mark.long])]
+)
 def test_logits_without_a_shift(dtype, classes):
     with jax.enable_x64(dtype == "float64"):
         found = list(ends(dtype, classes))
@@ -85,10 +88,15 @@ def test_logits_without_a_shift(dtype, classes):
                 check(jnp.asarray(r[None]), [what])  # alone: nothing else decides
 
 
+def value_and_slope(function, x):
+    value, pull = jax.vjp(function, x)
+    return value, pull(jnp.ones_like(value))[0]
+
+
 @jax.jit
 def by_ids(x):
     ids = jnp.zeros(x.shape[0], jnp.int32)
-    return jax.vjp(
+    return value_and_slope(
         lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x), x
     )
 
@@ -96,7 +104,7 @@ def by_ids(x):
 @jax.jit
 def by_dense_labels(x):
     z = jnp.zeros_like(x).at[:, 0].set(1)
-    return jax.vjp(lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x)
+    return value_and_slope(lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x)
 
 
 def check(x, names):
@@ -108,8 +116,7 @@ def check(x, names):
     info = jnp.finfo(x.dtype)
     eps, tiny = float(info.eps), float(info.tiny)
     for f in (by_ids, by_dense_labels):
-        value, pull = f(x)
-        (slope,) = pull(jnp.ones_like(value))
+        value, slope = f(x)
         walk = 16 + x.shape[1] ** 0.5
         size = np.abs(np.log(np.maximum(np.float64(truth.value), tiny)))
         allowed = (walk + size) * eps * truth.value_size + 4 * tiny
@@ -149,17 +156,18 @@ NEIGHBOURS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("classes", [640, *LONG])
-@pytest.mark.parametrize("odd", NEIGHBOURS)
-def test_one_bad_row_changes_no_other(odd, classes):
-    """The others' answers are those without it, to one unit in the last place."""
+def rows_for_neighbours(classes):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((70, classes)).astype(np.float32)
     ids = rng.integers(classes, size=70)
     x[np.arange(0, 70, 3), ids[::3]] += 12  # some confident, so that all ways are taken
-    bad = x.copy()
-    bad[7, ids[7] if odd == "drifted" else 1] = NEIGHBOURS[odd]
-    bad[9] = NEIGHBOURS[odd]
+    return x, ids
+
+
+@cache
+def programs_of_neighbours(classes):
+    """The same for every odd row, so compiled once."""
+    _, ids = rows_for_neighbours(classes)
     dense = np.eye(classes, dtype=np.float32)[ids]
     lists = ids[:, None]
     functions = {
@@ -171,24 +179,41 @@ def test_one_bad_row_changes_no_other(odd, classes):
         "sigmoid": lambda x: losses.linear_sigmoid_cross_entropy(
             dense, x, np.eye(classes, dtype=np.float32), reduction="none", block_size=70),
     }  # fmt: skip
+    return {k: jax.jit(partial(value_and_slope, f)) for k, f in functions.items()}
+
+
+@pytest.mark.xdist_group("neighbours")
+@pytest.mark.parametrize("classes", [640, *LONG])
+@pytest.mark.parametrize("odd", NEIGHBOURS)
+def test_one_bad_row_changes_no_other(odd, classes):
+    """The others' answers are those without it, to one unit in the last place."""
+    x, ids = rows_for_neighbours(classes)
+    bad = x.copy()
+    bad[7, ids[7] if odd == "drifted" else 1] = NEIGHBOURS[odd]
+    bad[9] = NEIGHBOURS[odd]
     others = np.delete(np.arange(70), [7, 9])
-    for kind, f in functions.items():
+    for kind, program in programs_of_neighbours(classes).items():
         if kind == "sigmoid" and not np.isfinite(NEIGHBOURS[odd]):
             continue  # in a projection 0 times the odd one is NaN for its whole row: test_linear
-        value = jax.jit(lambda x, f=f: jax.vjp(f, x))
-        (clean, pull), (got, pull_bad) = value(x), value(bad)
+        (clean, slope), (got, slope_bad) = program(x), program(bad)
         np.testing.assert_array_max_ulp(np.asarray(got)[others], np.asarray(clean)[others], 1)
-        ones = jnp.ones_like(clean)
-        slope, slope_bad = pull(ones)[0], pull_bad(ones)[0]
-        np.testing.assert_allclose(slope_bad[others], slope[others], rtol=1e-6, atol=1e-37)
+        np.testing.assert_allclose(
+            np.asarray(slope_bad)[others], np.asarray(slope)[others], rtol=1e-6, atol=1e-37
+        )
         if odd == "NaN" and kind != "lists":
             assert np.isnan(got[7])
             assert np.isnan(got[9])
             assert np.isnan(slope_bad[7]).all()
 
 
-@pytest.mark.parametrize("shape", [(4096, 10), (5, 1000), (1, 4096), (2, 50257), (70, 640)])
-@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        pytest.param(shape, axis, marks=[] if axis or shape == (70, 640) else [pytest.mark.long])
+        for shape in ((4096, 10), (5, 1000), (1, 4096), (2, 50257), (70, 640))
+        for axis in (-1, 0)
+    ],
+)
 def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
     """XLA:CPU's maximum and minimum drop NaN from some size on."""
     rng = np.random.default_rng(0)
@@ -205,8 +230,8 @@ def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
             labels=np.moveaxis(z, -1, axis), logits=x, axis=axis
         ),
     ):
-        value, pull = jax.vjp(f, jnp.asarray(moved))
-        gradient = np.moveaxis(np.asarray(pull(jnp.ones_like(value))[0]), axis, -1)
+        value, gradient = jax.jit(partial(value_and_slope, f))(moved)
+        gradient = np.moveaxis(np.asarray(gradient), axis, -1)
         only = np.arange(examples) == bad
         np.testing.assert_array_equal(np.isnan(value), only)
         np.testing.assert_array_equal(np.isnan(gradient).any(1), only)

@@ -44,6 +44,7 @@ def without_speed(numbers):
     return {name: value for name, value in numbers.items() if "second" not in name}
 
 
+@pytest.mark.long
 def test_interrupted_and_resumed_equals_uninterrupted(runs, tmp_path, monkeypatch, capsys):
     once = language_model.main([*QUICK, str(tmp_path / "once")])
     assert all(math.isfinite(value) for value in once.values())

@@ -12,6 +12,7 @@ import pytest
 import jxent
 from benchmarks import programs as projection
 from jxent import _projection, losses
+from tests.quick import quick
 
 inf, nan = np.inf, np.nan
 MEMBERS = ("sparse_softmax", "softmax", "sparse_sigmoid", "sigmoid")
@@ -66,7 +67,7 @@ def value(loss):
 
 
 @pytest.fixture(scope="module")
-def default(one_device):
+def default():
     return partial(projection.scalar, None)
 
 
@@ -83,7 +84,7 @@ def test_gradients_take_a_sixth_of_the_memory_of_stored_logits(default):
     [
         value,
         partial(projection.hessian_vector, forward=True),
-        partial(projection.hessian_vector, forward=False),
+        pytest.param(partial(projection.hessian_vector, forward=False), marks=pytest.mark.long),
     ],
     ids=["value", "forward over reverse", "reverse over reverse"],
 )
@@ -154,9 +155,9 @@ def test_no_product_mixes_dtypes(member, dtype):
             # d/d kernel of float16, one loss an example: cotangents of any size.
             wide = sum(a == "f32" for a, _ in found)
             assert wide == (dtype == jnp.float16 and f is summed and order is not f), found
-        gradients = jax.grad(f, (1, 2))(labels, inputs, kernel)
+        gradients = jax.eval_shape(jax.grad(f, (1, 2)), labels, inputs, kernel)
         assert all(g.dtype == dtype for g in gradients)
-        assert f(labels, inputs, kernel).dtype == jnp.float32
+        assert jax.eval_shape(f, labels, inputs, kernel).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
@@ -193,17 +194,18 @@ def test_every_block_size_gives_the_same(member):
     def f(inputs, kernel, block_size):
         return scalar(member)(labels, inputs, kernel, weights=weights, block_size=block_size)
 
-    truth = jax.value_and_grad(f, (0, 1))(inputs, kernel, 7)
-    each = per_example(member)(labels, inputs, kernel, block_size=7)
-    gradients = jax.jit(jax.value_and_grad(f, (0, 1)), static_argnums=2)
+    @partial(quick, static_argnums=2)
+    def both(inputs, kernel, block_size):
+        each = per_example(member)(labels, inputs, kernel, block_size=block_size)
+        return jax.value_and_grad(f, (0, 1))(inputs, kernel, block_size), each
+
+    truth, each = both(inputs, kernel, 7)
     for block_size in (None, 1, 3, 6, 8):
-        got = gradients(inputs, kernel, block_size)
+        got, by_example = both(inputs, kernel, block_size)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth
         )
-        np.testing.assert_allclose(
-            per_example(member)(labels, inputs, kernel, block_size=block_size), each, rtol=1e-6
-        )
+        np.testing.assert_allclose(by_example, each, rtol=1e-6)
 
 
 def test_the_default_block():
@@ -239,8 +241,8 @@ def test_a_masked_class_and_ragged_blocks(member):
     def f(inputs, kernel, block_size):
         return scalar(member)(labels, inputs, kernel, bias=bias, block_size=block_size)
 
-    truth = jax.value_and_grad(f, (0, 1))(inputs, kernel, 7)
-    got = jax.value_and_grad(f, (0, 1))(inputs, kernel, 3)
+    gradients = quick(jax.value_and_grad(f, (0, 1)), static_argnums=2)
+    truth, got = gradients(inputs, kernel, 7), gradients(inputs, kernel, 3)
     assert np.isfinite(truth[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth)
     assert not np.any(got[1][1][:, 0])
@@ -269,14 +271,15 @@ def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(member, form):
     bias = np.zeros(3, np.float32)
     truth = jax.value_and_grad(stored, (0, 1))(kernel, bias)
     for block_size in (1, 2, 3, 5):
-        got = jax.value_and_grad(total, (0, 1))(kernel, bias, block_size)
+        gradients = quick(jax.value_and_grad(total, (0, 1)), static_argnums=2)
+        got = gradients(kernel, bias, block_size)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth
         )
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.long)])
 def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
     """A probability over the number of examples is below float16's range."""
     rng = np.random.default_rng(0)
@@ -331,9 +334,10 @@ def test_no_ids_and_no_features(form):
     for member in MEMBERS:
         labels, *_ = operands(member, examples=2, classes=3)
         f = form(member)
-        value, slopes = jax.value_and_grad(
+        total = jax.value_and_grad(
             lambda *a, f=f, y=labels: jnp.sum(f(y, *a[:2], bias=a[2])), (0, 1, 2)
-        )(inputs, kernel, np.zeros(3, np.float32))
+        )
+        value, slopes = quick(total)(inputs, kernel, np.zeros(3, np.float32))
         assert np.isfinite(value)
         assert [s.shape for s in slopes] == [(2, 0), (0, 3), (3,)]
         assert np.any(slopes[2])
@@ -343,7 +347,10 @@ def test_no_ids_and_no_features(form):
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("reduction", ["none", "weighted_sum", "weighted_mean"])
+@pytest.mark.parametrize(
+    "reduction", [*(pytest.param(r, marks=pytest.mark.long) for r in ("none", "weighted_sum")),
+                  "weighted_mean"],
+)  # fmt: skip
 def test_weight_0_takes_a_broken_example_out(member, reduction):
     labels, inputs, kernel = operands(member)
     weights = np.array([1, 0.5, 0, 2, 1, 3, 0], np.float32)
@@ -357,7 +364,7 @@ def test_weight_0_takes_a_broken_example_out(member, reduction):
         )
         return jnp.sum(each)
 
-    @partial(jax.jit, static_argnums=0)
+    @partial(quick, static_argnums=0)
     def everything(labels_are_broken, inputs):
         labels_now = broken_labels if labels_are_broken else labels
         f = partial(total, labels_now)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,10 @@ from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
 from jxent import _loss, losses
 from tests import reference
-from tests.family import CASES
+from tests.quick import quick
 from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
-from tests.test_properties import close, scalar, split, value_and_gradient, widened
-
-pytestmark = pytest.mark.usefixtures("one_device")
+from tests.test_properties import close, each_loss, scalar, split, times, truth_at
 
 
 @pytest.fixture
@@ -38,18 +36,15 @@ def _as_on_accelerators(monkeypatch):
 
 
 @pytest.mark.usefixtures("_as_on_accelerators")
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_loss
 def test_accelerators_get_the_same_value_gradient_and_second_order(case):
     with jax.enable_x64(True):
         arrays = case.arrays(jnp.dtype("float64"), 0.5)
         f, moving = split(case, arrays)
-        g, wide = split(case, widened(arrays), plain=True)
-        results = []
-        for function, at in ((f, moving), (g, wide)):
-            slope = jax.grad(scalar(case, function))
-            curved = jax.jit(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)))(at)
-            results.append((value_and_gradient(function, at), curved))
-        close(*results, "float64", case.terms)
+        slope = jax.grad(scalar(case, f))
+        got = quick(lambda m: (f(m), jax.jvp(slope, (m,), (m,))))(moving)
+        value, gradient, hessian = jax.tree.map(np.asarray, truth_at(case)(moving))
+        close(got, (value, (gradient, times(hessian, moving))), "float64", case.terms)
 
 
 @pytest.mark.usefixtures("_as_on_accelerators")
@@ -70,6 +65,26 @@ def test_cpu_and_accelerators_run_different_programs():
     assert ["stablehlo.gather" in text for text in texts] == [True, False, False]
 
 
+@jax.jit
+def by_ids(x, ids):
+    """Losses, and the gradient of their sum."""
+    value, pull = jax.vjp(
+        lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x), x
+    )
+    return value, pull(jnp.ones_like(value))[0]
+
+
+@jax.jit
+def by_dense_labels(x, z):
+    value, pull = jax.vjp(lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x)
+    return value, pull(jnp.ones_like(value))[0]
+
+
+def rarely(values, often):
+    """The parameters, of which those not in `often` are in the long lane."""
+    return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
+
+
 # On CPU the cheap way is tried first. One example that it is not right for sends all of them the
 # careful way.
 
@@ -82,18 +97,18 @@ def test_logits_that_drifted(drift, classes):
     x = rng.standard_normal((5, classes)).astype(np.float32) * np.float32(3) + np.float32(drift)
     truths = [reference.wide_softmax_of_class(y, row) for y, row in zip(ids, x, strict=True)]
 
-    def loss(x):
-        return jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
-
-    value, pull = jax.vjp(loss, jnp.asarray(x))
+    value, gradient = by_ids(x, ids)
     allowed = tolerance(jnp.float32, classes)
     np.testing.assert_allclose(value, np.float64([t[0] for t in truths]), rtol=allowed)
     slopes = np.float64([t[1] for t in truths])
-    np.testing.assert_allclose(pull(jnp.ones(5))[0], slopes, rtol=4 * allowed, atol=1e-37)
+    np.testing.assert_allclose(gradient, slopes, rtol=4 * allowed, atol=1e-37)
 
 
-@pytest.mark.parametrize("classes", [*range(1, 20), 250, 255, 256, 257, 1000, 4097])
-@pytest.mark.parametrize("examples", [1, 8])
+@pytest.mark.parametrize(
+    "classes",
+    rarely([*range(1, 20), 250, 255, 256, 257, 1000, 4097], (1, 2, 3, 4, 7, 8, 9, 17, 256, 4097)),
+)
+@pytest.mark.parametrize("examples", rarely([1, 8], [8]))
 def test_no_other_class_is_left_out(examples, classes):
     """Whatever XLA makes of so many: small programs are compiled to other loops than large ones."""
     rng = np.random.default_rng(0)
@@ -105,7 +120,8 @@ def test_no_other_class_is_left_out(examples, classes):
 
 
 @pytest.mark.parametrize("chance", [1e-4, 0.49, 0.51, 1 - 1e-7])
-@pytest.mark.parametrize("classes", [639, 640, 1000, 4096, 50257])
+@pytest.mark.parametrize("classes", rarely([639, 640, 1000, 4096, 50257], (639, 640, 4096)))
+@pytest.mark.xdist_group("rows")
 def test_rows_that_are_cut_into_pieces(classes, chance):
     """The label is subtracted from the sum where none has half of the probability, else left out.
 
@@ -125,35 +141,29 @@ def test_rows_that_are_cut_into_pieces(classes, chance):
     slope = np.array([t[1][y] for t, y in zip(truths, ids, strict=True)])
 
     for examples in (8, 9):
-
-        def loss(x, y=ids[:examples]):
-            return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
-
-        got, pull = jax.vjp(loss, jnp.asarray(x[:examples]))
-        slopes = np.asarray(pull(jnp.ones(examples))[0])[np.arange(examples), ids[:examples]]
-        assert np.all(reference.ulps(got, value[:examples], np.float32) <= 16)
-        assert np.all(reference.ulps(slopes, slope[:examples], np.float32) <= 16)
-
-        z = jax.nn.one_hot(ids[:examples], classes)
-
-        def dense(x, z=z):
-            return jxent.softmax_cross_entropy_with_logits(labels=z, logits=x)
-
-        got, pull = jax.vjp(dense, jnp.asarray(x[:examples]))
-        slopes = np.asarray(pull(jnp.ones(examples))[0])[np.arange(examples), ids[:examples]]
-        assert np.all(reference.ulps(got, value[:examples], np.float32) <= 16)
-        assert np.all(reference.ulps(slopes, slope[:examples], np.float32) <= 16)
+        z = np.float32(ids[:examples, None] == np.arange(classes))
+        for got, gradient in (
+            by_ids(x[:examples], ids[:examples]),
+            by_dense_labels(x[:examples], z),
+        ):
+            slopes = np.asarray(gradient)[np.arange(examples), ids[:examples]]
+            assert np.all(reference.ulps(got, value[:examples], np.float32) <= 16)
+            assert np.all(reference.ulps(slopes, slope[:examples], np.float32) <= 16)
 
 
 WIDE = 1000  # cut into pieces
 inf, nan = np.inf, np.nan
 ROWS = [[1.0, 2.0, 3.0], [inf, 1.0, 2.0], [inf, inf, 0.0], [-inf, 1.0, 1.0], [nan, 0.0, 0.0],
         [-inf, -inf, -inf], [0.0, -inf, -inf], [3e38, -3e38, 0.0], [0.0, 40.0, 0.0]]  # fmt: skip
-OPTIONS = [{}, {"z_loss": 0.1}, {"label_smoothing": 0.1}]
+OPTIONS = {
+    "plain": {}, "z_loss": {"z_loss": 0.1}, "smoothed": {"label_smoothing": 0.1},
+}  # fmt: skip
 
 
-def losses_of(kind, options):
+@cache
+def losses_of(kind, named):
     """Losses of one example, its label 0."""
+    options = OPTIONS[named]
     if kind == "ids":
 
         def loss(x):
@@ -167,26 +177,34 @@ def losses_of(kind, options):
     return loss
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@cache
+def value_and_slopes_of(kind, named):
+    return jax.jit(jax.value_and_grad(losses_of(kind, named)))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["ids", "dense"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.xdist_group("masked")
 def test_masked_classes_change_nothing_in_wide_rows(row, kind, options):
     """Infinities, ties and NaN, where rows are cut as where they are not."""
     narrow = jnp.asarray(row, jnp.float32)
     wide = jnp.full(WIDE, -jnp.inf).at[:3].set(narrow)
-    loss = losses_of(kind, options)
-    np.testing.assert_allclose(loss(wide), loss(narrow), rtol=1e-6)
-    slopes = jax.grad(loss)(wide)
-    np.testing.assert_allclose(slopes[:3], jax.grad(loss)(narrow), rtol=1e-6, atol=1e-37)
-    if not np.isnan(loss(narrow)):
+    both = value_and_slopes_of(kind, options)
+    (value, slopes), (value_of_narrow, slopes_of_narrow) = both(wide), both(narrow)
+    np.testing.assert_allclose(value, value_of_narrow, rtol=1e-6)
+    slopes = np.asarray(slopes)
+    np.testing.assert_allclose(slopes[:3], slopes_of_narrow, rtol=1e-6, atol=1e-37)
+    if not np.isnan(value_of_narrow):
         np.testing.assert_array_equal(slopes[3:], 0)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("kind", ["ids", "dense"])
+@pytest.mark.xdist_group("masked")
 def test_vmap_over_wide_rows_is_a_loop(kind, options):
     x = 3 * jax.random.normal(jax.random.key(0), (4, WIDE))
-    both = jax.value_and_grad(losses_of(kind, options))
+    both = value_and_slopes_of(kind, options)
     looped = [both(row) for row in x]
     for k, got in enumerate(jax.jit(jax.vmap(both))(x)):
         np.testing.assert_allclose(got, jnp.stack([r[k] for r in looped]), rtol=1e-5, atol=1e-9)
@@ -223,6 +241,7 @@ def test_no_product_reads_the_inputs_across():
         assert not any("lhs_contracting_dims={0}" in line for line in products)
 
 
+@pytest.mark.xdist_group("odd")
 @pytest.mark.parametrize("odd", [200.0, -200.0, np.inf, -np.inf])
 def test_one_example_out_of_range_costs_the_others_no_digit(odd):
     for sample in softmax_samples(jnp.float32, rows=40):
@@ -235,14 +254,12 @@ def test_one_example_out_of_range_costs_the_others_no_digit(odd):
         strange[0, 0] = odd
         x = jnp.asarray(np.concatenate([sample.logits, strange]))
         ids = np.append(sample.labels, 0)
-        got, pull = jax.vjp(
-            lambda x, y=ids: jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x), x
-        )
+        got, gradient = by_ids(x, ids)
         size = np.abs(np.log(np.maximum(np.float64(value), 1e-38)))
         assert np.all(reference.ulps(got[:-1], value, np.float32) <= 8 + size)
         own = (np.arange(len(value)), sample.labels)
         slope = np.array([t[1] for t in truths])[own]
-        slopes = np.asarray(pull(jnp.ones_like(got))[0])[:-1][own]
+        slopes = np.asarray(gradient)[:-1][own]
         assert np.all(reference.ulps(slopes, slope, np.float32) <= 8 + size)
 
 
@@ -359,7 +376,7 @@ IN_PLACE = {
 }
 
 
-@pytest.mark.parametrize("shape", [(256, 8192), (4096, 500), (333, 5003)])
+@pytest.mark.parametrize("shape", rarely([(256, 8192), (4096, 500), (333, 5003)], [(256, 8192)]))
 @pytest.mark.parametrize("loss", IN_PLACE)
 def test_a_step_that_returns_its_loss_copies_and_stores_nothing(loss, shape):
     """Neither the old logits nor what loss and gradient share: see `zero_known_from`."""

@@ -88,6 +88,8 @@ def assert_same_but_for_rounding(folder, other):
     np.testing.assert_allclose(ours["norm"], theirs["norm"], rtol=1e-6)
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("pod")
 def test_one_process_with_another_mesh_gives_the_same_losses(whole, tmp_path):
     run(tmp_path, *layout(1, 4, model=4))
     assert_same_but_for_rounding(tmp_path, whole)
@@ -126,6 +128,8 @@ def kill_one(folder, victim):
     assert max(saved(folder)) < 40
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("pod")
 def test_killed_twice_and_started_again_ends_with_the_same_bits(whole, tmp_path):
     kill_one(tmp_path, 1)
     kill_one(tmp_path, 0)
@@ -134,6 +138,8 @@ def test_killed_twice_and_started_again_ends_with_the_same_bits(whole, tmp_path)
     assert numbers(tmp_path) == numbers(whole)
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("pod")
 def test_cut_checkpoints_are_passed_over_by_other_numbers_of_processes(whole, tmp_path):
     shutil.copytree(whole / "pod_checkpoints", tmp_path / "pod_checkpoints")
     arrays = tmp_path / "pod_checkpoints" / "40" / "state" / "ocdbt.process_1" / "d"
@@ -155,6 +161,8 @@ def test_cut_checkpoints_are_passed_over_by_other_numbers_of_processes(whole, tm
     assert saved(tmp_path) == [30, 40]
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("pod")
 def test_a_folder_that_cannot_be_written_is_an_error_on_all_processes(tmp_path):
     (tmp_path / "file").write_text("")
     printed = run(tmp_path, *layout(2, 1), f"--output={tmp_path / 'file'}", status=2)
@@ -162,6 +170,8 @@ def test_a_folder_that_cannot_be_written_is_an_error_on_all_processes(tmp_path):
         assert f"process {process} of 2: error: argument --output: {tmp_path / 'file'}" in printed
 
 
+@pytest.mark.long
+@pytest.mark.xdist_group("pod")
 def test_a_full_disk_is_an_error_before_the_first_step(tmp_path):
     small = ["sh", "-c", 'ulimit -f 2000; exec "$@"', "sh"]  # a file of 1 MB is too large
     printed = run(tmp_path, *layout(2, 1), before=small, status=2)
@@ -213,6 +223,7 @@ def test_classes_that_fill_up_take_no_part():
     assert not gradient["bias"][7:].any()
 
 
+@pytest.mark.eight_devices
 def test_neither_logits_nor_the_projection_are_gathered():
     data = data_of(1000)
     settings = pod.Settings(steps=3, seed=0, stride=1, features=8)

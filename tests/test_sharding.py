@@ -14,7 +14,10 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from benchmarks.collectives import collectives
 from jxent import losses
+from tests.quick import OPTIONS, quick
 from tests.reference import tolerance
+
+pytestmark = [pytest.mark.eight_devices, pytest.mark.xdist_group("eight devices")]
 
 MESHES = [(8, 1), (1, 8), (2, 4), (4, 2)]
 EXAMPLES, FEATURES, CLASSES = 16, 6, 40
@@ -129,7 +132,6 @@ CASES = [
     reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "q", **BLOCK),
     reduced("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "one_q", "bias", **BLOCK),
 ]  # fmt: skip
-each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
 def mesh_of(shape, kind=AxisType.Auto):
@@ -160,9 +162,9 @@ def everything(case: Case, total, *, second=True):
 
 
 @cache
-def on_one_device(case: Case):
+def on_one_device(case: Case, second=False):
     arguments = [arrays()[name] for name in case.takes]
-    return jax.tree.map(np.asarray, jax.jit(everything(case, case.total))(*arguments))
+    return jax.tree.map(np.asarray, quick(everything(case, case.total, second=second))(*arguments))
 
 
 def same(got, wanted):
@@ -187,18 +189,54 @@ def is_split_like(x, mesh, spec):
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 KINDS = [(AUTO, shape) for shape in MESHES] + [(EXPLICIT, (2, 4)), (EXPLICIT, (1, 8))]
+BOTH = (2, 4)  # both axes are split
 
 
-@each_case
-@pytest.mark.parametrize(("kind", "shape"), KINDS, ids=lambda x: getattr(x, "name", str(x)))
-def test_under_jit(case, kind, shape):
+# One a loss: these alone in second order in the default lane.
+FEW = ("weighted", "softmax", "sparse_sigmoid", "linear_sparse_softmax")
+FEW_NAMES = tuple(f"{n}_cross_entropy" + "_with_logits" * ("linear" not in n) for n in FEW)
+
+
+def is_one_of_few(case):
+    return case.name.removesuffix(" all") in FEW_NAMES
+
+
+def lanes(parameters, is_short):
+    """Parameters by lane."""
+    return [
+        pytest.param(*p, id="-".join(getattr(x, "name", str(x)) for x in p),
+                     marks=[] if is_short(*p) else [pytest.mark.long])
+        for p in parameters
+    ]  # fmt: skip
+
+
+def jit_is_short(case, kind, shape, second):
+    """Explicit sharding of one loss an example, automatic sharding of all."""
+    if second:
+        return kind is AUTO and is_one_of_few(case)
+    return shape == BOTH and (kind is AUTO or not case.name.startswith("losses"))
+
+
+@pytest.mark.parametrize(
+    ("case", "kind", "shape", "second"),
+    lanes(
+        [
+            (case, *k, second)
+            for case in CASES
+            for k in KINDS
+            for second in ((False, True) if k[1] == BOTH else (False,))
+        ],
+        jit_is_short,
+    ),
+)
+def test_under_jit(case, kind, shape, second):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
         arguments = placed(case, mesh)
-        program = everything(case, case.total, second=shape == (2, 4))
-        compiled = jax.jit(program).lower(*arguments).compile()
+        program = everything(case, case.total, second=second)
+        compiled = jax.jit(program).lower(*arguments).compile(OPTIONS)
         got = compiled(*arguments)
-    same(got, on_one_device(case)[: len(got)])
+    same(got, on_one_device(case, second))
     kinds = {c.kind for c in collectives(compiled.as_text())}
     assert kinds <= {"all-reduce"}
     for i, slope in zip(case.moving, got[1], strict=True):
@@ -206,9 +244,19 @@ def test_under_jit(case, kind, shape):
             assert is_split_like(slope, mesh, SPLITS[case.takes[i]]), case.takes[i]
 
 
-@each_case
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_under_shard_map(case, shape):
+@pytest.mark.parametrize(
+    ("case", "shape", "second"),
+    lanes(
+        [
+            (case, shape, second)
+            for case in CASES
+            for shape in MESHES
+            for second in ((False, True) if shape == BOTH else (False,))
+        ],
+        lambda case, shape, second: shape == BOTH and (not second or is_one_of_few(case)),
+    ),
+)
+def test_under_shard_map(case, shape, second):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
     where = {"axis_name": MODEL} if case.needs_name else {}
@@ -220,19 +268,22 @@ def test_under_shard_map(case, shape):
         return jax.lax.psum(value, axes)
 
     outside = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
-    got = jax.jit(everything(case, outside, second=shape == (2, 4)))(*placed(case, mesh))
-    same(got, on_one_device(case)[: len(got)])
-
-    if shape != (2, 4):
-        return
     slopes = tuple(specs[i] for i in case.moving)
     inside = jax.shard_map(
         jax.grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=slopes
     )
-    same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[1])
+
+    @quick
+    def program(*arguments):
+        found = everything(case, outside, second=second)(*arguments)
+        return found, inside(*arguments)
+
+    got, got_inside = program(*placed(case, mesh))
+    same(got, on_one_device(case, second))
+    same(got_inside, on_one_device(case)[1])
 
 
-@each_case
+@pytest.mark.parametrize("case", lanes([(c,) for c in CASES], is_one_of_few))
 def test_examples_alone_split_need_no_name(case):
     mesh = mesh_of((8, 1))
     specs = tuple(P(*(a if a == DATA else None for a in SPLITS[name])) for name in case.takes)
@@ -244,11 +295,11 @@ def test_examples_alone_split_need_no_name(case):
     inside = jax.shard_map(
         jax.value_and_grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=(P(), slopes)
     )
-    same(jax.jit(inside)(*placed(case, mesh)), on_one_device(case)[:2])
+    same(quick(inside)(*placed(case, mesh)), on_one_device(case)[:2])
 
 
 @pytest.mark.parametrize("name", ["linear_sparse_softmax", "linear_sparse_sigmoid"])
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["auto", "explicit"])
 def test_a_kernel_split_both_ways(name, kind):
     """FSDP: the features of the kernel are split like the examples."""
     case = next(c for c in CASES if c.name == f"losses.{name}_cross_entropy")
@@ -258,8 +309,8 @@ def test_a_kernel_split_both_ways(name, kind):
         i = case.takes.index("kernel")
         split = P(DATA, MODEL)
         arguments[i] = jax.device_put(arrays()["kernel"], NamedSharding(mesh, split))
-        got = jax.jit(everything(case, case.total))(*arguments)
-    same(got, on_one_device(case))
+        got = quick(everything(case, case.total))(*arguments)
+    same(got, on_one_device(case, second=True))
     if kind is AxisType.Explicit:
         assert is_split_like(got[1][case.moving.index(i)], mesh, split)
 
