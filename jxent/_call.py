@@ -7,7 +7,7 @@ from numbers import Real
 import jax
 import jax.numpy as jnp
 
-from jxent import _checks, _loss, _projection, _reduction
+from jxent import _checks, _loss, _options, _projection, _reduction
 from jxent._arithmetic import computing_dtype, widen
 from jxent._projection import Operands
 from jxent._reduction import Reduction
@@ -16,6 +16,7 @@ from jxent._reduction import Reduction
 @partial(jax.jit, static_argnums=0)
 def each(member, labels, logits, parameters=None):
     """The losses of floor 1, in the logits' dtype."""
+    _options.in_dtype(member, logits.dtype)
     losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
     return losses.astype(logits.dtype)
 
@@ -23,6 +24,7 @@ def each(member, labels, logits, parameters=None):
 @partial(jax.jit, static_argnums=(0, 1))
 def each_projected(member, block_size, labels, inputs, kernel, bias, parameters=None):
     """The losses of floor 2, in float32 at least."""
+    _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*_projection.flat(labels, inputs), kernel, bias, parameters)
     blocks = _projection.cut(prod(batch), kernel.shape, block_size)
@@ -67,6 +69,7 @@ def _checked_weights(weights, shape, dtype, *, per_example):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _reduced(member, masks, reduction, weights, labels, logits, parameters):
+    _options.in_dtype(member, logits.dtype)
     data = (labels, logits, parameters)
     shape = logits.shape if member.axis is None else logits.shape[:-1]
     if member.axis is None and reduction is not Reduction.NONE:
@@ -96,6 +99,7 @@ def _reduced_losses(masks, reduction, weights, losses):
 def _reduced_projection(
     member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, parameters
 ):
+    _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
     labels, inputs = _projection.flat(labels, inputs)

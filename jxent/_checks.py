@@ -5,9 +5,7 @@ JAX itself would refuse later is left to chex; what would broadcast, or give a p
 is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
 """
 
-import math
 import numbers
-import reprlib
 from collections.abc import Hashable
 from enum import Enum
 from typing import Any
@@ -20,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from jxent._arithmetic import computing_dtype
+from jxent._options import not_traced, shown
 
 
 def array(name: str, value: ArrayLike, dtype=None) -> Array:
@@ -28,13 +27,13 @@ def array(name: str, value: ArrayLike, dtype=None) -> Array:
         dtype = None
     elif value is None or _kinds(value) - _NUMBERS:
         # Before anything is cast: NumPy would take "1" for a number.
-        raise TypeError(f"{name} must be an array of real numbers, got {_shown(value)}")
+        raise TypeError(f"{name} must be an array of real numbers, got {shown(value)}")
     try:
         return jnp.asarray(value, dtype)
     except OverflowError as error:
-        raise ValueError(f"{name} must hold numbers in range, got {_shown(value)}") from error
+        raise ValueError(f"{name} must hold numbers in range, got {shown(value)}") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {_shown(value)}") from error
+        raise TypeError(f"{name} must be an array of numbers, got {shown(value)}") from error
 
 
 _NUMBERS = {"bool", "integer", "floating"}
@@ -55,10 +54,6 @@ def _kind(leaf) -> str:
         if isinstance(leaf, python) if dtype is None else jnp.issubdtype(dtype, scalar):
             return kind
     return type(leaf).__name__
-
-
-def _shown(value) -> str:
-    return reprlib.repr(value)
 
 
 def floating(name: str, value: ArrayLike) -> Array:
@@ -115,13 +110,13 @@ def _integers(value: ArrayLike) -> Array:
     """
     if not hasattr(value, "dtype") and (value is None or _kinds(value) - {"integer"}):
         kinds = ", ".join(sorted(_kinds(value) - {"integer"})) or "None"
-        raise TypeError(f"labels must be integer class ids, got {_shown(value)} of {kinds}")
+        raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
     if not isinstance(value, jax.Array) and not any(
         isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
     ):
         given = np.asarray(value)
         if given.dtype == object:
-            raise ValueError(f"labels must be class ids that int64 holds, got {_shown(value)}")
+            raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
         if given.size == 0 and not hasattr(value, "dtype"):
             given = given.astype(np.int32)  # an empty list has no kind
         if given.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
@@ -266,24 +261,24 @@ def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
 def block_size(value: int | None) -> int | None:
     if value is None:
         return None
-    _not_traced("block_size", value, "integer")
+    not_traced("block_size", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"block_size must be a Python integer or None, got {_shown(value)}")
+        raise TypeError(f"block_size must be a Python integer or None, got {shown(value)}")
     if value < 1:
-        raise ValueError(f"block_size must be at least 1, got {_shown(value)}")
+        raise ValueError(f"block_size must be at least 1, got {shown(value)}")
     return int(value)
 
 
 def axis(value: int, logits: Array) -> int:
     """The axis of the classes, counted from the end."""
-    _not_traced("axis", value, "integer")
+    not_traced("axis", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"axis must be a Python integer, got {_shown(value)}")
+        raise TypeError(f"axis must be a Python integer, got {shown(value)}")
     if not logits.ndim:
         raise ValueError("logits must have an axis of classes, got shape ()")
     if not -logits.ndim <= value < logits.ndim:
         raise ValueError(
-            f"axis must be one of the {logits.ndim} axes of logits, got {_shown(value)} for shape "
+            f"axis must be one of the {logits.ndim} axes of logits, got {shown(value)} for shape "
             f"{logits.shape}"
         )
     if logits.shape[value] == 0:
@@ -301,7 +296,7 @@ def _static(name: str, sizes) -> None:
 def axis_name(value: Hashable | None) -> Hashable | None:
     """A mesh axis that a surrounding `shard_map` binds."""
     if value is not None:
-        _not_traced("axis_name", value, "string")
+        not_traced("axis_name", value, "string")
         try:
             if value == () or not isinstance(value, Hashable):
                 raise ValueError("no axis is named")
@@ -309,64 +304,23 @@ def axis_name(value: Hashable | None) -> Hashable | None:
         except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
-                f"the classes are split, got {_shown(value)}"
+                f"the classes are split, got {shown(value)}"
             ) from error
     return value
 
 
-def label_smoothing(value: float) -> float:
-    return _number("label_smoothing", value, 0, 1, "[0, 1]")
-
-
-def z_loss(value: float) -> float:
-    return _number("z_loss", value, 0, float(np.finfo(np.float64).max), "[0, inf)")
-
-
-def logit_softcap(value: float | None, dtype) -> float | None:
-    """The cap; logits of this dtype are divided by it and multiplied."""
-    if value is None:
-        return None
-    info = jnp.finfo(computing_dtype(dtype))
-    least, most = float(info.tiny), 1 / float(info.tiny)
-    wanted = (
-        f"[{least:.3g}, {most:.3g}], where it and its inverse are normal numbers of {info.dtype}"
-    )
-    return _number("logit_softcap", value, least, most, f"{wanted}, or None for no cap")
-
-
 def reduction(value: Enum | str, kinds: type[Enum]) -> Any:
     """The member of `kinds` that is meant."""
-    _not_traced("reduction", value, "string")
+    not_traced("reduction", value, "string")
     try:
         return kinds(value)
     except (TypeError, ValueError):
         known = ", ".join(repr(kind.value) for kind in kinds)
-        raise ValueError(f"reduction must be one of {known}, got {_shown(value)}") from None
-
-
-def _number(name: str, value: Any, least: float, most: float, wanted: str) -> float:
-    _not_traced(name, value, "number")
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a Python number, got {_shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not least <= number <= most:
-        raise ValueError(f"{name} must be in {wanted}, got {_shown(value)}")
-    return number
-
-
-def _not_traced(name: str, value, kind: str) -> None:
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
-        raise TypeError(
-            f"{name} is an option, compiled in: it must be a Python {kind}, got a traced value; "
-            "close over it, or name it in static_argnames"
-        )
+        raise ValueError(f"reduction must be one of {known}, got {shown(value)}") from None
 
 
 def scope(value: str | None, default: str, *, argument: str = "name"):
     """The named scope of a call."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{argument} must be a string, got {_shown(value)}")
+        raise TypeError(f"{argument} must be a string, got {shown(value)}")
     return jax.named_scope(value or default)

@@ -33,13 +33,14 @@ def linear_sparse_softmax_cross_entropy(
     Args:
       labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -74,9 +75,9 @@ def linear_sparse_softmax_cross_entropy(
     labels = _checks.class_ids(labels, shape, len(shape) - 1)
     member = SparseSoftmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
@@ -108,13 +109,14 @@ def linear_softmax_cross_entropy(
       labels: A weight for every class, in the inputs' dtype or float32; usually a distribution, but
         nothing has to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -149,9 +151,9 @@ def linear_softmax_cross_entropy(
     labels = _checks.projected_labels(labels, shape, inputs.dtype)
     member = Softmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_softmax_cross_entropy"):
@@ -181,15 +183,15 @@ def linear_sparse_sigmoid_cross_entropy(
 
     Args:
       labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
-        an id that appears twice counts once, and one that is too large makes its example's
-        loss and gradient NaN.
+        an id that appears twice counts once, and one that is too large makes its example's loss and
+        gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
-      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
@@ -226,8 +228,8 @@ def linear_sparse_sigmoid_cross_entropy(
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
@@ -255,15 +257,15 @@ def linear_sigmoid_cross_entropy(
     $x$ = `inputs @ kernel + bias`, which never exist as a whole.
 
     Args:
-      labels: Probability that the class is present, in the inputs' dtype or float32; usually 0
-        or 1. Differentiable.
+      labels: Probability that the class is present, in the inputs' dtype or float32; usually 0 or
+        1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
-      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
@@ -301,8 +303,8 @@ def linear_sigmoid_cross_entropy(
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     block_size = _checks.block_size(block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):

@@ -13,11 +13,12 @@ from jxent import _loss, _mesh
 from jxent._arithmetic import largest_id, widen, zero_times
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
+from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class Sigmoid(Options):
     """Independent classes, dense labels: the member that `_loss` differentiates."""
 
     label_smoothing: float = 0.0
@@ -64,7 +65,7 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class SigmoidSum:
+class SigmoidSum(Options):
     """The sum over independent classes, dense labels: a member of one loss an example."""
 
     classes: Classes
@@ -109,7 +110,7 @@ def weighted(member: SigmoidSum, labels, logits, pos_weight, weights) -> Array:
 
 
 @dataclass(frozen=True)
-class SparseSigmoid:
+class SparseSigmoid(Options):
     """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
 
     In terms of v, which is -x for the listed classes and x for the others, every class has the

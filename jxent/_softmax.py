@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jxent import _logsumexp
 from jxent._arithmetic import largest_id, widen
 from jxent._mesh import Classes
+from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
 
 
 @dataclass(frozen=True)
-class _Exclusive:
+class _Exclusive(Options):
     """What dense labels and ids share: the options, and everything about the normaliser."""
 
     classes: Classes

@@ -24,8 +24,8 @@ def sigmoid_cross_entropy_with_logits(
     log1p(exp(-|x|))`, but made of terms that do not cancel.
 
     Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually
-        0 or 1. Values outside [0, 1] are computed as the formula says.
+      labels: Probability that the class is present, in the logits' shape and dtype; usually 0 or 1.
+        Values outside [0, 1] are computed as the formula says.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
       name: Names the computation in profiles (`jax.named_scope`).
@@ -48,7 +48,7 @@ def sigmoid_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
+    member = Sigmoid(logit_softcap=logit_softcap)
     with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)
 
@@ -68,8 +68,8 @@ def weighted_cross_entropy_with_logits(
     A weight $q > 1$ makes missed positives dear and raises recall; $q < 1$ raises precision.
 
     Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually
-        0 or 1. Values outside [0, 1] are computed as the formula says.
+      labels: Probability that the class is present, in the logits' shape and dtype; usually 0 or 1.
+        Values outside [0, 1] are computed as the formula says.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable. A negative one is computed as the
@@ -98,7 +98,7 @@ def weighted_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = Sigmoid(logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype))
+    member = Sigmoid(logit_softcap=logit_softcap)
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
         return _call.each(member, labels, logits, factor)
 
@@ -121,11 +121,11 @@ def sparse_sigmoid_cross_entropy_with_logits(
     of dense labels is built: item 7 has labels 3 and 90,210, and that is what is passed.
 
     Args:
-      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
-        padding, an id that appears twice counts once, and one that is too large makes its
-        example's loss and gradient NaN.
-      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
-        else inf.
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
+        an id that appears twice counts once, and one that is too large makes its example's loss and
+        gradient NaN.
+      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees, else
+        inf.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
@@ -160,8 +160,8 @@ def sparse_sigmoid_cross_entropy_with_logits(
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
         return _call.each(member, labels, logits, factor)
@@ -184,15 +184,15 @@ def softmax_cross_entropy_with_logits(
     with labels $z$, logits $x$ and $\zeta$ = `z_loss`.
 
     Args:
-      labels: A weight for every class, in the logits' shape and dtype; usually a distribution,
-        but nothing has to sum to 1. Differentiable. A label of 0 costs nothing, even where the
-        logit is -inf.
+      labels: A weight for every class, in the logits' shape and dtype; usually a distribution, but
+        nothing has to sum to 1. Differentiable. A label of 0 costs nothing, even where the logit is
+        -inf.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
-      axis: The axis that holds the classes.
+      axis: The axis of `logits` that holds the classes.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
-        -inf stays ruled out.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
@@ -220,8 +220,8 @@ def softmax_cross_entropy_with_logits(
     labels = _checks.dense_labels(labels, logits)
     member = Softmax(
         classes=Classes(_checks.axis(axis, logits), _checks.axis_name(axis_name)),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(name, "softmax_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)
@@ -247,17 +247,17 @@ def sparse_softmax_cross_entropy_with_logits(
     labels is built.
 
     Args:
-      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient
-        NaN. To ignore padding, use `jxent.losses` with `weights=labels >= 0`, or replace bad ids
-        before this call and mask the losses after it.
+      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN. To
+        ignore padding, use `jxent.losses` with `weights=labels >= 0`, or replace bad ids before
+        this call and mask the losses after it.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
-      label_smoothing: The share s of the label, in [0, 1], that is spread evenly over the C
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at
-        -inf stays ruled out.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -286,9 +286,9 @@ def sparse_softmax_cross_entropy_with_logits(
     labels = _checks.class_ids(labels, logits.shape, axis)
     member = SparseSoftmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(name, "sparse_softmax_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)

@@ -1,14 +1,25 @@
 """The rooms of the package, and which way their imports point."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
 
+import pytest
+
 import jxent
+from jxent import _dispatch, _options, losses
 
 PACKAGE = Path(jxent.__file__).parent
+PUBLIC = [
+    f
+    for room in (jxent, losses)
+    for name, f in vars(room).items()
+    if inspect.isfunction(f) and not name.startswith("_")
+]
 LEVELS = (  # a room imports from lower levels only
     ("_arithmetic", "_softcap", "_dispatch"),
+    ("_options",),
     ("_checks",),
     ("_mesh",),
     ("_logsumexp", "_loss"),
@@ -58,6 +69,33 @@ def test_platforms_have_their_room():
 def test_one_room_imports_chex():
     users = [p.stem for p in PACKAGE.rglob("*.py") if "import chex" in p.read_text()]
     assert users == ["_checks"]
+
+
+def entries(function) -> dict[str, str]:
+    """What a docstring says of each argument."""
+    doc = inspect.getdoc(function)
+    listed = doc[doc.index("Args:\n") + 6 : doc.index("\n\nReturns:")]
+    pairs = (entry.strip().split(":", 1) for entry in re.split(r"\n(?=  \w)", listed))
+    return {name: " ".join(text.split()) for name, text in pairs}
+
+
+@pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_docstrings_say_the_same_of_the_same_option(function):
+    parameters = inspect.signature(function).parameters
+    said = entries(function)
+    assert list(said) == list(parameters)
+    for name, text in said.items():
+        if name in _options.WORDS:
+            assert text in _options.WORDS[name], name
+    for name, option in _options.OPTIONS.items():
+        if name in parameters:
+            assert parameters[name].default == option.default
+
+
+def test_a_way_that_comes_too_late_is_refused():
+    """A program that is traced already would not have it."""
+    with pytest.raises(RuntimeError, match="too late"):
+        _dispatch.way(_dispatch.PerPlatform.every[0], "cpu")(lambda *_: None)
 
 
 def test_the_package_says_what_it_exports():

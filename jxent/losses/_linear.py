@@ -35,31 +35,31 @@ def linear_sparse_softmax_cross_entropy(
     take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
 
     Args:
-      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its
-        example NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
+      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its example
+        NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least, and so are the gradients, which come back in the operands' dtype.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
+        and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
-        more in reverse mode.
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+        in reverse mode.
 
     Returns:
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
@@ -83,9 +83,9 @@ def linear_sparse_softmax_cross_entropy(
     labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
     member = SparseSoftmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
         return _call.reduced_projection(
@@ -125,32 +125,32 @@ def linear_softmax_cross_entropy(
     take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
 
     Args:
-      labels: A weight for every class, in any real dtype; usually a distribution, but nothing
-        has to sum to 1. Differentiable.
+      labels: A weight for every class, in any real dtype; usually a distribution, but nothing has
+        to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least, and so are the gradients, which come back in the operands' dtype.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
-        `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
+        take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
+        split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
-        more in reverse mode.
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+        in reverse mode.
 
     Returns:
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
@@ -175,9 +175,9 @@ def linear_softmax_cross_entropy(
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     member = Softmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
         return _call.reduced_projection(
@@ -219,16 +219,16 @@ def linear_sparse_sigmoid_cross_entropy(
 
     Args:
       labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
-        an id that appears twice counts once, and one that is too large makes its example's
-        loss and gradient NaN.
+        an id that appears twice counts once, and one that is too large makes its example's loss and
+        gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least, and so are the gradients, which come back in the operands' dtype.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
-      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
@@ -238,12 +238,11 @@ def linear_sparse_sigmoid_cross_entropy(
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
+        and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
-        more in reverse mode.
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+        in reverse mode.
 
     Returns:
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
@@ -269,8 +268,8 @@ def linear_sparse_sigmoid_cross_entropy(
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SparseSigmoid(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced_projection(
@@ -314,13 +313,13 @@ def linear_sigmoid_cross_entropy(
       labels: Probability that the class is present, in any real dtype; usually 0 or 1.
         Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32
-        at least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
+        least, and so are the gradients, which come back in the operands' dtype.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
-      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
@@ -330,13 +329,12 @@ def linear_sigmoid_cross_entropy(
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
-        `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
+        take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
+        split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product
-        more in reverse mode.
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+        in reverse mode.
 
     Returns:
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
@@ -362,8 +360,8 @@ def linear_sigmoid_cross_entropy(
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = SigmoidSum(
         classes=Classes(-1, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, inputs.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced_projection(

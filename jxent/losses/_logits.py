@@ -30,11 +30,11 @@ def sigmoid_cross_entropy(
     `label_smoothing`; then multiplied by `weights` and reduced.
 
     Args:
-      multi_class_labels: Probability that the class is present, in the logits' shape and any
-        real dtype; usually 0 or 1.
+      multi_class_labels: Probability that the class is present, in the logits' shape and any real
+        dtype; usually 0 or 1.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
-      weights: A number, or an array of the logits' rank with each dimension 1 or equal to
-        theirs. Where it is 0 the element takes no part. Differentiable.
+      weights: A number, or an array of the logits' rank with each dimension 1 or equal to theirs.
+        Where it is 0 the element takes no part. Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
@@ -67,8 +67,8 @@ def sigmoid_cross_entropy(
     )
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = Sigmoid(
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits, factor)
@@ -95,23 +95,23 @@ def softmax_cross_entropy(
     `label_smoothing`; then multiplied by `weights` and reduced.
 
     Args:
-      onehot_labels: A weight for every class, in the logits' shape and any real dtype; usually
-        a distribution, but nothing has to sum to 1.
-      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
-        +inf share the probability equally. A row without a class left is NaN.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
+      onehot_labels: A weight for every class, in the logits' shape and any real dtype; usually a
+        distribution, but nothing has to sum to 1.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several +inf
+        share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
-        `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
+        take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
+        split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -138,9 +138,9 @@ def softmax_cross_entropy(
     labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
     member = Softmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "softmax_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits)
@@ -167,23 +167,23 @@ def sparse_softmax_cross_entropy(
     `label_smoothing`; then multiplied by `weights` and reduced. No one-hot labels are built.
 
     Args:
-      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`.
-        Any other id makes its example NaN unless its weight is 0: `weights=labels >= 0`
-        ignores padding.
-      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several
-        +inf share the probability equally. A row without a class left is NaN.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
-      label_smoothing: The share s of the label, in [0, 1], that is spread evenly over the C
-        classes that are not at -inf. (TensorFlow's function of this name has no smoothing.)
+      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`. Any
+        other id makes its example NaN unless its weight is 0: `weights=labels >= 0` ignores
+        padding.
+      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several +inf
+        share the probability equally. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
+        classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
-      logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
+        and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -203,16 +203,16 @@ def sparse_softmax_cross_entropy(
       Array(1.3862944, dtype=float32)
 
     References:
-      TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`.
+      TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`, which has no smoothing.
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
     labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
     member = SparseSoftmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        z_loss=_checks.z_loss(z_loss),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits)
@@ -239,23 +239,22 @@ def sparse_sigmoid_cross_entropy(
     multiplied by `weights` and reduced. No array of dense labels is built.
 
     Args:
-      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is
-        padding, an id that appears twice counts once, and one that is too large makes its
-        example NaN unless its weight is 0.
-      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees,
-        else inf.
-      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1
-        or equal to the losses', or that with a trailing 1. Where it is 0 the example takes no
-        part. Differentiable.
-      label_smoothing: The share, in [0, 1], by which labels move towards 1/2.
+      labels: Ids of the positive classes, in [0, classes), in any order. A negative id is padding,
+        an id that appears twice counts once, and one that is too large makes its example NaN unless
+        its weight is 0.
+      logits: Log-odds, classes last. At +-inf the loss is the limit: 0 where the label agrees, else
+        inf.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
-        The reduction is over this chip's examples: for a mean over all of them take
-        `Reduction.SUM` and divide by a `psum` of the count.
-        None: the classes are whole, or split by `jit` alone.
+        The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
+        and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -283,8 +282,8 @@ def sparse_sigmoid_cross_entropy(
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),
-        label_smoothing=_checks.label_smoothing(label_smoothing),
-        logit_softcap=_checks.logit_softcap(logit_softcap, logits.dtype),
+        label_smoothing=label_smoothing,
+        logit_softcap=logit_softcap,
     )
     with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits, factor)
@@ -305,8 +304,8 @@ def compute_weighted_loss(
 
     Args:
       losses: Losses, of any floating dtype and shape.
-      weights: A number, or an array of the losses' rank with each dimension 1 or equal to
-        theirs; `[batch, 1]` for losses of shape `[batch]` too. Differentiable.
+      weights: A number, or an array of the losses' rank with each dimension 1 or equal to theirs;
+        `[batch, 1]` for losses of shape `[batch]` too. Differentiable.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 

@@ -1,0 +1,154 @@
+"""Each option once: its default, its range, and what docstrings say of it.
+
+An option is a Python value that is compiled in. Those of a loss are fields of its dataclass, which
+are checked when it is made.
+"""
+
+import math
+import numbers
+import reprlib
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jxent._arithmetic import computing_dtype
+
+
+class Option(NamedTuple):
+    """A number that a loss has as an option, or None where that is its default."""
+
+    default: float | None
+    least: float
+    most: float
+    range: str
+
+    def checked(self, name: str, value: Any) -> float | None:
+        """The value as a Python float, or what is wrong with it."""
+        if value is None and self.default is None:
+            return None
+        not_traced(name, value, "number")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a Python number, got {shown(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not self.least <= number <= self.most:
+            raise ValueError(f"{name} must be in {self.range}, got {shown(value)}")
+        return number
+
+
+_LARGEST = float(np.finfo(np.float64).max)
+OPTIONS = {
+    "label_smoothing": Option(0.0, 0, 1, "[0, 1]"),
+    "z_loss": Option(0.0, 0, _LARGEST, "[0, inf)"),
+    "logit_softcap": Option(
+        None, 1 / _LARGEST, _LARGEST, "(0, inf), a positive number, or None for no cap"
+    ),
+}
+
+
+class Options:
+    """The base of a dataclass of a loss: its fields that are in the table are checked."""
+
+    def __post_init__(self):
+        for field in fields(self):  # type: ignore[arg-type]
+            if field.name in OPTIONS:
+                value = OPTIONS[field.name].checked(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
+
+
+def in_dtype(loss: Any, dtype) -> None:
+    """Refuses options of a loss that logits of this dtype cannot be computed with."""
+    info = jnp.finfo(computing_dtype(dtype))
+    least, most = float(info.tiny), 1 / float(info.tiny)
+    if loss.logit_softcap is not None and not least <= loss.logit_softcap <= most:
+        raise ValueError(
+            f"logit_softcap must be in [{least:.3g}, {most:.3g}], where it and its inverse are "
+            f"normal numbers of {info.dtype}, got {loss.logit_softcap}"
+        )
+
+
+def not_traced(name: str, value: Any, kind: str) -> None:
+    """Refuses a tracer where a Python value is asked for."""
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        raise TypeError(
+            f"{name} is an option, compiled in: it must be a Python {kind}, got a traced value; "
+            "close over it, or name it in static_argnames"
+        )
+
+
+def shown(value: Any) -> str:
+    """A value in an error message, shortened."""
+    return reprlib.repr(value)
+
+
+_SPLIT = (
+    "Under `shard_map`, the mesh axis that the classes are split over, in parts of equal width; "
+    "{} Gradients taken inside need shard_map's default `check_vma=True`."
+)
+_LABELS, _IDS = "labels are split like the logits.", "ids stay global."
+_REDUCED = (
+    " The reduction is over this chip's examples: for a mean over all of them take "
+    "`Reduction.SUM` and divide by a `psum` of the count."
+)
+_WHOLE = " None: the classes are whole, or split by `jit` alone."
+_NAMES = "Names the computation in profiles (`jax.named_scope`)."
+
+# What the docstrings say of an argument: one of these, word for word.
+WORDS: dict[str, tuple[str, ...]] = {
+    "label_smoothing": (
+        "The share s, in [0, 1], by which labels move towards 1/2.",
+        "The share s of the labels, in [0, 1], that is spread evenly over the C classes that are "
+        "not at -inf.",
+    ),
+    "z_loss": ("The factor on logsumexp squared, which keeps logits from drifting; >= 0.",),
+    "logit_softcap": (
+        "A positive number c: the logits become c tanh(logits / c).",
+        "A positive number c: the logits become c tanh(logits / c). A class at -inf stays ruled "
+        "out.",
+        "A positive number c: the logits become c tanh(logits / c), after the bias.",
+        "A positive number c: the logits become c tanh(logits / c), after the bias. A class at "
+        "-inf stays ruled out.",
+    ),
+    "pos_weight": (
+        "The factor q on positive labels: a number, or an array that broadcasts to the logits, "
+        "`[classes]` for one a class. Differentiable.",
+        "The factor q on positive labels: a number, or an array that broadcasts to the logits, "
+        "`[classes]` for one a class. Differentiable. A negative one is computed as the formula "
+        "says.",
+        "The factor q on positive labels: a number, or `[classes]` for one a class. "
+        "Differentiable.",
+    ),
+    "weights": (
+        "A number, or an array of one weight an example: `[*batch]` with each dimension 1 or "
+        "equal to the losses', or that with a trailing 1. Where it is 0 the example takes no "
+        "part. Differentiable.",
+        "A number, or an array of the logits' rank with each dimension 1 or equal to theirs. "
+        "Where it is 0 the element takes no part. Differentiable.",
+        "A number, or an array of the losses' rank with each dimension 1 or equal to theirs; "
+        "`[batch, 1]` for losses of shape `[batch]` too. Differentiable.",
+    ),
+    "axis": ("The axis of `logits` that holds the classes.",),
+    "axis_name": tuple(
+        _SPLIT.format(labels) + reduced + _WHOLE
+        for labels in (_LABELS, _IDS)
+        for reduced in ("", _REDUCED)
+    ),
+    "block_size": (
+        "Examples a block. Smaller blocks hold fewer logits, larger ones make faster products. "
+        "None takes 2^25 / classes, and at least features / 2: adding to the kernel's gradient "
+        "passes over it once a block. Under automatic sharding the shapes seen are the global "
+        "ones; pass it there.",
+    ),
+    "reduction": (
+        'A `Reduction` or its value, e.g. `"weighted_mean"`.',
+        'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
+        "reverse mode.",
+    ),
+    "name": (_NAMES,),
+    "scope": (_NAMES,),
+}
