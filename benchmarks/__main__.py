@@ -5,13 +5,14 @@ python -m benchmarks [--only NAME ...] [--tiny] [--results DIR] [--json DIR] [--
 
 from collections.abc import Sequence
 
-from benchmarks import accuracy, command, gpu, memory, speed, tpu
+from benchmarks import accuracy, command, gpu, memory, overhead, speed, tpu
 from benchmarks.command import DTYPES, Measurement
 
 MODULES: dict[str, Measurement] = {
     "accuracy": accuracy.tables,
     "speed": speed.tables,
     "memory": memory.tables,
+    "overhead": overhead.tables,
     "tpu": tpu.tables,
     "gpu": gpu.tables,
 }

@@ -23,15 +23,15 @@ def jxent_mean(kind: str) -> Callable:
     return lambda logits, labels: function(labels, logits)
 
 
-def optax_mean(kind: str) -> Callable:
-    """The mean of optax's losses."""
+def optax_mean(kind: str, *, each: bool = False) -> Callable:
+    """The mean of optax's losses, or each of them."""
     functions: dict[str, Callable] = {
         "sigmoid": optax.sigmoid_binary_cross_entropy,
         "softmax ids": optax.softmax_cross_entropy_with_integer_labels,
         "softmax": optax.softmax_cross_entropy,
     }
     function = functions[kind]
-    return lambda logits, labels: function(logits, labels).mean()
+    return function if each else lambda logits, labels: function(logits, labels).mean()
 
 
 # The projection: (inputs, kernel, labels) -> the mean loss.
