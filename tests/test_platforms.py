@@ -14,30 +14,37 @@ import jxent
 from benchmarks.accuracy import measure
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
-from jxent import _loss, losses
+from jxent import _dispatch, _loss, losses
 from tests import reference
+from tests.family import CASES
 from tests.quick import quick
 from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
 from tests.test_properties import close, each_loss, scalar, split, times, truth_at
 
+# The platforms that have ways of their own, and any that has none.
+REGISTERED = {way.platform: None for f in _dispatch.PerPlatform.every for way in f.ways}
+PLAIN = "none"
+
 
 @pytest.fixture
-def _as_on_accelerators(monkeypatch):
-    """Runs on CPU what is lowered for every other platform."""
-
-    def default_only(*arguments, default, **_):
-        return default(*arguments)
-
+def _platform(request):
+    """Runs on CPU what is lowered for another platform."""
     jax.clear_caches()
-    monkeypatch.setattr(jax.lax, "platform_dependent", default_only)
-    yield
+    with _dispatch.as_on(request.param):
+        yield
     jax.clear_caches()
 
 
-@pytest.mark.usefixtures("_as_on_accelerators")
+as_on_others = pytest.mark.parametrize(
+    "_platform", [PLAIN, *(p for p in REGISTERED if p != "cpu")], indirect=True
+)
+
+
+@as_on_others
+@pytest.mark.usefixtures("_platform")
 @each_loss
-def test_accelerators_get_the_same_value_gradient_and_second_order(case):
+def test_other_platforms_get_the_same_value_gradient_and_second_order(case):
     with jax.enable_x64(True):
         arrays = case.arrays(jnp.dtype("float64"), 0.5)
         f, moving = split(case, arrays)
@@ -47,8 +54,57 @@ def test_accelerators_get_the_same_value_gradient_and_second_order(case):
         close(got, (value, (gradient, times(hessian, moving))), "float64", case.terms)
 
 
-@pytest.mark.usefixtures("_as_on_accelerators")
-def test_accelerators_keep_the_digits():
+@pytest.mark.parametrize("platform", REGISTERED)
+def test_the_family_takes_every_way(platform, monkeypatch):
+    """So that the tests of the family are tests of every way that is registered."""
+    taken = _dispatch.PerPlatform.taken
+    seen = set()
+
+    def recorded(self, where, *arguments):
+        function = taken(self, where, *arguments)
+        seen.add(function)
+        return function
+
+    monkeypatch.setattr(_dispatch.PerPlatform, "taken", recorded)
+    jax.clear_caches()
+    with _dispatch.as_on(platform):
+        for case in CASES:
+            f, moving = split(case, case.arrays(jnp.dtype("float32")))
+            jax.eval_shape(jax.grad(scalar(case, f)), moving)
+    jax.clear_caches()
+    ways = {
+        w.function for f in _dispatch.PerPlatform.every for w in f.ways if w.platform == platform
+    }
+    assert ways <= seen
+
+
+def test_what_a_way_calls_is_decided_with_it():
+    """One decision on a path, and no platform's program in another's."""
+
+    def loss(y, x):
+        return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+    traced = jax.jit(loss).trace(jnp.zeros(3, jnp.int32), jnp.zeros((3, 5)))
+    assert decisions(traced.jaxpr.jaxpr) == 1
+
+
+def decisions(jaxpr) -> int:
+    """How many decisions between platforms lie on a path, at most."""
+    most = 0
+    for eqn in jaxpr.eqns:
+        inner = [
+            decisions(getattr(sub, "jaxpr", sub))
+            for value in eqn.params.values()
+            for sub in (value if isinstance(value, tuple) else (value,))
+            if hasattr(getattr(sub, "jaxpr", sub), "eqns")
+        ]
+        most = max([most, *(n + (eqn.params.get("branches_platforms") is not None) for n in inner)])
+    return most
+
+
+@as_on_others
+@pytest.mark.usefixtures("_platform")
+def test_other_platforms_keep_the_digits():
     for errors in measure(jnp.float32, [jxent_peer]):
         assert errors.excess.max() <= BOUNDS[errors.loss, errors.quantity], errors.row()
         assert errors.zeros == 0, errors.row()

@@ -447,3 +447,32 @@ def test_the_projection_moves_its_gradients_once(reduce, manual):
     inputs, kernel = 4 * examples // 2 * features, features * classes
     sums = 1 if manual else examples // block
     assert inputs + kernel <= sum(c.bytes for c in found) <= 1.5 * (inputs + sums * kernel)
+
+
+@pytest.mark.parametrize("classes", [640, 4096])
+@pytest.mark.parametrize("labels", ["ids", "dense"])
+@pytest.mark.parametrize("spec", [P("data", None), P("data", "model"), P(None, "model")], ids=str)
+def test_arrays_that_only_jit_splits(spec, labels, classes):
+    """`in_shardings` of arrays that are on no mesh does not show when a program is traced.
+
+    There rows are cut as on a laptop: right wherever they are, and nothing moves where only the
+    examples are split. Where the classes are, pieces of rows may move.
+    """
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    examples = 16
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((examples, classes)).astype(np.float32)
+    ids = rng.integers(classes, size=examples)
+    dense = rng.dirichlet(np.ones(classes), examples).astype(np.float32)
+
+    def step(x, z):
+        if labels == "ids":
+            return jax.value_and_grad(lambda x: losses.sparse_softmax_cross_entropy(z, x))(x)
+        return jax.value_and_grad(lambda x: losses.softmax_cross_entropy(z, x))(x)
+
+    z, of_labels = (ids, P(spec[0])) if labels == "ids" else (dense, spec)
+    splits = NamedSharding(mesh, spec), NamedSharding(mesh, of_labels)
+    compiled = jax.jit(step, in_shardings=splits).lower(x, z).compile()
+    moved = sum(c.bytes for c in collectives(compiled.as_text()))
+    same(compiled(*(jax.device_put(a, s) for a, s in zip((x, z), splits, strict=True))), step(x, z))
+    assert moved < (4 * x.size / 8 / 2 if spec[1] is None else 2 * x.nbytes)

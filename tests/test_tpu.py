@@ -21,7 +21,7 @@ from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
 
 GB = 1e9
 # One process at a time may hold the compiler.
-pytestmark = pytest.mark.xdist_group("tpu")
+pytestmark = [pytest.mark.xdist_group("tpu"), pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

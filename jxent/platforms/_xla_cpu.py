@@ -57,8 +57,8 @@ def own_constants(dtype, *numbers: Any) -> list[jax.Array]:
 def are_whole(x: Array) -> bool:
     """Whether `x` is known to be split over no mesh, so that its rows may be cut.
 
-    No logit is to cross from one device to another. What `jit(in_shardings=...)` splits does not
-    show here; there the cut rows stay where they are, as the compiler splits the pieces alike.
+    No logit is to cross from one device to another. What `jit(in_shardings=...)` alone splits does
+    not show here: there pieces may move where the classes are split, which costs time, not digits.
     """
     return jax.typeof(x).sharding.mesh.empty
 
