@@ -1,10 +1,11 @@
 """Small helpers: the dtype that losses compute in, and differences and products at infinity."""
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
-def computing_dtype(dtype) -> jnp.dtype:
+def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for bfloat16, float16 and narrower; the dtype itself from float32 up.
 
     Decided from the number of bits: `jnp.promote_types` raises where a user has made dtype
@@ -18,7 +19,7 @@ def widen(x: Array) -> Array:
     return x.astype(computing_dtype(x.dtype))
 
 
-def largest_id(dtype, classes: int) -> int:
+def largest_id(dtype: DTypeLike, classes: int) -> int:
     """The last class that an id of this integer dtype can name."""
     return min(classes - 1, int(jnp.iinfo(dtype).max))
 
