@@ -1,8 +1,20 @@
-"""Small helpers: the dtype that losses compute in, and differences and products at infinity."""
+"""Small helpers: arguments' types, the computing dtype, differences and products at infinity."""
 
 import jax.numpy as jnp
-from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Integer, Real
+
+Numbers = Real[ArrayLike, "..."] | Bool[ArrayLike, "..."]
+"""Real numbers of any dtype, a number of Python's among them."""
+
+Bias = Real[ArrayLike, "classes"] | Bool[ArrayLike, "classes"]
+"""One number a class, of any real dtype."""
+
+Dense = Real[ArrayLike, "*batch classes"] | Bool[ArrayLike, "*batch classes"]
+"""A label for every class, of any real dtype."""
+
+Ids = Integer[ArrayLike, "..."]
+"""Class ids `[*batch]` or `[*batch, 1]`: which of them only the other arguments tell."""
 
 
 def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
