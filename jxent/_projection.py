@@ -53,13 +53,13 @@ class Operands(NamedTuple):
     parameters: Any  # the loss's own, such as a `pos_weight` of each class
 
     @property
-    def of_rows(self) -> tuple[Array, Array]:
-        """What each example has of its own."""
+    def of_rows(self) -> tuple[Any, Any]:
+        """What each example has of its own; of tangents, None for one that is zero."""
         return self.labels, self.inputs
 
     @property
-    def shared(self) -> tuple[Array, Array | None, Any]:
-        """What all examples share."""
+    def shared(self) -> tuple[Any, Any, Any]:
+        """What all examples share; None as above, and for no bias."""
         return self.kernel, self.bias, self.parameters
 
 
