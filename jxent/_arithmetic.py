@@ -1,10 +1,23 @@
-"""Small helpers: the dtype that losses compute in, and differences and products at infinity."""
+"""Small helpers: arguments' types, the computing dtype, differences and products at infinity."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Bool, Float, Integer, Real
+
+Numbers = Real[ArrayLike, "..."] | Bool[ArrayLike, "..."]
+"""Real numbers of any dtype, a number of Python's among them."""
+
+Bias = Real[ArrayLike, "classes"] | Bool[ArrayLike, "classes"]
+"""One number a class, of any real dtype."""
+
+Dense = Real[ArrayLike, "*batch classes"] | Bool[ArrayLike, "*batch classes"]
+"""A label for every class, of any real dtype."""
+
+Ids = Integer[ArrayLike, "..."]
+"""Class ids `[*batch]` or `[*batch, 1]`: which of them only the other arguments tell."""
 
 
-def computing_dtype(dtype) -> jnp.dtype:
+def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for bfloat16, float16 and narrower; the dtype itself from float32 up.
 
     Decided from the number of bits: `jnp.promote_types` raises where a user has made dtype
@@ -18,7 +31,7 @@ def widen(x: Array) -> Array:
     return x.astype(computing_dtype(x.dtype))
 
 
-def largest_id(dtype, classes: int) -> int:
+def largest_id(dtype: DTypeLike, classes: int) -> int:
     """The last class that an id of this integer dtype can name."""
     return min(classes - 1, int(jnp.iinfo(dtype).max))
 

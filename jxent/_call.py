@@ -1,28 +1,54 @@
 """The one way from a public function inwards: weights, `jit`, cast and reduction."""
 
-from functools import partial
+from collections.abc import Callable
 from math import prod
 from numbers import Real
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
 
 from jxent import _checks, _loss, _options, _projection, _reduction
 from jxent._arithmetic import computing_dtype, widen
-from jxent._projection import Operands
+from jxent._loss import Data, Summed
+from jxent._projection import Cut, Operands
 from jxent._reduction import Reduction
+from jxent._sigmoid import Sigmoid, SigmoidSum, SparseSigmoid
+from jxent._softmax import Softmax, SparseSoftmax
+
+Loss = Sigmoid | SigmoidSum | SparseSigmoid | Softmax | SparseSoftmax
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@partial(jax.jit, static_argnums=0)
-def each(member, labels, logits, parameters=None):
+def _compiled(*statics: int) -> Callable[[Function], Function]:
+    """`jax.jit` of a function, in the type that the function has."""
+
+    def compiled(function: Function) -> Function:
+        return cast(Function, jax.jit(function, static_argnums=statics))
+
+    return compiled
+
+
+@_compiled(0)
+def each(member: Loss, labels: Array, logits: Array, parameters: Array | None = None) -> Array:
     """The losses of floor 1, in the logits' dtype."""
     _options.in_dtype(member, logits.dtype)
     losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
     return losses.astype(logits.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def each_projected(member, block_size, labels, inputs, kernel, bias, parameters=None):
+@_compiled(0, 1)
+def each_projected(
+    member: Summed,
+    block_size: int | None,
+    labels: Array,
+    inputs: Array,
+    kernel: Array,
+    bias: Array | None,
+    parameters: Array | None = None,
+) -> Array:
     """The losses of floor 2, in float32 at least."""
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
@@ -32,27 +58,42 @@ def each_projected(member, block_size, labels, inputs, kernel, bias, parameters=
     return losses.reshape(batch)
 
 
-def reduced(member, weights, reduction, labels, logits, parameters=None):
+def reduced(
+    member: Loss,
+    weights: ArrayLike,
+    reduction: Reduction | str,
+    labels: Array,
+    logits: Array,
+    parameters: Array | None = None,
+) -> Array:
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
-    reduction = _checks.reduction(reduction, Reduction)
-    return _reduced(member, masks, reduction, weights, labels, logits, parameters)
+    kind = _checks.reduction(reduction, Reduction)
+    return _reduced(member, masks, kind, weights, labels, logits, parameters)
 
 
 def reduced_projection(
-    member, weights, reduction, block_size, labels, inputs, kernel, bias, parameters=None
-):
+    member: Summed,
+    weights: ArrayLike,
+    reduction: Reduction | str,
+    block_size: int | None,
+    labels: Array,
+    inputs: Array,
+    kernel: Array,
+    bias: Array | None,
+    parameters: Array | None = None,
+) -> Array:
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    reduction = _checks.reduction(reduction, Reduction)
+    kind = _checks.reduction(reduction, Reduction)
     blocks = _projection.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
     return _reduced_projection(
-        member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, parameters
+        member, masks, kind, blocks, weights, labels, inputs, kernel, bias, parameters
     )
 
 
-def reduced_losses(weights, reduction, losses):
+def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
     """Losses computed elsewhere."""
     masks, weights = _checked_weights(
         weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
@@ -60,17 +101,27 @@ def reduced_losses(weights, reduction, losses):
     return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
 
 
-def _checked_weights(weights, shape, dtype, *, per_example):
+def _checked_weights(
+    weights: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, *, per_example: bool
+) -> tuple[bool, Array]:
     """Whether the weights can mask, and the weights: a nonzero Python number costs no mask."""
     masks = not (isinstance(weights, Real) and weights != 0)
     dtype = computing_dtype(dtype)
     return masks, _checks.weights(weights, shape, dtype, per_example=per_example)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _reduced(member, masks, reduction, weights, labels, logits, parameters):
+@_compiled(0, 1, 2)
+def _reduced(
+    member: Loss,
+    masks: bool,
+    reduction: Reduction,
+    weights: Array,
+    labels: Array,
+    logits: Array,
+    parameters: Array | None,
+) -> Array:
     _options.in_dtype(member, logits.dtype)
-    data = (labels, logits, parameters)
+    data: Data = (labels, logits, parameters)
     shape = logits.shape if member.axis is None else logits.shape[:-1]
     if member.axis is None and reduction is not Reduction.NONE:
         member = member.total(logits.ndim)
@@ -88,17 +139,26 @@ def _reduced(member, masks, reduction, weights, labels, logits, parameters):
     return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _reduced_losses(masks, reduction, weights, losses):
+@_compiled(0, 1)
+def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: Array) -> Array:
     values = widen(losses)
     weighted = _loss.weigh(weights, values) if masks else weights * values
     return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@_compiled(0, 1, 2, 3)
 def _reduced_projection(
-    member, masks, reduction, blocks, weights, labels, inputs, kernel, bias, parameters
-):
+    member: Summed,
+    masks: bool,
+    reduction: Reduction,
+    blocks: Cut,
+    weights: Array,
+    labels: Array,
+    inputs: Array,
+    kernel: Array,
+    bias: Array | None,
+    parameters: Array | None,
+) -> Array:
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)

@@ -6,22 +6,25 @@ is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
 """
 
 import numbers
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jxent._arithmetic import computing_dtype
 from jxent._options import not_traced, shown
 
+Kind = TypeVar("Kind", bound=Enum)
 
-def array(name: str, value: ArrayLike, dtype=None) -> Array:
+
+def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array; what has no dtype of its own (a list, a number) takes `dtype`."""
     if hasattr(value, "dtype"):
         dtype = None
@@ -39,12 +42,12 @@ def array(name: str, value: ArrayLike, dtype=None) -> Array:
 _NUMBERS = {"bool", "integer", "floating"}
 
 
-def _kinds(value) -> set[str]:
+def _kinds(value: Any) -> set[str]:
     """What is in a list, a tuple or a number: kinds of numbers, or names of types."""
     return {_kind(leaf) for leaf in jax.tree.leaves(value)}
 
 
-def _kind(leaf) -> str:
+def _kind(leaf: Any) -> str:
     dtype = getattr(leaf, "dtype", None)
     for kind, scalar, python in (
         ("bool", np.bool_, bool),
@@ -78,7 +81,7 @@ def dense_labels(value: ArrayLike, logits: Array) -> Array:
     return labels
 
 
-def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Labels of the logits' shape, of any real dtype."""
     labels = array(name, value, computing_dtype(dtype))
     _same_shape(name, labels, shape)
@@ -162,7 +165,7 @@ def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     return ids
 
 
-def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
+def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
     """A scalar, or an array of the rank of the logits that broadcasts to their shape.
 
     None for the number 1, which costs nothing.
@@ -183,7 +186,7 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
     return q.astype(dtype)
 
 
-def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | None:
+def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
     """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
     q = value if isinstance(value, numbers.Real) else array("pos_weight", value)
     if not isinstance(q, numbers.Real) and q.ndim and q.shape != shape[-1:]:
@@ -193,7 +196,9 @@ def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array | Non
     return pos_weight(q, (1, shape[-1]), dtype)
 
 
-def weights(value: ArrayLike, losses: tuple[int, ...], dtype, *, per_example: bool) -> Array:
+def weights(
+    value: ArrayLike, losses: tuple[int, ...], dtype: DTypeLike, *, per_example: bool
+) -> Array:
     """A scalar, or an array of the losses' rank with each dimension 1 or equal to theirs.
 
     Where a loss is one number an example, a trailing dimension of 1 is dropped, as TensorFlow
@@ -247,7 +252,7 @@ def projection(
     return x, w, bias, (*x.shape[:-1], w.shape[1])
 
 
-def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype) -> Array:
+def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
     labels = array("labels", value, computing_dtype(dtype))
     _same_shape("labels", labels, shape)
@@ -287,7 +292,7 @@ def axis(value: int, logits: Array) -> int:
     return int(value) % logits.ndim - logits.ndim
 
 
-def _static(name: str, sizes) -> None:
+def _static(name: str, sizes: Iterable[int]) -> None:
     """Only the batch may have symbolic sizes, see `jax.export`."""
     if not all(isinstance(n, int) for n in sizes):
         raise ValueError(f"{name} must have classes and features of known number, got {sizes}")
@@ -309,7 +314,7 @@ def axis_name(value: Hashable | None) -> Hashable | None:
     return value
 
 
-def reduction(value: Enum | str, kinds: type[Enum]) -> Any:
+def reduction(value: Enum | str, kinds: type[Kind]) -> Kind:
     """The member of `kinds` that is meant."""
     not_traced("reduction", value, "string")
     try:
@@ -319,7 +324,9 @@ def reduction(value: Enum | str, kinds: type[Enum]) -> Any:
         raise ValueError(f"reduction must be one of {known}, got {shown(value)}") from None
 
 
-def scope(value: str | None, default: str, *, argument: str = "name"):
+def scope(
+    value: str | None, default: str, *, argument: str = "name"
+) -> AbstractContextManager[None]:
     """The named scope of a call."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{argument} must be a string, got {shown(value)}")

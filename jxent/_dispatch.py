@@ -19,9 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, update_wrapper
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import jax
+
+Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Way(NamedTuple):
@@ -35,19 +38,19 @@ class Way(NamedTuple):
 _closed = False
 
 
-class PerPlatform:
+class PerPlatform(Generic[Result]):
     """A function in its plain spelling, which platforms without a way of their own run."""
 
-    every: ClassVar[list["PerPlatform"]] = []
+    every: ClassVar[list["PerPlatform[Any]"]] = []
 
-    def __init__(self, plain: Callable[..., Any], statics: int):
+    def __init__(self, plain: Callable[..., Result], statics: int):
         self.plain = plain
         self.ways: list[Way] = []
         self._statics = statics
         update_wrapper(self, plain)
         self.every.append(self)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Result:
         """The result of this platform's way."""
         fixed, arrays = arguments[: self._statics], arguments[self._statics :]
         where = _WHERE.get()
@@ -62,9 +65,10 @@ class PerPlatform:
             return self.plain(*arguments)
         others = _Where(never=where.never | set(taken))
         default = _inside(others, partial(self.plain, *fixed))
-        return jax.lax.platform_dependent(*arrays, default=default, **taken)
+        result: Result = jax.lax.platform_dependent(*arrays, default=default, **taken)
+        return result
 
-    def taken(self, platform: str, *arguments) -> Callable[..., Any]:
+    def taken(self, platform: str, *arguments: Any) -> Callable[..., Result]:
         """What a platform computes for these arguments."""
         for way in self.ways:
             if way.platform == platform and way.applies(*arguments):
@@ -83,8 +87,8 @@ _ANYWHERE = _Where()
 _WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
 
 
-def _inside(where: _Where, function: Callable[..., Any]) -> Callable[..., Any]:
-    def inside(*arrays):
+def _inside(where: _Where, function: Callable[..., Result]) -> Callable[..., Result]:
+    def inside(*arrays: Any) -> Result:
         token = _WHERE.set(where)
         try:
             return function(*arrays)
@@ -107,7 +111,7 @@ def as_on(platform: str) -> Iterator[None]:
         _WHERE.reset(token)
 
 
-def per_platform(statics: int = 0) -> Callable[[Callable[..., Any]], PerPlatform]:
+def per_platform(statics: int = 0) -> Callable[[Callable[..., Result]], PerPlatform[Result]]:
     """Marks a function that a platform may compute in a way of its own.
 
     `statics`: how many of its arguments, the first ones, are Python values; the rest are arrays.
@@ -116,11 +120,11 @@ def per_platform(statics: int = 0) -> Callable[[Callable[..., Any]], PerPlatform
 
 
 def way(
-    of: PerPlatform, platform: str, applies: Callable[..., bool] = lambda *_: True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    of: PerPlatform[Any], platform: str, applies: Callable[..., bool] = lambda *_: True
+) -> Callable[[Function], Function]:
     """Registers a platform's way of a function; of several that apply the first one is taken."""
 
-    def register(function):
+    def register(function: Function) -> Function:
         if _closed:
             raise RuntimeError(f"{function.__name__} is too late: programs may be traced already")
         of.ways.append(Way(platform, function, applies))

@@ -4,6 +4,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _call, _checks
+from jxent._arithmetic import Bias, Numbers
 from jxent._mesh import Classes
 from jxent._sigmoid import SigmoidSum, SparseSigmoid
 from jxent._softmax import Softmax, SparseSoftmax
@@ -14,7 +15,7 @@ def linear_sparse_softmax_cross_entropy(
     labels: Integer[ArrayLike, "*batch"],
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
-    bias: Float[ArrayLike, "classes"] | None = None,
+    bias: Bias | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -89,7 +90,7 @@ def linear_softmax_cross_entropy(
     labels: Float[ArrayLike, "*batch classes"],
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
-    bias: Float[ArrayLike, "classes"] | None = None,
+    bias: Bias | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -165,8 +166,8 @@ def linear_sparse_sigmoid_cross_entropy(
     labels: Integer[ArrayLike, "*batch ids"],
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
-    bias: Float[ArrayLike, "classes"] | None = None,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
@@ -241,8 +242,8 @@ def linear_sigmoid_cross_entropy(
     labels: Float[ArrayLike, "*batch classes"],
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
-    bias: Float[ArrayLike, "classes"] | None = None,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,

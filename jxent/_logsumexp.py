@@ -13,7 +13,7 @@ in their rules already, so the tangents of the pair are ignored.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Integer
 from jxent._arithmetic import bounded, gap, zero_times
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
+
+Arrays = tuple[Array, ...]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -35,7 +37,9 @@ def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
 
 # A cache, see above.
 @pair.defjvp
-def _pair_jvp(classes, primals, tangents):
+def _pair_jvp(
+    classes: Classes, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     top, rest = pair(*primals, classes)
     return (top, rest), (jnp.zeros_like(top), jnp.zeros_like(rest))
 
@@ -57,7 +61,9 @@ def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
 
 
 @classes_left.defjvp
-def _classes_left_jvp(classes, primals, tangents):
+def _classes_left_jvp(
+    classes: Classes, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     count = classes_left(*primals, classes)
     return count, jnp.zeros_like(count)
 
@@ -94,7 +100,9 @@ def chances(
 # the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
 # mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
 @chances.defjvp
-def _chances_jvp(classes, primals, tangents):
+def _chances_jvp(
+    classes: Classes, primals: Arrays, tangents: Arrays
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     x, top, rest = primals
     p, q = chances(x, top, rest, classes)
     dp = p * deviation(p, x, top, rest, tangents[0], classes)
@@ -124,7 +132,7 @@ def slopes(
 # `total` is a cache as well: its share of the second derivative is in `by_labels`. For the third
 # one the factor of the last term must be a function of the labels, so it is summed once more.
 @slopes.defjvp
-def _slopes_jvp(classes, primals, tangents):
+def _slopes_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, z, _, top, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, top, rest, classes)
@@ -157,7 +165,7 @@ def log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Ar
 
 # d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
 @log_normalizer.defjvp
-def _log_normalizer_jvp(classes, primals, tangents):
+def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, known = primals
     p, _ = chances(x, *pair(x, classes), classes)
     return log_normalizer(x, known, classes), classes.sum(p * tangents[0])
@@ -170,7 +178,7 @@ def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: C
 
 
 @probabilities.defjvp
-def _probabilities_jvp(classes, primals, tangents):
+def _probabilities_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     return probabilities(*primals, classes), spread(primals[0], tangents[0], classes)
 
 
@@ -187,7 +195,7 @@ def surprises(x: Float[Array, "..."], top: Array, rest: Array, classes: Classes)
 
 # d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
 @surprises.defjvp
-def _surprises_jvp(classes, primals, tangents):
+def _surprises_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, top, rest = primals
     p, _ = chances(x, top, rest, classes)
     return surprises(x, top, rest, classes), -deviation(p, x, top, rest, tangents[0], classes)
@@ -199,10 +207,10 @@ def labels_total(classes: Classes, z: Array, rest: Array) -> Array:
     return classes.sum(z)
 
 
-def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = None):
+def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = None) -> Array:
     """The labels `z`, or none, and what smoothing adds to them."""
     if share is None:
-        return z
+        return cast(Array, z)  # one of the two is there
     share = jnp.where(x > -jnp.inf, share, 0)
     return share if z is None else (1 - smoothing) * z + share
 
@@ -288,7 +296,12 @@ def label_slopes(
 
 # p, p - 1 and p - z have one derivative; for an id out of range it is NaN as all else is.
 @label_slopes.defjvp
-def _label_slopes_jvp(classes, smoothing, primals, tangents):
+def _label_slopes_jvp(
+    classes: Classes,
+    smoothing: float,
+    primals: tuple[Array, Array, LabelNormalizer],
+    tangents: tuple[Array, Any, LabelNormalizer],
+) -> tuple[Array, Array]:
     x, _, normalizer = primals
     known = jnp.where(jnp.isnan(normalizer.miss), jnp.nan, jnp.ones_like(normalizer.miss))
     change = known * spread(x, tangents[0], classes)

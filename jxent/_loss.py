@@ -11,9 +11,9 @@ A member of the family is a frozen dataclass of its options (`_sigmoid.Sigmoid`,
 and dear, one normaliser an example.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,55 @@ from jaxtyping import Array, Bool, Float
 
 from jxent import _mesh
 from jxent._dispatch import per_platform
+from jxent._mesh import Classes
+
+Data = tuple[Array, Array, Array | None]  # labels, logits, and a loss's own, if it has any
+Tangents = Sequence[Array | None]  # of the data, None where they are zero
 
 
+@runtime_checkable
 class Member(Protocol):
-    """What the rule below, and the projection in `_projection`, ask of a loss."""
+    """What the rule below asks of a loss."""
 
-    axis: int | tuple[int, ...] | None  # of the classes, where a loss sums over them
+    @property
+    def axis(self) -> int | tuple[int, ...] | None:
+        """That of the classes, where a loss sums over them."""
 
-    def losses(self, labels, logits, pos_weight) -> tuple[Array, Any]: ...
+    def losses(
+        self, labels: Array, logits: Array, pos_weight: Array | None, /
+    ) -> tuple[Array, Any]: ...
 
-    def gradient(self, data, statistics) -> Array: ...
+    def gradient(self, data: Data, statistics: Any) -> Array: ...
 
-    def tangent(self, data, statistics, tangents) -> Array: ...
+    def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
+
+
+@runtime_checkable
+class Summed(Member, Protocol):
+    """A loss that sums over the classes, as the projection in `_projection` asks."""
+
+    @property
+    def axis(self) -> int | tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> Classes: ...
+
+
+@runtime_checkable
+class Total(Summed, Protocol):
+    """A sum over classes and examples, whose `each` gives the losses."""
+
+    @property
+    def each(self) -> Member: ...
+
+    def losses(
+        self,
+        labels: Array,
+        logits: Array,
+        pos_weight: Array | None,
+        weights: Array | None = None,
+        /,
+    ) -> tuple[Array, Any]: ...
 
 
 class Known(NamedTuple):
@@ -54,7 +91,7 @@ def losses(
     statistics are 0 and nothing is passed back. All other values are as without weights.
     `in_order`: the gradient is computed after the loss, see `zero_known_from`.
     """
-    values, statistics = member.losses(*data)
+    values, statistics = member.losses(*cast(Data, data))
     if weights is None:
         return values, Known(statistics, None)
     kept = (weights != 0) | jnp.isfinite(values)
@@ -72,13 +109,15 @@ def losses(
 #
 # The statistics are a cache. Whoever takes them differentiates with respect to the logits as a
 # whole, so their own tangents are 0.
-def _losses_jvp(member, in_order, primals, tangents):
+def _losses_jvp(
+    member: Member, in_order: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[tuple[Array, Known], tuple[Array, Any]]:
     weights, *data = primals
     values, known = losses(member, in_order, weights, *data)
     moving = present(tangents[1:])
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(known, data, moving, zero):
+    def tangent(known: Known, data: Any, moving: Any, zero: Array | None) -> Array:
         data, statistics = after(zero, data, known.statistics)
         if known.kept is not None:
             data, moving = without_dropped(member, known.kept)((data, moving))
@@ -91,7 +130,7 @@ def _losses_jvp(member, in_order, primals, tangents):
         if in_order and member.axis is None:
             zero = zero_known_from(jnp.sum(values))
         elif in_order:
-            zero = jnp.expand_dims(zero_known_from(values), member.axis)
+            zero = jnp.expand_dims(zero_known_from(values), cast(int, member.axis))
         change = tangent(known, data, moving, zero)
     return (values, known), (change, jax.tree.map(no_tangent, known))
 
@@ -117,7 +156,7 @@ def no_tangent(x: Array) -> Any:
 def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
     """Puts 0 in place of examples that are not kept in a tree of arrays."""
 
-    def clean(x):
+    def clean(x: Array) -> Array:
         along = kept
         if x.ndim > kept.ndim:
             assert member.axis is not None
@@ -142,10 +181,10 @@ def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.zeros_like(values)
 
 
-def after(zero: Array | None, data, statistics=None):
+def after(zero: Array | None, data: Sequence[Any], statistics: Any = None) -> tuple[Data, Any]:
     """Data and statistics of which the logits and statistics are known only after the 0 is."""
 
-    def later(x):
+    def later(x: Array) -> Array:
         return x if zero is None else x + zero.astype(x.dtype)
 
     labels, logits, pos_weight = data
@@ -155,31 +194,36 @@ def after(zero: Array | None, data, statistics=None):
 def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Array:
     """The member's losses times their weights; exactly 0 where a weight is 0."""
 
-    def weighted(weights, *data):
+    def weighted(weights: Array, *data: Array | None) -> Array:
         values, _ = losses(member, True, weights, *data)
         return weigh(weights, values)
 
     if member.axis is None:
         # The losses are of the logits' size: compute them again rather than save them.
         weighted = jax.checkpoint(weighted)
-    return weighted(weights, *data)
+    result: Array = weighted(weights, *data)
+    return result
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def weighted_total(member, weights: Array, *data: Array | None) -> Float[Array, ""]:
+def weighted_total(member: Total, weights: Array, *data: Array | None) -> Float[Array, ""]:
     """sum(weights * losses) of a sum over classes and examples, whose `each` gives the losses."""
-    return member.losses(*data, weights)[0]
+    return member.losses(*cast(Data, data), weights)[0]
 
 
 # As the sum of the weighted losses, but known before the gradient is computed, see above, and
 # without storing the losses. What is dropped is told from the data: an infinite loss of finite
 # data has a finite gradient, which a weight of 0 makes 0.
-def _weighted_total_jvp(member, primals, tangents):
+def _weighted_total_jvp(
+    member: Total, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
     total = weighted_total(member, *primals)
     dweights, *moving = present(tangents)
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(weights, data, dweights, moving, zero):
+    def tangent(
+        weights: Array, data: Any, dweights: Array | None, moving: Any, zero: Array
+    ) -> Array:
         data, _ = after(zero, data)
         change = jnp.zeros_like(total)
         if jax.tree.leaves(moving):
@@ -214,7 +258,7 @@ def weigh(weights: Array, values: Array) -> Array:
 # To the weight the derivative is the loss, also at weight 0 where learned weights start. Where
 # that loss is not finite it is 0: an infinite factor times the tangent 0 would be NaN.
 @weigh.defjvp
-def _weigh_jvp(primals, tangents):
+def _weigh_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (weights, values), (dweights, dvalues) = primals, tangents
     slope = jnp.where(jnp.isfinite(values), values, 0)
     return weigh(weights, values), dweights * slope + weights * dvalues

@@ -105,15 +105,16 @@ def alike(arrays: Any) -> Any:
     JAX takes that sum where such an array meets one that varies: here, once, not in every block.
     """
 
-    def axes(x):
-        return jax.typeof(x).manual_axis_type.varying
+    def axes(x: Array) -> frozenset[Any]:
+        varying: frozenset[Any] = jax.typeof(x).manual_axis_type.varying
+        return varying
 
-    def is_floating(x):
+    def is_floating(x: Array) -> bool:
         return jnp.issubdtype(x.dtype, jnp.floating)
 
     wanted = {axis for x in jax.tree.leaves(arrays) if is_floating(x) for axis in axes(x)}
 
-    def varying(x):
+    def varying(x: Array) -> Array:
         missing = tuple(wanted - axes(x)) if is_floating(x) else ()
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 

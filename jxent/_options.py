@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from jxent._arithmetic import computing_dtype
 
@@ -54,14 +55,14 @@ OPTIONS = {
 class Options:
     """The base of a dataclass of a loss: its fields that are in the table are checked."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):  # type: ignore[arg-type]
             if field.name in OPTIONS:
                 value = OPTIONS[field.name].checked(field.name, getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
 
 
-def in_dtype(loss: Any, dtype) -> None:
+def in_dtype(loss: Any, dtype: DTypeLike) -> None:
     """Refuses options of a loss that logits of this dtype cannot be computed with."""
     info = jnp.finfo(computing_dtype(dtype))
     least, most = float(info.tiny), 1 / float(info.tiny)

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._dispatch import per_platform
-from jxent._loss import Member
+from jxent._loss import Summed
 
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
 _ROOM = 2**25
@@ -52,14 +53,21 @@ class Operands(NamedTuple):
     parameters: Any  # the loss's own, such as a `pos_weight` of each class
 
     @property
-    def of_rows(self) -> tuple[Array, Array]:
-        """What each example has of its own."""
+    def of_rows(self) -> tuple[Any, Any]:
+        """What each example has of its own; of tangents, None for one that is zero."""
         return self.labels, self.inputs
 
     @property
-    def shared(self) -> tuple[Array, Array | None, Any]:
-        """What all examples share."""
+    def shared(self) -> tuple[Any, Any, Any]:
+        """What all examples share; None as above, and for no bias."""
         return self.kernel, self.bias, self.parameters
+
+
+_Pair = tuple[Array, Operands]  # weights and the rest
+_Names = frozenset[str]  # of arguments
+_Slopes = dict[str, Any]  # by the arguments' names
+_Swept = tuple[Array, _Slopes]
+_OfBlock = tuple[Array, _Slopes, _Slopes]
 
 
 class Cut(NamedTuple):
@@ -135,13 +143,13 @@ def _project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(
-    member: Member, blocks: Cut, weights: Array | None, operands: Operands
+    member: Summed, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """Losses of all examples, unweighted, and what is known of them, as `_loss.losses`."""
     operands = _mesh.alike(operands)
     kernel, bias, parameters = operands.shared
 
-    def block(_, rows):
+    def block(_: None, rows: Any) -> tuple[None, tuple[Array, _loss.Known]]:
         weights, labels, inputs = rows
         x = _project(inputs, kernel, bias)
         return None, _loss.losses(member, False, weights, labels, x, parameters)
@@ -149,7 +157,8 @@ def per_example(
     weights = _kept(weights, blocks, operands.inputs)
     rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
     _, results = jax.lax.scan(block, None, rows)
-    return jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), results)
+    values, known = jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), results)
+    return values, known
 
 
 # A scan over blocks of tangents, each under `jax.checkpoint`: its transpose multiplies a block's
@@ -160,7 +169,7 @@ def per_example(
 # meets the finished product of the gradient and the kernel; that of the kernel enters the scan in
 # float32, which its transpose then accumulates in, and is rounded inside, where the products are
 # between operands of one dtype in both directions.
-def _per_example_jvp(member, blocks, primals, tangents):
+def _per_example_jvp(member: Summed, blocks: Cut, primals: Any, tangents: Any) -> tuple[Any, Any]:
     weights, operands = primals
     values, known = per_example(member, blocks, weights, operands)
     moving = _loss.present(tangents[1])
@@ -170,7 +179,7 @@ def _per_example_jvp(member, blocks, primals, tangents):
     operands, moving = _mesh.alike((operands, moving))
 
     @jax.checkpoint
-    def block(rows, shared):
+    def block(rows: Any, shared: Any) -> Array:
         values, (statistics, kept), labels, inputs, dlabels, dinputs = rows
         (kernel, bias, parameters), (dkernel, dbias, dparameters) = shared
         data = (labels, _project(inputs, kernel, bias), parameters)
@@ -199,7 +208,7 @@ def _per_example_jvp(member, blocks, primals, tangents):
         return change
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
-    def all_blocks(rows, shared):
+    def all_blocks(rows: Any, shared: Any) -> Array:
         rows = jax.tree.map(blocks.to_blocks, rows)
         _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
         return blocks.from_blocks(operands.inputs.shape[0], change)
@@ -225,7 +234,7 @@ def _pull(slope: Array, kernel: Array, inputs: Array) -> Array:
     )
 
 
-def _narrowed(slope: Array, dtype) -> tuple[Array, Callable[[Array], Array]]:
+def _narrowed(slope: Array, dtype: DTypeLike) -> tuple[Array, Callable[[Array], Array]]:
     """The slope of a block in the dtype of its products, and what is left to do to them.
 
     float16 has 5 bits of exponent: a probability over the number of examples is below its range.
@@ -252,7 +261,7 @@ def transposed(inputs: Array) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    member: Member, blocks: Cut, masks: bool, weights: Float[Array, "examples"], operands: Operands
+    member: Summed, blocks: Cut, masks: bool, weights: Float[Array, "examples"], operands: Operands
 ) -> Float[Array, ""]:
     """sum(weights * losses), weights in the computing dtype.
 
@@ -265,7 +274,9 @@ def total(
 # returns the loss and d/d every argument that has a tangent, three products for value and both
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
-def _total_jvp(member, blocks, masks, primals, tangents):
+def _total_jvp(
+    member: Summed, blocks: Cut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
     dweights, moving = _loss.present(tangents)
     changes = {k: t for k, t in moving._asdict().items() if t is not None}
     if dweights is not None:
@@ -283,17 +294,18 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 # Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
 # up, XLA:TPU drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def _inner(slope: Any, change: Any, dtype) -> Array:
-    def product(slope, t):
+def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
+    def product(slope: Array, t: Array) -> Array:
         return jnp.sum(slope.astype(dtype) * t.astype(dtype))
 
-    return jax.tree.reduce(jnp.add, jax.tree.map(product, slope, change))
+    inner: Array = jax.tree.reduce(jnp.add, jax.tree.map(product, slope, change))
+    return inner
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _sweep(
-    member: Member, blocks: Cut, masks: bool, wanted: frozenset[str], weights, operands: Operands
-) -> tuple[Array, dict[str, Any]]:
+    member: Summed, blocks: Cut, masks: bool, wanted: _Names, weights: Array, operands: Operands
+) -> _Swept:
     """The total, and d total / d each argument that is wanted, by its name."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
 
@@ -303,20 +315,29 @@ def _sweep(
 # checkpoint in the sweep itself would be inlined when the rule above is linearised, and a second
 # reverse pass would keep all the logits.
 @_sweep.defjvp
-def _sweep_jvp(member, blocks, masks, wanted, primals, tangents):
-    return jax.jvp(
-        partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint), primals, tangents
-    )
+def _sweep_jvp(
+    member: Summed, blocks: Cut, masks: bool, wanted: _Names, primals: _Pair, tangents: _Pair
+) -> tuple[_Swept, _Swept]:
+    swept = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
+    return jax.jvp(swept, primals, tangents)
 
 
-def _plain_sweep(member, blocks, masks, wanted, protect, weights, operands):
+def _plain_sweep(
+    member: Summed,
+    blocks: Cut,
+    masks: bool,
+    wanted: _Names,
+    protect: Callable[..., Callable[..., _OfBlock]],
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
     examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
     wide = computing_dtype(operands.inputs.dtype)
     operands = _mesh.alike(operands)
 
     @protect
-    def block(weights, labels, inputs, shared):
+    def block(weights: Array, labels: Array, inputs: Array, shared: Any) -> _OfBlock:
         kernel, bias, parameters = shared
         data = (labels, _project(inputs, kernel, bias), parameters)
         values, known = _loss.losses(member, False, weights if masks else None, *data)
@@ -326,7 +347,7 @@ def _plain_sweep(member, blocks, masks, wanted, protect, weights, operands):
             data = _loss.without_dropped(member, known.kept)(data)
         # The sum has the type of the values, on every mesh.
         cotangent = weights + jnp.zeros_like(values)
-        of_rows, of_shared = {}, {}
+        of_rows, of_shared = _Slopes(), _Slopes()
         if wanted & {"inputs", "kernel", "bias"}:
             slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(
                 data, known.statistics
@@ -361,11 +382,11 @@ def _plain_sweep(member, blocks, masks, wanted, protect, weights, operands):
                 of_shared["parameters"] = dparameters
         return values, of_rows, of_shared
 
-    def step(sums, rows):
+    def step(sums: _Slopes, rows: Any) -> tuple[_Slopes, Any]:
         values, of_rows, of_shared = block(*rows, operands.shared)
         return jax.tree.map(jnp.add, sums, of_shared), (values, of_rows)
 
-    start = {
+    start: _Slopes = {
         name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))
         for name in ("kernel", "bias", "parameters")
         if name in wanted

@@ -1,11 +1,13 @@
 """What becomes of the losses and their weights."""
 
+from collections.abc import Sequence
 from enum import Enum
 from functools import reduce
 from math import prod
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jxent import _loss
 
@@ -32,13 +34,13 @@ class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() 
     """TensorFlow's older name of the same."""
 
 
-def reduced(reduction, weights, weighted, shape):
+def reduced(reduction: Reduction, weights: Array, weighted: Array, shape: tuple[int, ...]) -> Array:
     if reduction is Reduction.NONE:
         return weighted
     return divided(jnp.sum(weighted), count(reduction, weights, shape))
 
 
-def count(reduction, weights, shape):
+def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Array:
     """What the sum is divided by, for weights that are broadcast to losses of this shape."""
     if reduction is Reduction.SUM:
         return jnp.ones_like(weights, shape=())
@@ -53,13 +55,13 @@ def count(reduction, weights, shape):
     return jnp.sum(counted) * _product(repeated, weights)
 
 
-def _product(sizes, like):
+def _product(sizes: Sequence[int], like: Array) -> Array:
     """The product of sizes, in the dtype of `like`: int32 would wrap at 2^31 elements."""
     known = float(prod(n for n in sizes if isinstance(n, int)))
     symbolic = (jnp.asarray(n).astype(like.dtype) for n in sizes if not isinstance(n, int))
     return reduce(jnp.multiply, symbolic, jnp.full_like(like, known, shape=()))
 
 
-def divided(x, count):
+def divided(x: Array, count: Array) -> Array:
     """The quotient, and 0 where nothing was counted."""
     return jnp.where(count == 0, 0, x / jnp.where(count == 0, 1, count))

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import largest_id, widen, zero_times
 from jxent._dispatch import per_platform
+from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
@@ -25,7 +27,7 @@ class Sigmoid(Options):
     logit_softcap: float | None = None
     axis = None
 
-    def losses(self, labels, logits, pos_weight):
+    def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)
         return losses(self.smoothed(labels, x.dtype), pos_weight, x), None
 
@@ -34,7 +36,7 @@ class Sigmoid(Options):
         axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
         return SigmoidSum(Classes(axes), self.label_smoothing, self.logit_softcap)
 
-    def gradient(self, data, statistics):
+    def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
         x = widen(logits)
         z = self.smoothed(labels, x.dtype)
@@ -42,7 +44,7 @@ class Sigmoid(Options):
         capped = softcap(x, self.logit_softcap)
         return _slope(1 - z, positive, capped) * softcap_slope(x, self.logit_softcap)
 
-    def tangent(self, data, statistics, tangents):
+    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, pos_weight = data
         dlabels, dlogits, dpos_weight = tangents
         x = softcap(widen(logits), self.logit_softcap)
@@ -57,7 +59,7 @@ class Sigmoid(Options):
             change += z * _finite_softplus(-x) * dpos_weight
         return change
 
-    def smoothed(self, labels, dtype):
+    def smoothed(self, labels: Array, dtype: DTypeLike) -> Array:
         z = labels.astype(dtype)
         if self.label_smoothing:
             z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -73,7 +75,7 @@ class SigmoidSum(Options):
     logit_softcap: float | None = None
 
     @property
-    def axis(self):
+    def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
     @property
@@ -81,7 +83,13 @@ class SigmoidSum(Options):
         """The member of one loss a class."""
         return Sigmoid(self.label_smoothing, self.logit_softcap)
 
-    def losses(self, labels, logits, pos_weight, weights=None):
+    def losses(
+        self,
+        labels: Array,
+        logits: Array,
+        pos_weight: Array | None,
+        weights: Array | None = None,
+    ) -> tuple[Array, None]:
         # Of the logits' rank, which `vmap` may add to.
         data = [labels, logits] + [
             None if x is None else x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
@@ -89,20 +97,32 @@ class SigmoidSum(Options):
         ]
         return total(self, *data), None
 
-    def gradient(self, data, statistics):
+    def gradient(self, data: Data, statistics: None) -> Array:
         return self.each.gradient(data, statistics)
 
-    def tangent(self, data, statistics, tangents):
+    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         return self.classes.total(self.each.tangent(data, statistics, tangents))
 
 
 @per_platform(statics=1)
-def total(member: SigmoidSum, labels, logits, pos_weight, weights) -> Array:
+def total(
+    member: SigmoidSum,
+    labels: Array,
+    logits: Array,
+    pos_weight: Array | None,
+    weights: Array | None,
+) -> Array:
     """The sum over the classes of the losses times their weights."""
     return member.classes.total(weighted(member, labels, logits, pos_weight, weights))
 
 
-def weighted(member: SigmoidSum, labels, logits, pos_weight, weights) -> Array:
+def weighted(
+    member: SigmoidSum,
+    labels: Array,
+    logits: Array,
+    pos_weight: Array | None,
+    weights: Array | None,
+) -> Array:
     """The losses of all classes times their weights."""
     x = softcap(widen(logits), member.logit_softcap)
     each = losses.plain(member.each.smoothed(labels, x.dtype), pos_weight, x)
@@ -123,10 +143,10 @@ class SparseSigmoid(Options):
     logit_softcap: float | None = None
 
     @property
-    def axis(self):
+    def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
-    def losses(self, labels, logits, pos_weight):
+    def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)
         listed = self._listed(labels, x)
         a, b = self._factors(listed, x, pos_weight)
@@ -137,7 +157,7 @@ class SparseSigmoid(Options):
         total = self.classes.total(losses)
         return jnp.where(self._in_range(labels, x), total, jnp.nan), None
 
-    def gradient(self, data, statistics):
+    def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
         x = widen(logits)
         capped = softcap(x, self.logit_softcap)
@@ -155,7 +175,7 @@ class SparseSigmoid(Options):
         known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
         return slope * _mesh.filled(known[..., None], x)
 
-    def tangent(self, data, statistics, tangents):
+    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, _ = data
         _, dlogits, dpos_weight = tangents
         x = softcap(widen(logits), self.logit_softcap)
@@ -170,7 +190,9 @@ class SparseSigmoid(Options):
             change += positive * _finite_softplus(-x) * dpos_weight
         return self.classes.total(change)
 
-    def _factors(self, listed, x, pos_weight):
+    def _factors(
+        self, listed: Array, x: Array, pos_weight: Array | None
+    ) -> tuple[Array | None, Array | None]:
         """The factors a and b above; None for 1 and 0."""
         share = self.label_smoothing / 2
         if pos_weight is None:
@@ -179,11 +201,11 @@ class SparseSigmoid(Options):
         a = (1 - share) * jnp.where(listed, pos_weight, 1)
         return a, share * jnp.where(listed, 1, pos_weight) if share else None
 
-    def _in_range(self, labels, x):
+    def _in_range(self, labels: Array, x: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(x)), axis=-1)
 
-    def _listed(self, labels, x):
+    def _listed(self, labels: Array, x: Array) -> Array:
         return _listed(labels, self.classes.numbers(x))
 
 
@@ -197,13 +219,15 @@ def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -
     # An id out of range may wrap here; its example is NaN in any case.
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
 
-    def with_id(k, listed):
-        return listed | (numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=-1))
+    def with_id(k: int | Array, listed: Array) -> Array:
+        is_id: Array = numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=-1)
+        return listed | is_id
 
     listed = jnp.zeros_like(numbers, dtype=bool)
     count = ids.shape[-1]
     if count > 64:
-        return jax.lax.fori_loop(1, count, with_id, with_id(0, listed))
+        every: Array = jax.lax.fori_loop(1, count, with_id, with_id(0, listed))
+        return every
     for k in range(count):
         listed = with_id(k, listed)
     return listed
@@ -224,7 +248,7 @@ def _sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 # sigmoid(x) sigmoid(-x), never sigmoid(x) (1 - sigmoid(x)).
 @_sigmoid.defjvp
-def _sigmoid_jvp(primals, tangents):
+def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
     value = _sigmoid(x)
     return value, value * _sigmoid(-x) * t
@@ -246,7 +270,9 @@ def _slope(negative: Array, positive: Array, x: Float[Array, "..."]) -> Float[Ar
 # The weights are added first: times sigmoid(x) sigmoid(-x), the smaller could fall below the
 # smallest normal number and be flushed to 0 while the sum is normal.
 @_slope.defjvp
-def _slope_jvp(primals, tangents):
+def _slope_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
     (negative, positive, x), (dnegative, dpositive, dx) = primals, tangents
     change = (negative + positive) * (_sigmoid(x) * _sigmoid(-x)) * dx
     change += dnegative * _sigmoid(x) - dpositive * _sigmoid(-x)
@@ -264,7 +290,7 @@ def _finite_softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @_finite_softplus.defjvp
-def _finite_softplus_jvp(primals, tangents):
+def _finite_softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
     return _finite_softplus(x), _sigmoid(x) * t
 
@@ -277,7 +303,9 @@ def _label_slope(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
 
 
 @_label_slope.defjvp
-def _label_slope_jvp(primals, tangents):
+def _label_slope_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     (x, q), (dx, dq) = primals, tangents
     change = dq * _finite_softplus(-x) - (q * _sigmoid(-x) + _sigmoid(x)) * dx
     return _label_slope(x, q), change

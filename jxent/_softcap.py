@@ -11,7 +11,7 @@ def tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @tanh.defjvp
-def _tanh_jvp(primals, tangents):
+def _tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (y,), (t,) = primals, tangents
     return tanh(y), _sech2(y) * t
 
@@ -25,7 +25,7 @@ def _sech2(y: Float[Array, "..."]) -> Float[Array, "..."]:
 # sech^2 y, not 1 - tanh^2 y, which is 0 from y = 9 in float32, where the truth is 6e-8. A rule of
 # its own, because derivatives through |y| are wrong at 0 from the third order on.
 @_sech2.defjvp
-def _sech2_jvp(primals, tangents):
+def _sech2_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (y,), (t,) = primals, tangents
     value = _sech2(y)
     return value, -2 * tanh(y) * value * t

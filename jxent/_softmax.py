@@ -4,15 +4,21 @@ Each example has one class, or a distribution over the classes.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jxent import _logsumexp
 from jxent._arithmetic import largest_id, widen
+from jxent._logsumexp import LabelNormalizer
+from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
+
+Statistics = tuple[Array, Array, Array | None, Array]  # top, rest, share, the labels' sum
 
 
 @dataclass(frozen=True)
@@ -25,18 +31,19 @@ class _Exclusive(Options):
     logit_softcap: float | None = None
 
     @property
-    def axis(self):
+    def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
-    def _capped(self, logits):
+    def _capped(self, logits: Array) -> Array:
         x = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is None:
             return x
         # XLA recomputes the product in every fusion, here and there as one fused multiply-add:
         # without the barrier a row's maximum would equal none of its elements to the last bit.
-        return jax.lax.optimization_barrier(x)
+        stored: Array = jax.lax.optimization_barrier(x)
+        return stored
 
-    def _z_slope(self, x, p, log_normalizer):
+    def _z_slope(self, x: Array, p: Array, log_normalizer: Array) -> Array:
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
         log_normalizer = _logsumexp.log_normalizer(x, log_normalizer, self.classes)
         return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
@@ -46,7 +53,9 @@ class _Exclusive(Options):
 class Softmax(_Exclusive):
     """Exclusive classes, dense labels: the member that `_loss` differentiates."""
 
-    def losses(self, labels, logits, pos_weight):
+    def losses(
+        self, labels: Array, logits: Array, pos_weight: Array | None
+    ) -> tuple[Array, Statistics]:
         x = self._capped(logits)
         top, rest = _logsumexp.pair(x, self.classes)
         share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
@@ -61,7 +70,7 @@ class Softmax(_Exclusive):
             total = (1 - self.label_smoothing) * total + self.label_smoothing
         return jnp.squeeze(loss, self.axis), (top, rest, share, total)
 
-    def gradient(self, data, statistics):
+    def gradient(self, data: Data, statistics: Statistics) -> Array:
         labels, logits, _ = data
         top, rest, share, total = statistics
         x = self._capped(logits)
@@ -72,7 +81,7 @@ class Softmax(_Exclusive):
             slope += self._z_slope(x, p, top + jnp.log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
-    def tangent(self, data, statistics, tangents):
+    def tangent(self, data: Data, statistics: Statistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
         top, rest, *_ = statistics
         change = jnp.zeros_like(jnp.squeeze(top, self.axis))
@@ -90,7 +99,9 @@ class Softmax(_Exclusive):
 class SparseSoftmax(_Exclusive):
     """Exclusive classes, ids: the member that `_loss` differentiates."""
 
-    def losses(self, labels, logits, pos_weight):
+    def losses(
+        self, labels: Array, logits: Array, pos_weight: Array | None
+    ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
         own = _logsumexp.label_logit(self.classes, ids, x)
@@ -115,7 +126,7 @@ class SparseSoftmax(_Exclusive):
         )
         return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, miss=miss)
 
-    def gradient(self, data, statistics):
+    def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data
         x = self._capped(logits)
         ids = self._ids(labels, x)
@@ -126,17 +137,17 @@ class SparseSoftmax(_Exclusive):
             slope += self._z_slope(x, p, log_normalizer)
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
-    def tangent(self, data, statistics, tangents):
-        _, dlogits, _ = tangents
+    def tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
+        dlogits = cast(Array, tangents[1])  # of ids there is none
         slope = self.gradient(data, statistics)
         return self.classes.total(slope * widen(dlogits))
 
-    def _in_range(self, labels, x):
+    def _in_range(self, labels: Array, x: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         ids = jnp.expand_dims(labels, self.axis)
         return (ids >= 0) & (ids <= largest_id(ids.dtype, self.classes.count(x)))
 
-    def _ids(self, labels, x):
+    def _ids(self, labels: Array, x: Array) -> Array:
         """The ids with the class axis, those out of range replaced by ones in range."""
         ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.classes.count(x)))
         return jnp.expand_dims(ids.astype(jnp.int32), self.axis)

@@ -4,6 +4,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _call, _checks
+from jxent._arithmetic import Numbers
 from jxent._mesh import Classes
 from jxent._sigmoid import Sigmoid, SparseSigmoid
 from jxent._softmax import Softmax, SparseSoftmax
@@ -11,11 +12,11 @@ from jxent._softmax import Softmax, SparseSoftmax
 
 def sigmoid_cross_entropy_with_logits(
     *,
-    labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
+    labels: Float[ArrayLike, "*shape"],
+    logits: Float[ArrayLike, "*shape"],
     logit_softcap: float | None = None,
     name: str | None = None,
-) -> Float[Array, "*batch classes"]:
+) -> Float[Array, "*shape"]:
     r"""Surprise, in nats, of each label under the sigmoid of its logit: independent classes.
 
     $$\ell = (1 - z)\,\mathrm{softplus}(x) + z\,\mathrm{softplus}(-x)$$
@@ -55,12 +56,12 @@ def sigmoid_cross_entropy_with_logits(
 
 def weighted_cross_entropy_with_logits(
     *,
-    labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
-    pos_weight: Float[ArrayLike, "..."],
+    labels: Float[ArrayLike, "*shape"],
+    logits: Float[ArrayLike, "*shape"],
+    pos_weight: Numbers,
     logit_softcap: float | None = None,
     name: str | None = None,
-) -> Float[Array, "*batch classes"]:
+) -> Float[Array, "*shape"]:
     r"""Sigmoid cross-entropy, in nats, whose positive labels count `pos_weight` times.
 
     $$\ell = (1 - z)\,\mathrm{softplus}(x) + q z\,\mathrm{softplus}(-x)$$
@@ -107,7 +108,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     *,
     labels: Integer[ArrayLike, "*batch ids"],
     logits: Float[ArrayLike, "*batch classes"],
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
@@ -169,14 +170,14 @@ def sparse_sigmoid_cross_entropy_with_logits(
 
 def softmax_cross_entropy_with_logits(
     *,
-    labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
+    labels: Float[ArrayLike, "*shape"],
+    logits: Float[ArrayLike, "*shape"],
     axis: int = -1,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
     name: str | None = None,
-) -> Float[Array, "*batch"]:
+) -> Float[Array, "..."]:
     r"""Cross-entropy, in nats, of each example's distribution and the softmax of its logits.
 
     $$\ell = \sum_j z_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2$$
@@ -229,15 +230,15 @@ def softmax_cross_entropy_with_logits(
 
 def sparse_softmax_cross_entropy_with_logits(
     *,
-    labels: Integer[ArrayLike, "*batch"],
-    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "..."],
+    logits: Float[ArrayLike, "..."],
     axis: int = -1,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
     name: str | None = None,
-) -> Float[Array, "*batch"]:
+) -> Float[Array, "..."]:
     r"""Surprise, in nats, of each example's class under the softmax of its logits.
 
     $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad

@@ -28,9 +28,19 @@ class Case:
     pos_weight: tuple[int, ...] | None = None  # its shape
     weights: tuple[int, ...] | None = None
     options: dict = field(default_factory=dict, hash=False)
+    passed: dict = field(default_factory=dict, hash=False)  # all that `loss` passes beside arrays
+    labels_name: str = "labels"
 
     def __str__(self):
         return self.name
+
+    def of(self, function) -> Callable[..., Any]:
+        """The loss by this function, which another copy of the package may have."""
+
+        def loss(*, labels, **arrays):
+            return function(**{self.labels_name: labels}, **arrays, **self.passed)
+
+        return loss
 
     def arrays(self, dtype=np.float64, scale=2.0, seed=0) -> dict[str, np.ndarray]:
         """Arguments: logits of the given spread; labels that do not sum to 1; one weight of 0."""
@@ -91,7 +101,7 @@ def _floor_1(name, function, plain, shape, suffix="", **kwargs):
         return plain(**arrays, **placed)
 
     public = f"jxent.{function.__name__}"
-    return Case(name + suffix, public, loss, truth, shape, options=options, **kwargs)
+    return Case(name + suffix, public, loss, truth, shape, options=options, passed=placed, **kwargs)
 
 
 def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
@@ -106,7 +116,10 @@ def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
         return reference.reduced(plain(labels=labels, **arrays, **options), weights, reduction)
 
     title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
-    return Case(title, public, loss, truth, shape, options=options, **kwargs)
+    return Case(
+        title, public, loss, truth, shape, options=options,
+        passed={**options, "reduction": reduction}, labels_name=labels_name, **kwargs,
+    )  # fmt: skip
 
 
 SIGMOID = (jxent.sigmoid_cross_entropy_with_logits, reference.sigmoid)
@@ -181,6 +194,9 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     """Floor 2, or with a reduction floor 3, of a projection cut into blocks."""
     plain, labels = LINEAR[member]
     options = kwargs.pop("options", {})
+    passed = {**options, "block_size": block_size}
+    if reduction is not None:
+        passed["reduction"] = reduction
     name = f"linear_{member}_cross_entropy"
     plain = reference.projected(plain)
 
@@ -199,7 +215,7 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
     return Case(
         title, public, loss, truth, shape, labels=labels, features=features, options=options,
-        **kwargs,
+        passed=passed, **kwargs,
     )  # fmt: skip
 
 

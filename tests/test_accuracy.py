@@ -48,7 +48,7 @@ def test_half_precision_is_the_truth_rounded_once(dtype):
 
 def test_jit_is_as_accurate_as_eager():
     """Outside our own `jit`, in a caller's program, whose fusions are other ones."""
-    x = np.linspace(-80, 80, 997, dtype=np.float32)[:, None] * np.float32([0, 1])
+    x = np.linspace(-80, 80, 997, dtype=np.float32)[:, None] * np.array([0, 1], np.float32)
     truth = [reference.wide_softmax_of_class(0, row)[0] for row in x]
 
     @jax.jit

@@ -38,7 +38,8 @@ SMOOTHED = ("sparse", "losses.sigmoid", "losses.softmax", "losses.sparse")
 EXCLUSIVE = ("softmax", "sparse", "losses.softmax", "losses.sparse")
 SCALAR = tuple(name for name in FUNCTIONS if name.startswith("losses"))
 
-WRONG: list[tuple[tuple[str, ...], dict, type[Exception], str]] = [
+Errors = type[Exception] | tuple[type[Exception], ...]
+WRONG: list[tuple[tuple[str, ...], dict, Errors, str]] = [
     # Every function.
     (tuple(FUNCTIONS), {"logits": np.zeros((2, 3), int)}, TypeError, "logits must be floating"),
     (tuple(FUNCTIONS), {"logits": "text"}, TypeError, "logits must be an array"),

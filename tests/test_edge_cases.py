@@ -219,7 +219,7 @@ def test_long_rows(classes):
     x[3, ::2] = -inf  # masked
     x[4, [1, classes - 1]] = inf  # two share the probability, in different pieces
     labels = np.array([3, 5, 7, 9, 1])
-    wide = np.float64(x[:4])
+    wide = x[:4].astype(np.float64)
     rest = np.exp(wide - wide[np.arange(4), labels[:4], None])
     rest[np.arange(4), labels[:4]] = 0
     truth = [*np.log1p(rest.sum(1)), np.log(2)]

@@ -16,7 +16,7 @@ def over_eight(x):
     """Split over a mesh of 2 x 4 devices, where the sizes allow it."""
     x = jnp.asarray(x)
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    spec = [None] * x.ndim
+    spec: list[str | None] = [None] * x.ndim
     if x.ndim and x.shape[0] % 2 == 0 and x.shape[0]:
         spec[0] = "a"
     if x.ndim > 1 and x.shape[-1] % 4 == 0 and x.shape[-1] and x.dtype != jnp.int32:

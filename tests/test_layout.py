@@ -43,7 +43,7 @@ def imported(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "jxent":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jxent."):
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jxent."):
             found.add(node.module.split(".")[1])
     return found
 
@@ -73,7 +73,7 @@ def test_one_room_imports_chex():
 
 def entries(function) -> dict[str, str]:
     """What a docstring says of each argument."""
-    doc = inspect.getdoc(function)
+    doc = inspect.getdoc(function) or ""
     listed = doc[doc.index("Args:\n") + 6 : doc.index("\n\nReturns:")]
     pairs = (entry.strip().split(":", 1) for entry in re.split(r"\n(?=  \w)", listed))
     return {name: " ".join(text.split()) for name, text in pairs}

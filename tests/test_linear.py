@@ -295,8 +295,8 @@ def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
         logits = jnp.matmul(inputs, kernel, preferred_element_type=jnp.float32)
         return losses.sparse_softmax_cross_entropy(labels, logits)
 
-    wide = np.float64(inputs)
-    odds = np.exp(wide @ np.float64(kernel))
+    wide = np.asarray(inputs, np.float64)
+    odds = np.exp(wide @ np.asarray(kernel, np.float64))
     slope = odds / odds.sum(1, keepdims=True)
     slope[np.arange(examples), labels] -= 1
     truth = wide.T @ slope / examples

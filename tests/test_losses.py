@@ -1,6 +1,7 @@
 """Weights, smoothing and reductions of `jxent.losses`."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def test_the_older_name_of_the_default():
 @pytest.mark.parametrize("reduction", Reduction)
 def test_a_weight_broadcasts_as_its_copies_would(f, reduction):
     shape = f(X, reduction="none").shape
-    candidates = [np.float32(0.7), np.full((1,) * len(shape), 0.7, np.float32)]
+    candidates: list[Any] = [np.float32(0.7), np.full((1,) * len(shape), 0.7, np.float32)]
     column = np.array([0, 1, 2, 0.5], np.float32).reshape(4, *[1] * (len(shape) - 1))
     candidates.append(column)
     if len(shape) == 2:

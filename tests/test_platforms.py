@@ -300,6 +300,7 @@ def test_no_product_reads_the_inputs_across():
 
     for loss in (mean, per_example):
         text = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arguments).compile().as_text()
+        assert text is not None
         products = [line for line in text.splitlines() if " dot(" in line]
         assert products
         assert not any("lhs_contracting_dims={0}" in line for line in products)
@@ -370,6 +371,7 @@ def test_vmap_decides_once_for_all_examples(member):
             return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
 
     text = jax.jit(jax.vmap(loss)).lower(*arguments).compile().as_text()
+    assert text is not None
     assert text.count(" conditional(") == decisions
 
 

@@ -363,6 +363,7 @@ def test_frozen_arguments_cost_nothing(case):
 
         part = {k: moving[k] for k in argument}
         cost = jax.jit(jax.grad(total)).lower(part).compile(OPTIONS).cost_analysis()
+        assert cost is not None
         return cost["flops"] + cost.get("transcendentals", 0)
 
     first = next(iter(moving))

@@ -82,8 +82,8 @@ def each(name, *takes, **options):
     function = getattr(jxent, name)
 
     def total(*arguments, **where):
-        *arguments, weights = arguments
-        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, arguments, strict=True)}
+        *data, weights = arguments
+        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, data, strict=True)}
         values = function(**named, **options, **where)
         if name in ELEMENTWISE:
             values = jnp.sum(values, 1)
@@ -97,8 +97,8 @@ def reduced(name, *takes, **options):
     function = getattr(losses, name)
 
     def total(*arguments, **where):
-        *arguments, weights = arguments
-        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, arguments, strict=True)}
+        *data, weights = arguments
+        named = {KEYWORDS.get(k, k): v for k, v in zip(takes, data, strict=True)}
         first = [named.pop(k) for k in ("labels", "logits", "inputs", "kernel") if k in named]
         if name in ELEMENTWISE:
             weights = weights[:, None]
@@ -416,7 +416,9 @@ def test_logits_in_memory_move_statistics_only(name):
     ]
     i = case.takes.index("logits")
     compiled = jax.jit(jax.value_and_grad(case.total, i)).lower(*shapes).compile()
-    moved = sum(c.bytes for c in collectives(compiled.as_text()))
+    text = compiled.as_text()
+    assert text is not None
+    moved = sum(c.bytes for c in collectives(text))
     assert moved <= 64 * 4 * examples / 2
 
 

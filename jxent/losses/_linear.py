@@ -4,6 +4,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _call, _checks
+from jxent._arithmetic import Bias, Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
 from jxent._sigmoid import SigmoidSum, SparseSigmoid
@@ -11,12 +12,12 @@ from jxent._softmax import Softmax, SparseSoftmax
 
 
 def linear_sparse_softmax_cross_entropy(
-    labels: Integer[ArrayLike, "*batch"],
+    labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
     *,
-    bias: Float[ArrayLike, "classes"] | None = None,
-    weights: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -101,12 +102,12 @@ def linear_sparse_softmax_cross_entropy(
 
 
 def linear_softmax_cross_entropy(
-    labels: Float[ArrayLike, "*batch classes"],
+    labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
     *,
-    bias: Float[ArrayLike, "classes"] | None = None,
-    weights: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -197,10 +198,10 @@ def linear_sparse_sigmoid_cross_entropy(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
     *,
-    bias: Float[ArrayLike, "classes"] | None = None,
-    weights: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
     axis_name: str | None = None,
@@ -286,14 +287,14 @@ def linear_sparse_sigmoid_cross_entropy(
 
 
 def linear_sigmoid_cross_entropy(
-    labels: Float[ArrayLike, "*batch classes"],
+    labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
     *,
-    bias: Float[ArrayLike, "classes"] | None = None,
-    weights: Float[ArrayLike, "..."] = 1.0,
+    bias: Bias | None = None,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
     axis_name: str | None = None,

@@ -1,9 +1,10 @@
 """Floor 3, from logits in memory."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer, Real
 
 from jxent import _call, _checks
+from jxent._arithmetic import Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
 from jxent._sigmoid import Sigmoid, SparseSigmoid
@@ -11,12 +12,12 @@ from jxent._softmax import Softmax, SparseSoftmax
 
 
 def sigmoid_cross_entropy(
-    multi_class_labels: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
-    weights: Float[ArrayLike, "..."] = 1.0,
+    multi_class_labels: Real[ArrayLike, "*shape"] | Bool[ArrayLike, "*shape"],
+    logits: Float[ArrayLike, "*shape"],
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
@@ -75,9 +76,9 @@ def sigmoid_cross_entropy(
 
 
 def softmax_cross_entropy(
-    onehot_labels: Float[ArrayLike, "*batch classes"],
+    onehot_labels: Dense,
     logits: Float[ArrayLike, "*batch classes"],
-    weights: Float[ArrayLike, "..."] = 1.0,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
     z_loss: float = 0.0,
@@ -147,9 +148,9 @@ def softmax_cross_entropy(
 
 
 def sparse_softmax_cross_entropy(
-    labels: Integer[ArrayLike, "*batch"],
+    labels: Ids,
     logits: Float[ArrayLike, "*batch classes"],
-    weights: Float[ArrayLike, "..."] = 1.0,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
     z_loss: float = 0.0,
@@ -221,10 +222,10 @@ def sparse_softmax_cross_entropy(
 def sparse_sigmoid_cross_entropy(
     labels: Integer[ArrayLike, "*batch ids"],
     logits: Float[ArrayLike, "*batch classes"],
-    weights: Float[ArrayLike, "..."] = 1.0,
+    weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
-    pos_weight: Float[ArrayLike, "..."] = 1.0,
+    pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
     scope: str | None = None,
@@ -291,7 +292,7 @@ def sparse_sigmoid_cross_entropy(
 
 def compute_weighted_loss(
     losses: Float[ArrayLike, "..."],
-    weights: Float[ArrayLike, "..."] = 1.0,
+    weights: Numbers = 1.0,
     *,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,

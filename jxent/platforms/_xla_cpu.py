@@ -5,16 +5,19 @@ Beside `attempt`, what keeps both ways from storing arrays there: `by_rows` and 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
-def attempt(cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]) -> Callable:
+def attempt(
+    cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]
+) -> Callable[..., Any]:
     """A function of arrays: `cheap`'s result where it calls that usable, else `careful`'s.
 
     `cheap` returns (usable, result), `usable` in the shape of each array of the result. Element by
@@ -24,20 +27,20 @@ def attempt(cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]) 
     """
 
     @jax.custom_batching.custom_vmap
-    def tried(*arrays):
+    def tried(*arrays: Any) -> Any:
         usable, result = cheap(*arrays)
 
-        def mended(usable, result, arrays):
+        def mended(usable: Array, result: Any, arrays: Any) -> Any:
             return jax.tree.map(partial(jnp.where, usable), result, careful(*arrays))
 
-        def as_it_is(usable, result, arrays):
+        def as_it_is(usable: Array, result: Any, arrays: Any) -> Any:
             return result
 
         return jax.lax.cond(jnp.all(usable), as_it_is, mended, usable, result, arrays)
 
     @tried.def_vmap
-    def _with_one_more_axis(size, batched, *arrays):
-        def widened(x, is_batched):
+    def _with_one_more_axis(size: int, batched: Sequence[Any], *arrays: Any) -> tuple[Any, Any]:
+        def widened(x: Array, is_batched: bool) -> Array:
             return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
 
         result = attempt(cheap, careful)(*jax.tree.map(widened, arrays, tuple(batched)))
@@ -46,12 +49,13 @@ def attempt(cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]) 
     return tried
 
 
-def own_constants(dtype, *numbers: Any) -> list[jax.Array]:
+def own_constants(dtype: DTypeLike, *numbers: Any) -> list[Array]:
     """Constants for a sum on CPU that no other computation shares.
 
     XLA:CPU stores what a sum and the gradient share, be it the number 1 in the logits' shape.
     """
-    return jax.lax.optimization_barrier([jnp.asarray(x, dtype) for x in numbers])
+    own: list[Array] = jax.lax.optimization_barrier([jnp.asarray(x, dtype) for x in numbers])
+    return own
 
 
 def are_whole(x: Array) -> bool:
@@ -60,14 +64,15 @@ def are_whole(x: Array) -> bool:
     No logit is to cross from one device to another. What `jit(in_shardings=...)` alone splits does
     not show here: there pieces may move where the classes are split, which costs time, not digits.
     """
-    return jax.typeof(x).sharding.mesh.empty
+    whole: bool = jax.typeof(x).sharding.mesh.empty
+    return whole
 
 
 # Elements of a block of rows: as many as stay in a core's own cache, with what is made of them.
 _BLOCK = 2**16
 
 
-def by_rows(function: Callable[..., Any]) -> Callable:
+def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays `[*batch, n]` that gives `[*batch, 1]`, a block of rows at a time.
 
     For the careful ways, which are run rarely and whose memory is there always: what they store is
@@ -75,7 +80,7 @@ def by_rows(function: Callable[..., Any]) -> Callable:
     may be split over devices they stay as they are.
     """
 
-    def in_blocks(*arrays):
+    def in_blocks(*arrays: Array | None) -> Array:
         given = jax.tree.leaves(arrays)  # all but None
         batch = given[0].shape[:-1]
         rows = math.prod(batch)
@@ -85,27 +90,27 @@ def by_rows(function: Callable[..., Any]) -> Callable:
         if rows <= block:
             return function(*arrays)
 
-        def flat(x):
+        def flat(x: Array) -> Array:
             same = x.shape[:-1] == batch or math.prod(x.shape[:-1]) == 1
             x = x if same else jnp.broadcast_to(x, (*batch, x.shape[-1]))
             return x.reshape(-1, x.shape[-1])
 
         flattened = jax.tree.map(flat, arrays)
 
-        def of_block(start):
-            def cut(x):
+        def of_block(start: int | Array) -> Array:
+            def cut(x: Array) -> Array:
                 return x if x.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(x, start, block)
 
             return function(*jax.tree.map(cut, flattened))
 
-        def step(k, result):
+        def step(k: int | Array, result: Array) -> Array:
             # The last block starts earlier than it would, so that all are of one size.
             start = jnp.minimum(k * block, rows - block)
             return jax.lax.dynamic_update_slice_in_dim(result, of_block(start), start, 0)
 
         result = jnp.zeros((rows, 1), jax.eval_shape(of_block, 0).dtype)
         result = jax.lax.fori_loop(0, -(-rows // block), step, result)
-        return result.reshape(*batch, 1)
+        return cast(Array, result).reshape(*batch, 1)
 
     return in_blocks
 
@@ -133,7 +138,8 @@ def in_pieces(x: Array, piece: int) -> Array:
     look for it in one piece only.
     """
     split = (*x.shape[:-1], x.shape[-1] // piece, piece)  # no -1: there may be no examples
-    return jax.lax.optimization_barrier(x.reshape(split))
+    pieces: Array = jax.lax.optimization_barrier(x.reshape(split))
+    return pieces
 
 
 def piece_at(pieces: Array, which: Array) -> Array:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jxent._arithmetic import bounded, widen
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
+from jxent._sigmoid import SigmoidSum
 from jxent._softcap import tanh
 from jxent.platforms._xla_cpu import (
     are_whole,
@@ -25,6 +27,9 @@ from jxent.platforms._xla_cpu import (
     piece_length,
     sum_without,
 )
+
+# A maximum, the sum of all, and how to sum all but the maximum, of the arrays that follow.
+Rows = tuple[Any, ...]
 
 
 @way(_logsumexp.pair_of_rows, "cpu", applies=lambda classes, x, *_: classes.are_last(x))
@@ -42,23 +47,23 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
     piece = piece_length(x)
     top, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
 
-    def subtracted(everyone, *_):
+    def subtracted(everyone: Array, *_: Array) -> tuple[Array, Array]:
         return everyone >= 2, everyone - 1
 
-    def left_out(everyone, _, *parts):
+    def left_out(everyone: Array, _: Array, *parts: Array) -> tuple[Array, Array]:
         return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
 
-    def careful(_, x, *__):
+    def careful(_: Array, x: Array, *__: Array) -> Array:
         form = _logsumexp.pair_of_rows.plain if are_whole(x) else _pair_without_selects
         return by_rows(lambda x: form(Classes(-1), x)[1])(x)
 
     return top, attempt(subtracted, attempt(left_out, careful))(everyone, x, *parts)
 
 
-def _whole_rows(x: Array) -> tuple[Array, Array, Callable[..., Array], Array, Array]:
+def _whole_rows(x: Array) -> Rows:
     """The maximum, the sum of all, and how to sum all but the maximum, of two arrays."""
 
-    def but_one(x, top):
+    def but_one(x: Array, top: Array) -> Array:
         # As in `_pair_without_selects`; the maximum is finite.
         below = top - x
         other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
@@ -69,7 +74,7 @@ def _whole_rows(x: Array) -> tuple[Array, Array, Callable[..., Array], Array, Ar
     return top, everyone, but_one, x, top
 
 
-def _pieces(piece: int, x: Array):
+def _pieces(piece: int, x: Array) -> Rows:
     """As `_whole_rows`: the maximum is left out of its own piece."""
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
@@ -96,7 +101,7 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
     info = jnp.finfo(x.dtype)
     top = classes.max(x)
 
-    def of_others(below, inverse=1 / info.tiny, one=1.0):
+    def of_others(below: Array, inverse: Any = 1 / info.tiny, one: float | Array = 1.0) -> Array:
         # 0 for the maximum and its ties, 1 for all others, whose distance is a normal number.
         return jnp.minimum(below * inverse, one)
 
@@ -115,22 +120,25 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
 @way(_logsumexp.counted, "cpu", applies=lambda classes, x, *_: classes.are_last(x))
 def _counted_on_cpu(classes: Classes, x: Array) -> Array:
     # A comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
-    def of_finite(x):
+    def of_finite(x: Array) -> tuple[Array, Array]:
         zero = classes.sum(x - x)
         return zero == 0, jnp.full_like(zero, classes.count(x))
 
-    return attempt(of_finite, by_rows(partial(_logsumexp.counted.plain, classes)))(x)
+    careful = by_rows(partial(_logsumexp.counted.plain, classes))
+    count: Array = attempt(of_finite, careful)(x)
+    return count
 
 
-def _are_integers_exact(classes: Classes, x: Array, *_) -> bool:
-    exact = 2 ** (jnp.finfo(x.dtype).nmant + 1)  # up to here integers are, as `_others` needs
+def _are_integers_exact(classes: Classes, x: Array, *_: Array) -> bool:
+    exact: int = 2 ** (jnp.finfo(x.dtype).nmant + 1)  # up to here integers are, as `_others` needs
     return classes.are_last(x) and x.shape[-1] <= exact
 
 
 @way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
 def _label_statistics_on_cpu(classes: Classes, x: Array, ids: Array, own: Array) -> LabelNormalizer:
     careful = partial(_logsumexp.label_statistics.plain, classes)
-    return attempt(_without_shift, careful)(x, ids, own)
+    normalizer: LabelNormalizer = attempt(_without_shift, careful)(x, ids, own)
+    return normalizer
 
 
 # The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
@@ -179,18 +187,21 @@ def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
     total = jnp.sum(sums, -1, keepdims=True)
     label = jnp.exp(own)
 
-    def left_out(ids, pieces, sums):
+    def left_out(ids: Array, pieces: Array, sums: Array) -> Array:
         which = ids // piece
         in_own = jax.lax.optimization_barrier(piece_at(pieces, which))
         rest = _without(jax.lax.optimization_barrier(ids % piece), in_own, most)
         return sum_without(sums, which) + rest
 
-    def mended(ids, pieces, sums):
+    def mended(ids: Array, pieces: Array, sums: Array) -> Array:
         return jnp.where(small, total - label, left_out(ids, pieces, sums))
 
     # Where the label has less than half of the probability, the subtraction loses no digit.
     small = 2 * label < total
-    return jax.lax.cond(jnp.all(small), lambda *_: total - label, mended, ids, pieces, sums)
+    others: Array = jax.lax.cond(
+        jnp.all(small), lambda *_: total - label, mended, ids, pieces, sums
+    )
+    return others
 
 
 def _without(ids: Array, x: Array, most: float) -> Array:
@@ -221,12 +232,14 @@ def _labels_total_computed_once(classes: Classes, z: Array, rest: Array) -> Arra
 
 
 @way(_logsumexp.expected, "cpu", applies=lambda classes, _, x, *__: classes.are_last(x))
-def _expected_on_cpu(classes: Classes, smoothing: float, *data):
+def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) -> Array:
     # A sum that is finite has no infinite logit in it, and no class is ruled out.
-    def of_finite(x, top, more, share, z):
+    def of_finite(
+        x: Array, top: Array, more: Array, share: Array | None, z: Array | None
+    ) -> tuple[Array, Array]:
         surprises = (top - x) + more
         if z is None:
-            total = share * classes.sum(surprises)
+            total = cast(Array, share) * classes.sum(surprises)
         else:
             if share is not None:
                 (keep,) = own_constants(x.dtype, 1 - smoothing)
@@ -235,25 +248,28 @@ def _expected_on_cpu(classes: Classes, smoothing: float, *data):
         return jnp.isfinite(total), total
 
     careful = partial(_logsumexp.expected.plain, classes, smoothing)
-    return attempt(of_finite, by_rows(careful))(*data)
+    loss: Array = attempt(of_finite, by_rows(careful))(*data)
+    return loss
 
 
-def _is_whole(member, _, logits, *__) -> bool:
+def _is_whole(member: SigmoidSum, _: Array, logits: Array, *__: Array | None) -> bool:
     return member.classes.name is None and not _mesh.is_split(logits)
 
 
 @way(_sigmoid.total, "cpu", applies=_is_whole)
-def _total_on_cpu(member, *data):
-    logits = data[1]
+def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
+    logits = cast(Array, data[1])
 
     # From the arrays as they were given: a condition stores what it is handed.
-    def careful_in_total(*data):
-        careful = partial(_sigmoid.weighted, member)
+    def careful_in_total(*data: Array | None) -> Array:
+        careful: Callable[..., Array] = partial(_sigmoid.weighted, member)
         sums = by_rows(lambda *data: jnp.sum(careful(*data), -1, keepdims=True))
         return member.classes.total(sums(*data) if logits.ndim else careful(*data))
 
     # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
-    def of_finite(labels, logits, pos_weight, weights):
+    def of_finite(
+        labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
+    ) -> tuple[Array, Array]:
         x = _softcap_of_finite(widen(logits), member.logit_softcap)
         z = labels.astype(x.dtype)
         if member.label_smoothing:
@@ -264,7 +280,8 @@ def _total_on_cpu(member, *data):
         total = member.classes.total(losses if weights is None else weights * losses)
         return jnp.isfinite(total), total
 
-    return attempt(of_finite, careful_in_total)(*data)
+    loss: Array = attempt(of_finite, careful_in_total)(*data)
+    return loss
 
 
 # For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
@@ -273,7 +290,7 @@ def _total_on_cpu(member, *data):
 # -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
 # logarithm.
 @way(_sigmoid.losses, "cpu")
-def _loss_without_selects(z, q, x):
+def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
     positive = z if q is None else jax.lax.optimization_barrier(q) * z
     most = float(jnp.finfo(x.dtype).max)
     zero, one = own_constants(x.dtype, 0.0, 1.0)
@@ -290,7 +307,7 @@ def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
     if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
         return rest - jnp.minimum((z - 1) * x, z * x)
     zero, one = own_constants(x.dtype, 0.0, 1.0)
-    positive = jax.lax.optimization_barrier(q) * z
+    positive: Array = jax.lax.optimization_barrier(q) * z
     linear = (one - z) * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
     return linear + (one - z + positive) * rest
 
@@ -322,4 +339,5 @@ def _stored_transposed(inputs: Array) -> Array:
 
     XLA:CPU would read the inputs across in the product, which then takes twice as long.
     """
-    return jax.lax.optimization_barrier(inputs.T)
+    stored: Array = jax.lax.optimization_barrier(inputs.T)
+    return stored
