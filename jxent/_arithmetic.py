@@ -41,9 +41,9 @@ def bounded(x: Array) -> Array:
     return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
-def gap(x: Float[Array, "..."], top: Float[Array, "..."]) -> Float[Array, "..."]:
+def gap(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, "..."]:
     """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
-    return jnp.where(x == top, 0, top - x)
+    return jnp.where(x == row_max, 0, row_max - x)
 
 
 def zero_times(a: Array, b: Array) -> Array:

@@ -12,13 +12,10 @@ from jaxtyping import Array
 
 from jxent import _checks, _loss, _options, _projection, _reduction
 from jxent._arithmetic import computing_dtype, widen
-from jxent._loss import Data, Summed
+from jxent._loss import Data, Member, PerClass, Summed
 from jxent._projection import Cut, Operands
 from jxent._reduction import Reduction
-from jxent._sigmoid import Sigmoid, SigmoidSum, SparseSigmoid
-from jxent._softmax import Softmax, SparseSoftmax
 
-Loss = Sigmoid | SigmoidSum | SparseSigmoid | Softmax | SparseSoftmax
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -32,7 +29,7 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
 
 
 @_compiled(0)
-def each(member: Loss, labels: Array, logits: Array, parameters: Array | None = None) -> Array:
+def each(member: Member, labels: Array, logits: Array, parameters: Array | None = None) -> Array:
     """The losses of floor 1, in the logits' dtype."""
     _options.in_dtype(member, logits.dtype)
     losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
@@ -59,7 +56,7 @@ def each_projected(
 
 
 def reduced(
-    member: Loss,
+    member: Member,
     weights: ArrayLike,
     reduction: Reduction | str,
     labels: Array,
@@ -112,7 +109,7 @@ def _checked_weights(
 
 @_compiled(0, 1, 2)
 def _reduced(
-    member: Loss,
+    member: Member,
     masks: bool,
     reduction: Reduction,
     weights: Array,
@@ -123,12 +120,12 @@ def _reduced(
     _options.in_dtype(member, logits.dtype)
     data: Data = (labels, logits, parameters)
     shape = logits.shape if member.axis is None else logits.shape[:-1]
-    if member.axis is None and reduction is not Reduction.NONE:
-        member = member.total(logits.ndim)
+    if isinstance(member, PerClass) and reduction is not Reduction.NONE:
+        summed = member.total(logits.ndim)
         if masks:
-            total = _loss.weighted_total(member, weights, *data)
+            total = _loss.weighted_total(summed, weights, *data)
         else:
-            total = weights * _loss.losses(member, True, None, *data)[0]
+            total = weights * _loss.losses(summed, True, None, *data)[0]
         return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
             logits.dtype
         )

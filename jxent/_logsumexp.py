@@ -29,10 +29,10 @@ Arrays = tuple[Array, ...]
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
-    top, rest = pair_of_rows(classes, x)
+    row_max, rest = pair_of_rows(classes, x)
     # XLA:CPU's maximum drops NaN, so the sum says where one is.
-    undefined = (top == -jnp.inf) | jnp.isnan(rest)
-    return jnp.where(undefined, jnp.nan, top), jnp.where(undefined, jnp.nan, rest)
+    undefined = (row_max == -jnp.inf) | jnp.isnan(rest)
+    return jnp.where(undefined, jnp.nan, row_max), jnp.where(undefined, jnp.nan, rest)
 
 
 # A cache, see above.
@@ -40,18 +40,18 @@ def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
 def _pair_jvp(
     classes: Classes, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    top, rest = pair(*primals, classes)
-    return (top, rest), (jnp.zeros_like(top), jnp.zeros_like(rest))
+    row_max, rest = pair(*primals, classes)
+    return (row_max, rest), (jnp.zeros_like(row_max), jnp.zeros_like(rest))
 
 
 @per_platform(statics=1)
 def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """The pair as it is defined; NaN reaches `rest` through its sum."""
-    top = classes.max(x)
-    at_top = x == top
-    others = classes.sum(jnp.where(at_top, 0, jnp.exp(-gap(x, top))))
+    row_max = classes.max(x)
+    at_top = x == row_max
+    others = classes.sum(jnp.where(at_top, 0, jnp.exp(-gap(x, row_max))))
     ties = classes.sum(at_top.astype(x.dtype))
-    return top, others + (ties - 1)
+    return row_max, others + (ties - 1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -79,21 +79,21 @@ def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Ar
     return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
 
 
-def _leader(x: Float[Array, "..."], top: Array, rest: Array) -> Array:
+def _leader(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
     """Marks the class that holds more than half of the probability, in rows that have one.
 
     A second class at the maximum would make `rest` at least 1, so no row has two marks.
     """
-    return (x == top) & (rest < 1)
+    return (x == row_max) & (rest < 1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def chances(
-    x: Float[Array, "..."], top: Array, rest: Array, classes: Classes
+    x: Float[Array, "..."], row_max: Array, rest: Array, classes: Classes
 ) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
-    p = jnp.exp(-gap(x, top)) / (1 + rest)
-    return p, jnp.where(_leader(x, top, rest), rest / (1 + rest), 1 - p)
+    p = jnp.exp(-gap(x, row_max)) / (1 + rest)
+    return p, jnp.where(_leader(x, row_max, rest), rest / (1 + rest), 1 - p)
 
 
 # dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
@@ -103,9 +103,9 @@ def chances(
 def _chances_jvp(
     classes: Classes, primals: Arrays, tangents: Arrays
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    x, top, rest = primals
-    p, q = chances(x, top, rest, classes)
-    dp = p * deviation(p, x, top, rest, tangents[0], classes)
+    x, row_max, rest = primals
+    p, q = chances(x, row_max, rest, classes)
+    dp = p * deviation(p, x, row_max, rest, tangents[0], classes)
     return (p, q), (dp, -dp)
 
 
@@ -114,7 +114,7 @@ def slopes(
     x: Float[Array, "..."],
     z: Float[Array, "..."],
     total: Array,
-    top: Array,
+    row_max: Array,
     rest: Array,
     classes: Classes,
 ) -> Array:
@@ -125,33 +125,35 @@ def slopes(
     """
     scale = 1 / (1 + rest)
     of_leader = (total - z) * scale - z * (rest * scale)
-    p = jnp.exp(bounded(x) - bounded(top)) * scale
-    return jnp.where(_leader(x, top, rest), of_leader, total * p - z)
+    p = jnp.exp(bounded(x) - bounded(row_max)) * scale
+    return jnp.where(_leader(x, row_max, rest), of_leader, total * p - z)
 
 
 # `total` is a cache as well: its share of the second derivative is in `by_labels`. For the third
 # one the factor of the last term must be a function of the labels, so it is summed once more.
 @slopes.defjvp
 def _slopes_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    x, z, _, top, rest = primals
+    x, z, _, row_max, rest = primals
     dx, dz, *_ = tangents
-    p, q = chances(x, top, rest, classes)
+    p, q = chances(x, row_max, rest, classes)
     by_labels = (classes.sum(dz) - dz) * p - dz * q
-    return slopes(*primals, classes), by_labels + classes.sum(z) * spread(x, dx, classes)
+    return slopes(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
 
 
-def spread(x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes) -> Float[Array, "..."]:
+def softmax_tangent(
+    x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes
+) -> Float[Array, "..."]:
     """The tangent of the probabilities of `x` along `t`."""
-    top, rest = pair(x, classes)
-    p, _ = chances(x, top, rest, classes)
-    return p * deviation(p, x, top, rest, t, classes)
+    row_max, rest = pair(x, classes)
+    p, _ = chances(x, row_max, rest, classes)
+    return p * deviation(p, x, row_max, rest, t, classes)
 
 
 def deviation(
-    p: Array, x: Array, top: Array, rest: Array, t: Float[Array, "..."], classes: Classes
+    p: Array, x: Array, row_max: Array, rest: Array, t: Float[Array, "..."], classes: Classes
 ) -> Float[Array, "..."]:
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
-    leader = _leader(x, top, rest)
+    leader = _leader(x, row_max, rest)
     origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
     t = jnp.where(leader, 0, t - origin)
     return t - classes.sum(p * t)
@@ -179,26 +181,28 @@ def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: C
 
 @probabilities.defjvp
 def _probabilities_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    return probabilities(*primals, classes), spread(primals[0], tangents[0], classes)
+    return probabilities(*primals, classes), softmax_tangent(primals[0], tangents[0], classes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def surprises(x: Float[Array, "..."], top: Array, rest: Array, classes: Classes) -> Array:
+def surprises(x: Float[Array, "..."], row_max: Array, rest: Array, classes: Classes) -> Array:
     """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
 
     A derivative of 0 for the label of a class that is masked out: the true one is infinite,
     and times the tangent 0 it would be NaN.
     """
-    value = gap(x, top) + jnp.log1p(rest)
+    value = gap(x, row_max) + jnp.log1p(rest)
     return jnp.where(jnp.isinf(value), 0, value)
 
 
 # d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
 @surprises.defjvp
 def _surprises_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    x, top, rest = primals
-    p, _ = chances(x, top, rest, classes)
-    return surprises(x, top, rest, classes), -deviation(p, x, top, rest, tangents[0], classes)
+    x, row_max, rest = primals
+    p, _ = chances(x, row_max, rest, classes)
+    return surprises(x, row_max, rest, classes), -deviation(
+        p, x, row_max, rest, tangents[0], classes
+    )
 
 
 @per_platform(statics=1)
@@ -220,13 +224,13 @@ def expected(
     classes: Classes,
     smoothing: float,
     x: Array,
-    top: Array,
+    row_max: Array,
     more: Array,
     share: Array | None,
     z: Array | None,
 ) -> Array:
     """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
-    surprises = gap(x, top) + more
+    surprises = gap(x, row_max) + more
     total = classes.sum(zero_times(smoothed(smoothing, x, share, z), surprises))
     # The row of a NaN is NaN even if its labels are all 0.
     return jnp.where(jnp.isnan(more), jnp.nan, total)
@@ -242,26 +246,26 @@ class LabelNormalizer(NamedTuple):
     log_normalizer: Array  # logsumexp
     shift: Array  # p_j = exp(x_j - shift) * scale
     scale: Array
-    miss: Array  # 1 - p of the label
+    complement: Array  # 1 - p of the label
     share: Array | None = None  # what smoothing adds to every label, if there is smoothing
 
 
 @per_platform(statics=1)
 def label_statistics(
-    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."], own: Float[Array, "..."]
+    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."], logit: Float[Array, "..."]
 ) -> LabelNormalizer:
-    """From the logits, the labels' ids in range, and the labels' logits `own`."""
-    return of_pair(own, *pair(x, classes))
+    """From the logits, the labels' ids in range, and the labels' logits `logit`."""
+    return of_pair(logit, *pair(x, classes))
 
 
-def of_pair(own: Array, top: Array, rest: Array) -> LabelNormalizer:
+def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:
     """From the pair (max, rest) of the row."""
-    apart = gap(own, top)
+    apart = gap(logit, row_max)
     more = jnp.log1p(rest)
     scale = 1 / (1 + rest)
-    leads = (own == top) & (rest < 1)
-    miss = jnp.where(leads, rest * scale, 1 - jnp.exp(-apart) * scale)
-    return LabelNormalizer(apart + more, top + more, bounded(top), scale, miss)
+    leads = (logit == row_max) & (rest < 1)
+    complement = jnp.where(leads, rest * scale, 1 - jnp.exp(-apart) * scale)
+    return LabelNormalizer(apart + more, row_max + more, bounded(row_max), scale, complement)
 
 
 @per_platform(statics=1)
@@ -288,9 +292,9 @@ def label_slopes(
     p = probabilities(x, normalizer.shift, normalizer.scale, classes)
     labelled = classes.numbers(x) == ids
     if normalizer.share is None:
-        return jnp.where(labelled, -normalizer.miss, p)
+        return jnp.where(labelled, -normalizer.complement, p)
     share = jnp.where(x > -jnp.inf, normalizer.share, 0)
-    of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.miss
+    of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement
     return jnp.where(labelled, of_label, p - share)
 
 
@@ -303,6 +307,8 @@ def _label_slopes_jvp(
     tangents: tuple[Array, Any, LabelNormalizer],
 ) -> tuple[Array, Array]:
     x, _, normalizer = primals
-    known = jnp.where(jnp.isnan(normalizer.miss), jnp.nan, jnp.ones_like(normalizer.miss))
-    change = known * spread(x, tangents[0], classes)
+    known = jnp.where(
+        jnp.isnan(normalizer.complement), jnp.nan, jnp.ones_like(normalizer.complement)
+    )
+    change = known * softmax_tangent(x, tangents[0], classes)
     return label_slopes(classes, smoothing, *primals), change

@@ -73,6 +73,13 @@ class Total(Summed, Protocol):
     ) -> tuple[Array, Any]: ...
 
 
+@runtime_checkable
+class PerClass(Member, Protocol):
+    """A loss that does not sum over the classes, whose `total` is the member that does."""
+
+    def total(self, ndim: int) -> Total: ...
+
+
 class Known(NamedTuple):
     """What the rule needs of the losses' computation."""
 

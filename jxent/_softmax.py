@@ -18,7 +18,7 @@ from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
 
-Statistics = tuple[Array, Array, Array | None, Array]  # top, rest, share, the labels' sum
+Statistics = tuple[Array, Array, Array | None, Array]  # row_max, rest, share, the labels' sum
 
 
 @dataclass(frozen=True)
@@ -57,39 +57,39 @@ class Softmax(_Exclusive):
         self, labels: Array, logits: Array, pos_weight: Array | None
     ) -> tuple[Array, Statistics]:
         x = self._capped(logits)
-        top, rest = _logsumexp.pair(x, self.classes)
+        row_max, rest = _logsumexp.pair(x, self.classes)
         share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
         z = labels.astype(x.dtype)
         loss = _logsumexp.expected(
-            self.classes, self.label_smoothing, x, top, jnp.log1p(rest), share, z
+            self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, z
         )
         if self.z_loss:
-            loss += self.z_loss * jnp.square(top + jnp.log1p(rest))
+            loss += self.z_loss * jnp.square(row_max + jnp.log1p(rest))
         total = _logsumexp.labels_total(self.classes, z, rest)
         if share is not None:
             total = (1 - self.label_smoothing) * total + self.label_smoothing
-        return jnp.squeeze(loss, self.axis), (top, rest, share, total)
+        return jnp.squeeze(loss, self.axis), (row_max, rest, share, total)
 
     def gradient(self, data: Data, statistics: Statistics) -> Array:
         labels, logits, _ = data
-        top, rest, share, total = statistics
+        row_max, rest, share, total = statistics
         x = self._capped(logits)
         z = _logsumexp.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
-        slope = _logsumexp.slopes(x, z, total, top, rest, self.classes)
+        slope = _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
         if self.z_loss:
-            p, _ = _logsumexp.chances(x, top, rest, self.classes)
-            slope += self._z_slope(x, p, top + jnp.log1p(rest))
+            p, _ = _logsumexp.chances(x, row_max, rest, self.classes)
+            slope += self._z_slope(x, p, row_max + jnp.log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data: Data, statistics: Statistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
-        top, rest, *_ = statistics
-        change = jnp.zeros_like(jnp.squeeze(top, self.axis))
+        row_max, rest, *_ = statistics
+        change = jnp.zeros_like(jnp.squeeze(row_max, self.axis))
         if dlogits is not None:
             slope = self.gradient(data, statistics)
             change += self.classes.total(slope * widen(dlogits))
         if dlabels is not None:
-            slope = _logsumexp.surprises(self._capped(data[1]), top, rest, self.classes)
+            slope = _logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
             slope = (1 - self.label_smoothing) * slope
             change += self.classes.total(slope * widen(dlabels))
         return change
@@ -104,27 +104,27 @@ class SparseSoftmax(_Exclusive):
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        own = _logsumexp.label_logit(self.classes, ids, x)
+        logit = _logsumexp.label_logit(self.classes, ids, x)
         if self.label_smoothing:
-            top, rest = _logsumexp.pair(x, self.classes)
+            row_max, rest = _logsumexp.pair(x, self.classes)
             share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
-            normalizer = _logsumexp.of_pair(own, top, rest)._replace(share=share)
+            normalizer = _logsumexp.of_pair(logit, row_max, rest)._replace(share=share)
             loss = _logsumexp.expected(
-                self.classes, self.label_smoothing, x, top, jnp.log1p(rest), share, None
+                self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, None
             )
             # At s = 1 the label has no part in it, at -inf neither.
             if self.label_smoothing < 1:
                 loss += (1 - self.label_smoothing) * normalizer.loss
         else:
-            normalizer = _logsumexp.label_statistics(self.classes, x, ids, own)
+            normalizer = _logsumexp.label_statistics(self.classes, x, ids, logit)
             loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
-        loss, scale, miss = (
+        loss, scale, complement = (
             jnp.where(self._in_range(labels, x), a, jnp.nan)
-            for a in (loss, normalizer.scale, normalizer.miss)
+            for a in (loss, normalizer.scale, normalizer.complement)
         )
-        return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, miss=miss)
+        return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, complement=complement)
 
     def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data

@@ -3,11 +3,9 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _call, _checks
+from jxent import _call, _checks, _sigmoid, _softmax
 from jxent._arithmetic import Numbers
 from jxent._mesh import Classes
-from jxent._sigmoid import Sigmoid, SparseSigmoid
-from jxent._softmax import Softmax, SparseSoftmax
 
 
 def sigmoid_cross_entropy_with_logits(
@@ -49,7 +47,7 @@ def sigmoid_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    member = Sigmoid(logit_softcap=logit_softcap)
+    member = _sigmoid.Sigmoid(logit_softcap=logit_softcap)
     with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)
 
@@ -99,7 +97,7 @@ def weighted_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = Sigmoid(logit_softcap=logit_softcap)
+    member = _sigmoid.Sigmoid(logit_softcap=logit_softcap)
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
         return _call.each(member, labels, logits, factor)
 
@@ -159,7 +157,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     axis = _checks.axis(-1, logits)
     labels = _checks.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = SparseSigmoid(
+    member = _sigmoid.SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -219,7 +217,7 @@ def softmax_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    member = Softmax(
+    member = _softmax.Softmax(
         classes=Classes(_checks.axis(axis, logits), _checks.axis_name(axis_name)),
         z_loss=z_loss,
         logit_softcap=logit_softcap,
@@ -285,7 +283,7 @@ def sparse_softmax_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(axis, logits)
     labels = _checks.class_ids(labels, logits.shape, axis)
-    member = SparseSoftmax(
+    member = _softmax.SparseSoftmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,

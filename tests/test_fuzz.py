@@ -663,12 +663,12 @@ def test_on_one_device(function, examples):
 # What a fast path accepts is what its exact form gives.
 
 
-def both(cheap, careful):
-    """`attempt` that runs both ways and compares them where the cheap one calls itself usable."""
+def both(fast, exact):
+    """`attempt` that runs both ways and compares them where the fast one calls itself usable."""
 
     def tried(*arrays):
-        usable, result = cheap(*arrays)
-        other = careful(*arrays)
+        usable, result = fast(*arrays)
+        other = exact(*arrays)
         sizes = [x.shape[-1] for x in jax.tree.leaves(arrays) if x.ndim]
         jax.debug.callback(partial(compare, max(sizes, default=1)), usable, result, other)
         return jax.tree.map(partial(jnp.where, usable), result, other)
@@ -685,7 +685,7 @@ def compare(classes, usable, fast, exact):
     if isinstance(fast, _logsumexp.LabelNormalizer):
         # Each has its own shift; what both mean is the logarithm of the sum.
         fast, exact = (
-            (n.loss, n.miss, n.log_normalizer + 1e3, n.shift - np.log(n.scale) + 1e3)
+            (n.loss, n.complement, n.log_normalizer + 1e3, n.shift - np.log(n.scale) + 1e3)
             for n in (fast, exact)
         )
     for a, b in zip(jax.tree.leaves(fast), jax.tree.leaves(exact), strict=True):
@@ -728,20 +728,20 @@ MUTANTS = {
         "sparse_softmax_cross_entropy_with_logits", 64, 0.0,
     ),
     "NaN dropped by a minimum": (
-        cpu, ("_pieces",), "jnp.exp(pieces - top[..., None])",
-        "jnp.where(jnp.isnan(pieces), 0, jnp.exp(pieces - top[..., None]))",
+        cpu, ("_pieces",), "jnp.exp(pieces - row_max[..., None])",
+        "jnp.where(jnp.isnan(pieces), 0, jnp.exp(pieces - row_max[..., None]))",
         "softmax_cross_entropy_with_logits", 640, None,
     ),
     "probabilities without a shift": (
         cpu, ("_without_shift",),
         "LabelNormalizer(jnp.log1p(odds), log_normalizer, log_normalizer, scale, others / total)",
-        "LabelNormalizer(jnp.log1p(odds), log_normalizer, 0 * own, 1 / total, others / total)",
+        "LabelNormalizer(jnp.log1p(odds), log_normalizer, 0 * logit, 1 / total, others / total)",
         "sparse_softmax_cross_entropy_with_logits", 7, 0.0,
     ),
     "the smoothed label's slope": (
         _logsumexp, ("label_slopes", "_label_slopes_jvp"),
-        "of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.miss",
-        "of_label = smoothing - share - normalizer.miss",
+        "of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement",
+        "of_label = smoothing - share - normalizer.complement",
         "sparse_softmax_cross_entropy_with_logits", 20_000, 1.0,
     ),
 }  # fmt: skip

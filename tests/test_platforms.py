@@ -141,8 +141,8 @@ def rarely(values, often):
     return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
 
 
-# On CPU the cheap way is tried first. One example that it is not right for sends all of them the
-# careful way.
+# On CPU the fast way is tried first. One example that it is not right for sends all of them the
+# exact way.
 
 
 @pytest.mark.parametrize("drift", [0, 300, -300, 1e30])
@@ -365,7 +365,7 @@ def test_vmap_decides_once_for_all_examples(member):
             return losses.sigmoid_cross_entropy(z, x)
     else:
         arguments = (jnp.zeros(4, jnp.int32), jnp.zeros((4, 9)))
-        decisions += 2  # the careful way has two of its own
+        decisions += 2  # the exact way has two of its own
 
         def loss(y, x):
             return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)

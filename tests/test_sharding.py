@@ -475,6 +475,7 @@ def test_arrays_that_only_jit_splits(spec, labels, classes):
     z, of_labels = (ids, P(spec[0])) if labels == "ids" else (dense, spec)
     splits = NamedSharding(mesh, spec), NamedSharding(mesh, of_labels)
     compiled = jax.jit(step, in_shardings=splits).lower(x, z).compile()
-    moved = sum([c.bytes for c in collectives(compiled.as_text())])
+    moved = np.sum([c.bytes for c in collectives(compiled.as_text())])
     same(compiled(*(jax.device_put(a, s) for a, s in zip((x, z), splits, strict=True))), step(x, z))
-    assert moved < (x.nbytes // 16 if spec[1] is None else 2 * x.nbytes)
+    most = 4 * x.size * (1 / 16 if spec[1] is None else 2)
+    assert moved < most

@@ -3,12 +3,10 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _call, _checks
+from jxent import _call, _checks, _sigmoid, _softmax
 from jxent._arithmetic import Bias, Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
-from jxent._sigmoid import SigmoidSum, SparseSigmoid
-from jxent._softmax import Softmax, SparseSoftmax
 
 
 def linear_sparse_softmax_cross_entropy(
@@ -82,7 +80,7 @@ def linear_sparse_softmax_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
-    member = SparseSoftmax(
+    member = _softmax.SparseSoftmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -174,7 +172,7 @@ def linear_softmax_cross_entropy(
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
-    member = Softmax(
+    member = _softmax.Softmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -267,7 +265,7 @@ def linear_sparse_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
-    member = SparseSigmoid(
+    member = _sigmoid.SparseSigmoid(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -359,7 +357,7 @@ def linear_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
-    member = SigmoidSum(
+    member = _sigmoid.SigmoidSum(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,

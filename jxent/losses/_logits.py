@@ -3,12 +3,10 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
 
-from jxent import _call, _checks
+from jxent import _call, _checks, _sigmoid, _softmax
 from jxent._arithmetic import Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
-from jxent._sigmoid import Sigmoid, SparseSigmoid
-from jxent._softmax import Softmax, SparseSoftmax
 
 
 def sigmoid_cross_entropy(
@@ -67,7 +65,7 @@ def sigmoid_cross_entropy(
         "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
     )
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = Sigmoid(
+    member = _sigmoid.Sigmoid(
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
     )
@@ -137,7 +135,7 @@ def softmax_cross_entropy(
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
     labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
-    member = Softmax(
+    member = _softmax.Softmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -209,7 +207,7 @@ def sparse_softmax_cross_entropy(
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
     labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
-    member = SparseSoftmax(
+    member = _softmax.SparseSoftmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -281,7 +279,7 @@ def sparse_sigmoid_cross_entropy(
     axis = _checks.axis(-1, logits)
     labels = _checks.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = SparseSigmoid(
+    member = _sigmoid.SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,

@@ -1,4 +1,4 @@
-"""A cheap way first, and the careful one only where it does not do.
+"""A fast way first, and the exact one only where it does not do.
 
 On CPU the arithmetic of a loss is dear, not the memory, and most of the care is for rare values.
 Beside `attempt`, what keeps both ways from storing arrays there: `by_rows` and `own_constants`.
@@ -15,23 +15,21 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 
-def attempt(
-    cheap: Callable[..., tuple[Any, Any]], careful: Callable[..., Any]
-) -> Callable[..., Any]:
-    """A function of arrays: `cheap`'s result where it calls that usable, else `careful`'s.
+def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of arrays: `fast`'s result where it calls that usable, else `exact`'s.
 
-    `cheap` returns (usable, result), `usable` in the shape of each array of the result. Element by
-    element, so that no example's answer depends on what else is in its batch; `careful` is run if
+    `fast` returns (usable, result), `usable` in the shape of each array of the result. Element by
+    element, so that no example's answer depends on what else is in its batch; `exact` is run if
     any element needs it. Both work on any number of leading axes, so that `vmap` can add one: with
     a condition for each example, both ways would be computed.
     """
 
     @jax.custom_batching.custom_vmap
     def tried(*arrays: Any) -> Any:
-        usable, result = cheap(*arrays)
+        usable, result = fast(*arrays)
 
         def mended(usable: Array, result: Any, arrays: Any) -> Any:
-            return jax.tree.map(partial(jnp.where, usable), result, careful(*arrays))
+            return jax.tree.map(partial(jnp.where, usable), result, exact(*arrays))
 
         def as_it_is(usable: Array, result: Any, arrays: Any) -> Any:
             return result
@@ -43,7 +41,7 @@ def attempt(
         def widened(x: Array, is_batched: bool) -> Array:
             return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
 
-        result = attempt(cheap, careful)(*jax.tree.map(widened, arrays, tuple(batched)))
+        result = attempt(fast, exact)(*jax.tree.map(widened, arrays, tuple(batched)))
         return result, jax.tree.map(lambda _: True, result)
 
     return tried
@@ -75,7 +73,7 @@ _BLOCK = 2**16
 def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays `[*batch, n]` that gives `[*batch, 1]`, a block of rows at a time.
 
-    For the careful ways, which are run rarely and whose memory is there always: what they store is
+    For the exact ways, which are run rarely and whose memory is there always: what they store is
     then of a block's size. Arrays may have 1 in place of axes of the first one's batch. Where rows
     may be split over devices they stay as they are.
     """

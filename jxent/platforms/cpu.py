@@ -45,7 +45,7 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
     3. A row of NaN is computed with all care for infinities.
     """
     piece = piece_length(x)
-    top, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
+    row_max, everyone, but_one, *parts = _pieces(piece, x) if piece else _whole_rows(x)
 
     def subtracted(everyone: Array, *_: Array) -> tuple[Array, Array]:
         return everyone >= 2, everyone - 1
@@ -53,42 +53,42 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
     def left_out(everyone: Array, _: Array, *parts: Array) -> tuple[Array, Array]:
         return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
 
-    def careful(_: Array, x: Array, *__: Array) -> Array:
+    def exact(_: Array, x: Array, *__: Array) -> Array:
         form = _logsumexp.pair_of_rows.plain if are_whole(x) else _pair_without_selects
         return by_rows(lambda x: form(Classes(-1), x)[1])(x)
 
-    return top, attempt(subtracted, attempt(left_out, careful))(everyone, x, *parts)
+    return row_max, attempt(subtracted, attempt(left_out, exact))(everyone, x, *parts)
 
 
 def _whole_rows(x: Array) -> Rows:
     """The maximum, the sum of all, and how to sum all but the maximum, of two arrays."""
 
-    def but_one(x: Array, top: Array) -> Array:
+    def but_one(x: Array, row_max: Array) -> Array:
         # As in `_pair_without_selects`; the maximum is finite.
-        below = top - x
+        below = row_max - x
         other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
         return jnp.sum(other * jnp.exp(-below), -1, keepdims=True)
 
-    top = jnp.max(x, -1, keepdims=True)
-    everyone = jnp.sum(jnp.exp(x - top), -1, keepdims=True)
-    return top, everyone, but_one, x, top
+    row_max = jnp.max(x, -1, keepdims=True)
+    everyone = jnp.sum(jnp.exp(x - row_max), -1, keepdims=True)
+    return row_max, everyone, but_one, x, row_max
 
 
 def _pieces(piece: int, x: Array) -> Rows:
     """As `_whole_rows`: the maximum is left out of its own piece."""
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
-    top = jnp.max(tops, -1, keepdims=True)
-    sums = jnp.sum(jnp.exp(pieces - top[..., None]), -1)
+    row_max = jnp.max(tops, -1, keepdims=True)
+    sums = jnp.sum(jnp.exp(pieces - row_max[..., None]), -1)
     sums = jax.lax.optimization_barrier(sums)
     everyone = jnp.sum(sums, -1, keepdims=True)
-    return top, everyone, _sum_of_pieces_but_one, pieces, tops, top, sums
+    return row_max, everyone, _sum_of_pieces_but_one, pieces, tops, row_max, sums
 
 
-def _sum_of_pieces_but_one(pieces: Array, tops: Array, top: Array, sums: Array) -> Array:
-    which = first_place(tops, top)
+def _sum_of_pieces_but_one(pieces: Array, tops: Array, row_max: Array, sums: Array) -> Array:
+    which = first_place(tops, row_max)
     own = piece_at(pieces, which)
-    in_own = sum_without(jnp.exp(own - top), first_place(own, top))
+    in_own = sum_without(jnp.exp(own - row_max), first_place(own, row_max))
     return sum_without(sums, which) + in_own
 
 
@@ -99,22 +99,22 @@ def _sum_of_pieces_but_one(pieces: Array, tops: Array, top: Array, sums: Array) 
 def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
     """The same in terms that XLA:CPU sums without storing them, on any axis and mesh."""
     info = jnp.finfo(x.dtype)
-    top = classes.max(x)
+    row_max = classes.max(x)
 
     def of_others(below: Array, inverse: Any = 1 / info.tiny, one: float | Array = 1.0) -> Array:
         # 0 for the maximum and its ties, 1 for all others, whose distance is a normal number.
         return jnp.minimum(below * inverse, one)
 
     # +inf is brought down to the largest number, so that equals are 0 apart.
-    below = bounded(top) - bounded(x)
+    below = bounded(row_max) - bounded(x)
     others = jnp.sum(of_others(below) * jnp.exp(-below), classes.axis, keepdims=True)
     least, inverse, one = own_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
-    below = jnp.maximum(-x, least) - jnp.maximum(-top, least)
+    below = jnp.maximum(-x, least) - jnp.maximum(-row_max, least)
     ties = classes.sum(one - of_others(below, inverse, one))
     # Minima drop NaN, this sum does not.
     size = jnp.sum(jnp.abs(x), classes.axis, keepdims=True)
     others = classes.across(jnp.where(jnp.isnan(size), jnp.nan, others))
-    return top, others + (ties - 1)
+    return row_max, others + (ties - 1)
 
 
 @way(_logsumexp.counted, "cpu", applies=lambda classes, x, *_: classes.are_last(x))
@@ -124,8 +124,8 @@ def _counted_on_cpu(classes: Classes, x: Array) -> Array:
         zero = classes.sum(x - x)
         return zero == 0, jnp.full_like(zero, classes.count(x))
 
-    careful = by_rows(partial(_logsumexp.counted.plain, classes))
-    count: Array = attempt(of_finite, careful)(x)
+    exact = by_rows(partial(_logsumexp.counted.plain, classes))
+    count: Array = attempt(of_finite, exact)(x)
     return count
 
 
@@ -135,15 +135,17 @@ def _are_integers_exact(classes: Classes, x: Array, *_: Array) -> bool:
 
 
 @way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
-def _label_statistics_on_cpu(classes: Classes, x: Array, ids: Array, own: Array) -> LabelNormalizer:
-    careful = partial(_logsumexp.label_statistics.plain, classes)
-    normalizer: LabelNormalizer = attempt(_without_shift, careful)(x, ids, own)
+def _label_statistics_on_cpu(
+    classes: Classes, x: Array, ids: Array, logit: Array
+) -> LabelNormalizer:
+    exact = partial(_logsumexp.label_statistics.plain, classes)
+    normalizer: LabelNormalizer = attempt(_without_shift, exact)(x, ids, logit)
     return normalizer
 
 
 # The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
-# round in exp(x), and most programs' logits are far from where it overflows. With e = exp(own) and
-# r = `others`, every intermediate that a usable row has (float32; n classes, at most 2^24):
+# round in exp(x), and most programs' logits are far from where it overflows. With e = exp(logit)
+# and r = `others`, every intermediate that a usable row has (float32; n classes, at most 2^24):
 #
 #     exp(x_j)       below most, as r is; what is flushed to 0 adds up to n tiny < eps r
 #     e, 1 / e       between exp(-reach) = 2e-35 and exp(reach) = 5e34
@@ -152,10 +154,11 @@ def _label_statistics_on_cpu(classes: Classes, x: Array, ids: Array, own: Array)
 #     r / e          below the largest number, by a guard of its own: from e = 2e-35 and r > 6e3 it
 #                    would overflow; above tiny, or flushed to 0 as the loss itself is then
 #     log(r + e)     between -72 and 87, so its exponential is as far from both ends as r + e
-#     miss, scale    miss in [0, 1], above tiny or flushed as it is; scale is 1 to rounding
+#     complement     in [0, 1], above tiny or flushed as it is
+#     scale          1 to rounding
 #
 # Rows with -inf for the label, with +inf or with NaN are not usable: no comparison holds for NaN.
-def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormalizer]:
+def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNormalizer]:
     info = jnp.finfo(x.dtype)
     classes = x.shape[-1]
     least = classes * float(info.tiny) / float(info.eps)
@@ -163,10 +166,12 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
     # operation with the subtraction after it, the product is not rounded.
     most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
     reach = 0.9 * math.log(float(info.max))
-    others = _others(x, ids, own, most)
-    label = jnp.exp(own)
+    others = _others(x, ids, logit, most)
+    label = jnp.exp(logit)
     odds = others / label
-    usable = (others > least) & (others < most) & (jnp.abs(own) < reach) & (odds < float(info.max))
+    usable = (
+        (others > least) & (others < most) & (jnp.abs(logit) < reach) & (odds < float(info.max))
+    )
     total = others + label
     # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
     # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
@@ -177,7 +182,7 @@ def _without_shift(x: Array, ids: Array, own: Array) -> tuple[Array, LabelNormal
     return usable, result
 
 
-def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
+def _others(x: Array, ids: Array, logit: Array, most: float) -> Array:
     """sum(exp(x_j)) over all classes but the label; right if it is below `most`."""
     piece = piece_length(x)
     if not piece:
@@ -185,7 +190,7 @@ def _others(x: Array, ids: Array, own: Array, most: float) -> Array:
     pieces = in_pieces(x, piece)
     sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
     total = jnp.sum(sums, -1, keepdims=True)
-    label = jnp.exp(own)
+    label = jnp.exp(logit)
 
     def left_out(ids: Array, pieces: Array, sums: Array) -> Array:
         which = ids // piece
@@ -235,9 +240,9 @@ def _labels_total_computed_once(classes: Classes, z: Array, rest: Array) -> Arra
 def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) -> Array:
     # A sum that is finite has no infinite logit in it, and no class is ruled out.
     def of_finite(
-        x: Array, top: Array, more: Array, share: Array | None, z: Array | None
+        x: Array, row_max: Array, more: Array, share: Array | None, z: Array | None
     ) -> tuple[Array, Array]:
-        surprises = (top - x) + more
+        surprises = (row_max - x) + more
         if z is None:
             total = cast(Array, share) * classes.sum(surprises)
         else:
@@ -247,8 +252,8 @@ def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) ->
             total = classes.sum(z * surprises)
         return jnp.isfinite(total), total
 
-    careful = partial(_logsumexp.expected.plain, classes, smoothing)
-    loss: Array = attempt(of_finite, by_rows(careful))(*data)
+    exact = partial(_logsumexp.expected.plain, classes, smoothing)
+    loss: Array = attempt(of_finite, by_rows(exact))(*data)
     return loss
 
 
@@ -261,10 +266,10 @@ def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
     logits = cast(Array, data[1])
 
     # From the arrays as they were given: a condition stores what it is handed.
-    def careful_in_total(*data: Array | None) -> Array:
-        careful: Callable[..., Array] = partial(_sigmoid.weighted, member)
-        sums = by_rows(lambda *data: jnp.sum(careful(*data), -1, keepdims=True))
-        return member.classes.total(sums(*data) if logits.ndim else careful(*data))
+    def exact_total(*data: Array | None) -> Array:
+        exact: Callable[..., Array] = partial(_sigmoid.weighted, member)
+        sums = by_rows(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
+        return member.classes.total(sums(*data) if logits.ndim else exact(*data))
 
     # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
     def of_finite(
@@ -280,7 +285,7 @@ def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
         total = member.classes.total(losses if weights is None else weights * losses)
         return jnp.isfinite(total), total
 
-    loss: Array = attempt(of_finite, careful_in_total)(*data)
+    loss: Array = attempt(of_finite, exact_total)(*data)
     return loss
 
 
