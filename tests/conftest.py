@@ -1,6 +1,7 @@
 """Every test runs in JAX's strict modes, on one device as on a laptop, or on eight if it asks."""
 
 import os
+from collections import Counter
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -26,3 +27,17 @@ def pytest_runtest_setup(item):
         clear_backends()
         jax.config.update("jax_num_cpu_devices", devices)
     assert jax.device_count() == devices
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The mark `one_in(n)`: of a test's parameters every n-th is in the default lane."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("one_in")
+        if mark is None or item.get_closest_marker("long"):
+            continue
+        name = item.nodeid.split("[")[0]
+        if seen[name] % mark.args[0]:
+            item.add_marker(pytest.mark.long)
+        seen[name] += 1

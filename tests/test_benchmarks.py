@@ -21,6 +21,7 @@ from benchmarks import (
     gpu,
     gpu_peers,
     memory,
+    overhead,
     plots,
     programs,
     report,
@@ -339,6 +340,16 @@ def test_gpu_skips_what_is_over_time():
     assert all(row["remark"].startswith("skipped") for row in rows.values())
 
 
+@pytest.mark.long
+def test_overhead_is_measured_of_each_loss():
+    (table,) = overhead.tables(TINY)
+    kinds = ("sigmoid", "softmax", "softmax ids", "projection")
+    what = ("trace and lower", "compile", "eager call", "small step")
+    measured = [(row["what"], row["loss"]) for row in table.rows]
+    assert measured == [("import", ""), *((w, k) for w in what for k in kinds)]
+    assert all(row[f"{name} ms"] > 0 for row in table.rows for name in ("jxent", "optax"))
+
+
 def test_pictures_know_every_program():
     names = [*gpu_peers.PEERS, "PyTorch, compiled", "TensorFlow, XLA"]
     assert all(plots._color(name).startswith("#") for name in names)
@@ -349,4 +360,4 @@ def test_modules_run_from_one_command(tmp_path, capsys, monkeypatch):
     __main__.main(["--tiny", "--only", "tpu", "--json", str(tmp_path)])
     assert "# tpu" in capsys.readouterr().out
     assert (tmp_path / "tpu.json").exists()
-    assert list(__main__.MODULES) == ["accuracy", "speed", "memory", "tpu", "gpu"]
+    assert list(__main__.MODULES) == ["accuracy", "speed", "memory", "overhead", "tpu", "gpu"]

@@ -700,6 +700,7 @@ def compare(classes, usable, fast, exact):
 @pytest.mark.usefixtures("x64")
 @each_count
 @pytest.mark.parametrize("function", [f for f in FUNCTIONS if "linear" not in f])
+@pytest.mark.one_in(2)
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
     jax.clear_caches()
     monkeypatch.setattr(cpu, "attempt", both)

@@ -75,6 +75,7 @@ def ends(dtype, classes):
 @pytest.mark.parametrize(
     "dtype", ["float32", pytest.param("float64", marks=[wider, pytest.mark.long])]
 )
+@pytest.mark.one_in(3)
 def test_logits_without_a_shift(dtype, classes):
     with jax.enable_x64(dtype == "float64"):
         found = list(ends(dtype, classes))
@@ -186,6 +187,7 @@ def programs_of_neighbours(classes):
 @pytest.mark.xdist_group("neighbours")
 @pytest.mark.parametrize("classes", [640, *LONG])
 @pytest.mark.parametrize("odd", NEIGHBOURS)
+@pytest.mark.one_in(4)
 def test_one_bad_row_changes_no_other(odd, classes):
     """The others' answers are those without it, to one unit in the last place."""
     x, ids = rows_for_neighbours(classes)
@@ -215,6 +217,7 @@ def test_one_bad_row_changes_no_other(odd, classes):
         for axis in (-1, 0)
     ],
 )
+@pytest.mark.one_in(3)
 def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
     """XLA:CPU's maximum and minimum drop NaN from some size on."""
     rng = np.random.default_rng(0)

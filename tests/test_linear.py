@@ -185,6 +185,7 @@ def test_bfloat16_gradients_are_accumulated_in_float32(form):
 
 
 @pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.one_in(3)
 def test_every_block_size_gives_the_same(member):
     """On small logits: a padded class or example would show."""
     labels, inputs, kernel = operands(member)
@@ -250,6 +251,7 @@ def test_a_masked_class_and_ragged_blocks(member):
 
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize("member", ["sparse_softmax", "softmax"])
+@pytest.mark.one_in(3)
 def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(member, form):
     """Places that fill up the last block are 0 @ kernel, which is NaN: none reaches a sum."""
     inputs = np.float32([[1, 1], [2, 1], [1, 3]])
@@ -280,6 +282,7 @@ def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(member, form):
 
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize("dtype", [jnp.float16, pytest.param(jnp.bfloat16, marks=pytest.mark.long)])
+@pytest.mark.one_in(2)
 def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
     """A probability over the number of examples is below float16's range."""
     rng = np.random.default_rng(0)
@@ -351,6 +354,7 @@ def test_no_ids_and_no_features(form):
     "reduction", [*(pytest.param(r, marks=pytest.mark.long) for r in ("none", "weighted_sum")),
                   "weighted_mean"],
 )  # fmt: skip
+@pytest.mark.one_in(3)
 def test_weight_0_takes_a_broken_example_out(member, reduction):
     labels, inputs, kernel = operands(member)
     weights = np.array([1, 0.5, 0, 2, 1, 3, 0], np.float32)
@@ -406,6 +410,7 @@ def dense_of(lists, classes):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 64, 65, 130])
+@pytest.mark.one_in(4)
 def test_lists_of_every_length(count):
     """Short ones are compared id by id, long ones in a loop."""
     rng = np.random.default_rng(count)

@@ -152,6 +152,7 @@ def is_short(case, dtype):
     ("case", "dtype"),
     [param(case, dtype, default=is_short(case, dtype)) for case in CASES for dtype in SPREAD],
 )
+@pytest.mark.one_in(2)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
     f, moving = split(case, arrays)

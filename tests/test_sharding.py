@@ -229,6 +229,7 @@ def jit_is_short(case, kind, shape, second):
         jit_is_short,
     ),
 )
+@pytest.mark.one_in(3)
 def test_under_jit(case, kind, shape, second):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
@@ -256,6 +257,7 @@ def test_under_jit(case, kind, shape, second):
         lambda case, shape, second: shape == BOTH and (not second or is_one_of_few(case)),
     ),
 )
+@pytest.mark.one_in(3)
 def test_under_shard_map(case, shape, second):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
@@ -300,6 +302,7 @@ def test_examples_alone_split_need_no_name(case):
 
 @pytest.mark.parametrize("name", ["linear_sparse_softmax", "linear_sparse_sigmoid"])
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["auto", "explicit"])
+@pytest.mark.one_in(2)
 def test_a_kernel_split_both_ways(name, kind):
     """FSDP: the features of the kernel are split like the examples."""
     case = next(c for c in CASES if c.name == f"losses.{name}_cross_entropy")
@@ -424,6 +427,7 @@ def test_logits_in_memory_move_statistics_only(name):
 
 @pytest.mark.parametrize("reduce", [True, False], ids=["scalar", "per example"])
 @pytest.mark.parametrize("manual", [True, False], ids=["shard_map", "auto"])
+@pytest.mark.one_in(3)
 def test_the_projection_moves_its_gradients_once(reduce, manual):
     """Once a sum over blocks; under automatic sharding XLA:CPU, unlike XLA:TPU, once a block."""
     mesh = mesh_of((2, 4))
@@ -454,6 +458,7 @@ def test_the_projection_moves_its_gradients_once(reduce, manual):
 @pytest.mark.parametrize("classes", [640, 4096])
 @pytest.mark.parametrize("labels", ["ids", "dense"])
 @pytest.mark.parametrize("spec", [P("data", None), P("data", "model"), P(None, "model")], ids=str)
+@pytest.mark.one_in(5)
 def test_arrays_that_only_jit_splits(spec, labels, classes):
     """`in_shardings` of arrays that are on no mesh does not show when a program is traced.
 
