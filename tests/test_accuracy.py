@@ -38,7 +38,8 @@ def test_every_bound_in_full_precision(dtype):
     assert seen == set(BOUNDS)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_the_truth_rounded_once(dtype):
     """Right in all but 1 % of cases, and then the neighbour."""
     for errors in measure(jnp.dtype(dtype), [jxent_peer]):

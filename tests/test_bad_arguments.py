@@ -122,6 +122,7 @@ def named(message: str, argument: str) -> bool:
 
 
 @pytest.mark.parametrize(("function", "argument"), CASES)
+@pytest.mark.one_in(4)
 def test_every_bad_value_of_every_argument(function, argument):
     arguments = good(function)
     must = refused(function, argument)

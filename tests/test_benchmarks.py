@@ -205,6 +205,7 @@ def test_steps_descend_in_place(workload):
     ["softmax ids", *(pytest.param(k, marks=pytest.mark.long) for k in ("sigmoid", "softmax"))],
 )
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
+@pytest.mark.one_in(2)
 def test_a_wrong_competitor_is_caught(kind, wrong):
     """One whose loss is off by a thousandth, or whose gradient is wrong in the label's class."""
     tiny = workloads.workloads("cpu", kind, tiny=True)[0]

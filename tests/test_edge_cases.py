@@ -74,6 +74,7 @@ def all_finite(tree):
     ("label", "logit", "loss"), [(1, inf, 0), (0, -inf, 0), (1, -inf, inf), (0, inf, inf)]
 )
 @pytest.mark.parametrize("q", [None, 2.0])
+@pytest.mark.one_in(2)
 def test_sigmoid_at_infinity_is_the_limit(label, logit, loss, q):
     def f(z, x):
         return sigmoid(z, x) if q is None else weighted(z, x, q)
@@ -115,6 +116,7 @@ def test_negative_pos_weight_is_the_formula():
         (0, [inf, -inf, 0], 0),
     ],
 )
+@pytest.mark.one_in(2)
 def test_softmax_at_infinity_is_the_limit(labels, logits, loss):
     np.testing.assert_allclose(ids(labels, logits), loss, rtol=1e-6)
     onehot = np.eye(3)[labels]
@@ -132,6 +134,7 @@ def test_infinite_logits_share_the_probability():
 
 
 @pytest.mark.parametrize("options", [{"z_loss": 0.1}, {"label_smoothing": 0.1}])
+@pytest.mark.one_in(2)
 def test_options_at_infinity_have_finite_slopes(options):
     assert ids(0, [inf, 1.0, 2.0], **options) == inf
     assert all_finite(derivatives(lambda x: ids(0, x, **options), [inf, 1.0, 2.0]))
@@ -185,6 +188,7 @@ def of_ids(labels, logits):
      *(pytest.param(t, marks=pytest.mark.long) for t in (np.int8, np.int16, np.uint32))],
 )  # fmt: skip
 @pytest.mark.parametrize("bad", [-1, 3, 100, 2**32, 2**32 + 1])
+@pytest.mark.one_in(2)
 def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
     if not np.iinfo(dtype).min <= bad <= np.iinfo(dtype).max:
         pytest.skip("not an id of this dtype")

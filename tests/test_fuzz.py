@@ -651,6 +651,7 @@ each_count = pytest.mark.parametrize(
 @pytest.mark.usefixtures("x64")
 @each_count
 @each_function
+@pytest.mark.one_in(2)
 def test_on_one_device(function, examples):
     @bounded(examples)
     @given(st.data())

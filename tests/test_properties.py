@@ -152,7 +152,7 @@ def is_short(case, dtype):
     ("case", "dtype"),
     [param(case, dtype, default=is_short(case, dtype)) for case in CASES for dtype in SPREAD],
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
     f, moving = split(case, arrays)
@@ -165,6 +165,7 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
+@pytest.mark.one_in(2)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, moving = split(case, case.arrays())
@@ -207,6 +208,7 @@ def test_first_order(case):
 
 
 @each_loss
+@pytest.mark.one_in(2)
 def test_second_order(case):
     """The whole Hessian one way, its products with a direction the other three."""
     f, moving = split(case, case.arrays())
@@ -250,6 +252,7 @@ def test_the_hessian_in_full(case, order):
 
 
 @each_loss_with_logits
+@pytest.mark.one_in(2)
 def test_third_order(case):
     """At logits of 0 too, where |x| has its corner: a rule that differentiates it goes wrong."""
     f, _ = split(case, case.arrays())
@@ -280,6 +283,7 @@ def test_third_order(case):
 
 
 @each_loss
+@pytest.mark.one_in(2)
 def test_vmap_is_a_loop(case):
     batches = [case.arrays(seed=s) for s in range(3)]
     f, _ = split(case, batches[0])
@@ -319,6 +323,7 @@ def test_vmap_of_the_hessian_is_a_loop(case):
 
 
 @each_loss_with_logits
+@pytest.mark.one_in(2)
 def test_eager_jit_and_gradient_give_the_same_value(case):
     f, moving = split(case, case.arrays(jnp.float32))
     eager = f(moving)
@@ -329,6 +334,7 @@ def test_eager_jit_and_gradient_give_the_same_value(case):
 
 
 @each_case
+@pytest.mark.one_in(2)
 def test_reverse_mode_saves_no_second_array_of_logits(case):
     """In bfloat16, so that a float32 copy would show; only what the caller gave may be saved."""
     arrays = case.arrays(jnp.bfloat16)
@@ -343,6 +349,7 @@ def test_reverse_mode_saves_no_second_array_of_logits(case):
 
 
 @each_function
+@pytest.mark.one_in(2)
 def test_a_huge_shape_traces_without_memory(case):
     def grown(a):
         return jax.ShapeDtypeStruct(tuple(n if n == 1 else n * 10**5 for n in a.shape), a.dtype)
@@ -354,6 +361,7 @@ def test_a_huge_shape_traces_without_memory(case):
 
 
 @each_loss
+@pytest.mark.one_in(2)
 def test_frozen_arguments_cost_nothing(case):
     """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
     f, moving = split(case, case.arrays(jnp.float32))

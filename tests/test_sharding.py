@@ -229,7 +229,7 @@ def jit_is_short(case, kind, shape, second):
         jit_is_short,
     ),
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(5)
 def test_under_jit(case, kind, shape, second):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
@@ -257,7 +257,7 @@ def test_under_jit(case, kind, shape, second):
         lambda case, shape, second: shape == BOTH and (not second or is_one_of_few(case)),
     ),
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(7)
 def test_under_shard_map(case, shape, second):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
@@ -302,7 +302,7 @@ def test_examples_alone_split_need_no_name(case):
 
 @pytest.mark.parametrize("name", ["linear_sparse_softmax", "linear_sparse_sigmoid"])
 @pytest.mark.parametrize("kind", [AUTO, EXPLICIT], ids=["auto", "explicit"])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(5)
 def test_a_kernel_split_both_ways(name, kind):
     """FSDP: the features of the kernel are split like the examples."""
     case = next(c for c in CASES if c.name == f"losses.{name}_cross_entropy")
@@ -319,6 +319,7 @@ def test_a_kernel_split_both_ways(name, kind):
 
 
 @pytest.mark.parametrize("classes", [37, 8191])
+@pytest.mark.one_in(2)
 def test_classes_that_the_chips_do_not_divide(classes):
     """Such arrays exist inside of a program only, by a constraint."""
     mesh = mesh_of((2, 4))
@@ -408,6 +409,7 @@ def test_an_axis_that_no_shard_map_binds(name):
         )
     ],
 )
+@pytest.mark.one_in(2)
 def test_logits_in_memory_move_statistics_only(name):
     case = next(c for c in CASES if c.name == name)
     mesh = mesh_of((2, 4))
@@ -458,7 +460,7 @@ def test_the_projection_moves_its_gradients_once(reduce, manual):
 @pytest.mark.parametrize("classes", [640, 4096])
 @pytest.mark.parametrize("labels", ["ids", "dense"])
 @pytest.mark.parametrize("spec", [P("data", None), P("data", "model"), P(None, "model")], ids=str)
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(12)
 def test_arrays_that_only_jit_splits(spec, labels, classes):
     """`in_shardings` of arrays that are on no mesh does not show when a program is traced.
 
