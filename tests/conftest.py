@@ -9,6 +9,11 @@ import jax
 import pytest
 from jax.extend.backend import clear_backends
 
+from jxent.platforms import cpu
+
+# The family's rows are narrow, and its tests are to be tests of every way.
+USUAL_NARROW, cpu.NARROW = cpu.NARROW, 0
+
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -27,6 +32,15 @@ def pytest_runtest_setup(item):
         clear_backends()
         jax.config.update("jax_num_cpu_devices", devices)
     assert jax.device_count() == devices
+
+
+@pytest.fixture
+def narrow_rows(monkeypatch):
+    """Narrow rows are computed as users have them."""
+    jax.clear_caches()
+    monkeypatch.setattr(cpu, "NARROW", USUAL_NARROW)
+    yield
+    jax.clear_caches()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -652,7 +652,11 @@ each_count = pytest.mark.parametrize(
 @each_count
 @each_function
 @pytest.mark.one_in(2)
-def test_on_one_device(function, examples):
+def test_on_one_device(function, examples, request):
+    """A few programs as users have them, many with every way at every width."""
+    if examples == FEW:
+        request.getfixturevalue("narrow_rows")
+
     @bounded(examples)
     @given(st.data())
     def test(data):

@@ -29,7 +29,11 @@ PLAIN = "none"
 
 @pytest.fixture
 def _platform(request):
-    """Runs on CPU what is lowered for another platform."""
+    """Runs on CPU what is lowered for another platform, or for narrow rows."""
+    if request.param == "narrow rows":
+        request.getfixturevalue("narrow_rows")
+        yield
+        return
     jax.clear_caches()
     with _dispatch.as_on(request.param):
         yield
@@ -37,7 +41,7 @@ def _platform(request):
 
 
 as_on_others = pytest.mark.parametrize(
-    "_platform", [PLAIN, *(p for p in REGISTERED if p != "cpu")], indirect=True
+    "_platform", [PLAIN, "narrow rows", *(p for p in REGISTERED if p != "cpu")], indirect=True
 )
 
 
