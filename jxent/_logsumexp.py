@@ -30,12 +30,12 @@ Arrays = tuple[Array, ...]
 def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
     row_max, rest = pair_of_rows(classes, x)
-    # XLA:CPU's maximum drops NaN, so the sum says where one is.
+    # Some compilers' maximum drops NaN, so the sum says where one is.
     undefined = (row_max == -jnp.inf) | jnp.isnan(rest)
     return jnp.where(undefined, jnp.nan, row_max), jnp.where(undefined, jnp.nan, rest)
 
 
-# A cache, see above.
+# 0: all of d logsumexp = sum_j p_j t_j is in the rules of the functions that take the pair.
 @pair.defjvp
 def _pair_jvp(
     classes: Classes, primals: tuple[Array], tangents: tuple[Array]
@@ -239,7 +239,7 @@ def expected(
 class LabelNormalizer(NamedTuple):
     """One number an example each; the class axis is kept, of size 1.
 
-    A cache of the logits: see `_normalizer`.
+    Their tangents are 0, as those of the pair are.
     """
 
     loss: Array  # -log p of the label

@@ -175,10 +175,10 @@ def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
     return partial(jax.tree.map, clean)
 
 
-# A training step returns its loss and writes the new logits over the old ones. On CPU nothing else
-# makes XLA compute the loss first: it would copy the logits, and store what loss and gradient
-# share. So the gradient reads logits to which a 0 was added that only the loss tells. Elsewhere one
-# pass gives both, and the dependency would make it two.
+# A training step returns its loss and writes the new logits over the old ones. A compiler that does
+# not compute the loss first copies the logits for it, and stores what loss and gradient share. There
+# the gradient reads logits to which a 0 was added that only the loss tells. Where one pass gives
+# both, the dependency would make it two.
 @per_platform()
 def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Exactly 0, known only after `values`.

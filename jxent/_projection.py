@@ -292,7 +292,7 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
 # Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
-# up, XLA:TPU drops the factor 1 of a gradient, and holds no second and third slope for it.
+# up, a compiler drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
     def product(slope: Array, t: Array) -> Array:

@@ -135,7 +135,7 @@ class SparseSigmoid(Options):
 
     In terms of v, which is -x for the listed classes and x for the others, every class has the
     loss `a softplus(v) + b softplus(-v)`. Without smoothing b is 0, without `pos_weight` a is 1:
-    v is then all that is looked at, and XLA:CPU, which stores it, stores nothing else.
+    v is then all that is looked at, and a compiler that stores it stores nothing else.
     """
 
     classes: Classes
@@ -210,11 +210,11 @@ class SparseSigmoid(Options):
 
 
 def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -> Array:
-    """Which classes are listed, as booleans `[*batch, classes]` that XLA need not store.
+    """Which classes are listed, as booleans `[*batch, classes]` that need not be stored.
 
     One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
-    scatter is slower still where the classes are split or the processor is no CPU. Long lists
-    take a loop, which keeps the program small.
+    scatter is slower still where the classes are split or the chip is wide. Long lists take a
+    loop, which keeps the program small.
     """
     # An id out of range may wrap here; its example is NaN in any case.
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)

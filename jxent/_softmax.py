@@ -38,7 +38,7 @@ class _Exclusive(Options):
         x = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is None:
             return x
-        # XLA recomputes the product in every fusion, here and there as one fused multiply-add:
+        # The product is computed again in every fusion, here and there as one fused multiply-add:
         # without the barrier a row's maximum would equal none of its elements to the last bit.
         stored: Array = jax.lax.optimization_barrier(x)
         return stored

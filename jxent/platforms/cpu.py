@@ -344,6 +344,7 @@ def _nonzero_without_comparison(weights: Array) -> Array:
 
 @way(_loss.zero_known_from, "cpu")
 def _zero_known_from_on_cpu(values: Array) -> Array:
+    """Else the logits are copied, and loss and gradient share a stored array."""
     info = jnp.finfo(values.dtype)
     return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
 
