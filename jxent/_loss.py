@@ -176,9 +176,9 @@ def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
 
 
 # A training step returns its loss and writes the new logits over the old ones. A compiler that does
-# not compute the loss first copies the logits for it, and stores what loss and gradient share. There
-# the gradient reads logits to which a 0 was added that only the loss tells. Where one pass gives
-# both, the dependency would make it two.
+# not compute the loss first copies the logits for it, and stores what loss and gradient share.
+# There the gradient reads logits to which a 0 was added that only the loss tells. Where one pass
+# gives both, the dependency would make it two.
 @per_platform()
 def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """Exactly 0, known only after `values`.

@@ -120,9 +120,9 @@ class SparseSoftmax(_Exclusive):
             loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
+        in_range = self._in_range(labels, x)
         loss, scale, complement = (
-            jnp.where(self._in_range(labels, x), a, jnp.nan)
-            for a in (loss, normalizer.scale, normalizer.complement)
+            jnp.where(in_range, a, jnp.nan) for a in (loss, normalizer.scale, normalizer.complement)
         )
         return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, complement=complement)
 
