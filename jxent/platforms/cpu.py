@@ -37,7 +37,7 @@ Rows = tuple[Any, ...]
 NARROW = 32
 
 
-def _are_rows(classes: Classes, x: Array, *_: Array) -> bool:
+def _are_rows(classes: Classes, x: Array, *_: Array | None) -> bool:
     """Whether the classes are whole rows, and wide enough for a fast way."""
     return classes.are_last(x) and x.shape[-1] >= NARROW
 
