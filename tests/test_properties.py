@@ -234,23 +234,6 @@ def test_second_order(case):
         close(product_of, product, "float64", case.terms)
 
 
-SECOND_ORDER = {
-    "forward over reverse": lambda f: jax.jacfwd(jax.grad(f)),
-    "reverse over reverse": lambda f: jax.jacrev(jax.grad(f)),
-    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f)),
-    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f)),
-}
-
-
-@pytest.mark.long
-@each_case
-@pytest.mark.parametrize("order", SECOND_ORDER)
-def test_the_hessian_in_full(case, order):
-    f, moving = split(case, case.arrays())
-    got = quick(SECOND_ORDER[order](scalar(case, f)))(moving)
-    close(got, truth(case)[2], "float64", case.terms)
-
-
 @each_loss_with_logits
 @pytest.mark.one_in(2)
 def test_third_order(case):
@@ -306,20 +289,6 @@ def test_vmap_is_a_loop(case):
         value, gradient, hessian = jax.tree.map(np.asarray, truth_at(case)(m))
         loop.append((value, gradient, times(hessian, line)))
     close(program(stacked(moving), stacked(lines)), stacked(loop), "float64", case.terms)
-
-
-@pytest.mark.long
-@each_case
-def test_vmap_of_the_hessian_is_a_loop(case):
-    batches = [case.arrays(seed=s) for s in range(3)]
-    f, _ = split(case, batches[0])
-    fixed = {k: v for k, v in batches[0].items() if k not in case.differentiable()}
-    moving = [split(case, {**b, **fixed})[1] for b in batches]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *moving)
-    function = jax.jacfwd(jax.grad(scalar(case, f)))
-    one = quick(function)
-    loop = jax.tree.map(lambda *a: jnp.stack(a), *[one(m) for m in moving])
-    close(quick(jax.vmap(function))(stacked), loop, "float64", case.terms)
 
 
 @each_loss_with_logits
