@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent import _checks, _loss, _options, _projection, _reduction
+from jxent import _blocks, _checks, _loss, _options, _projection, _reduction
 from jxent._arithmetic import computing_dtype, widen
+from jxent._blocks import Cut
 from jxent._loss import Data, Member, PerClass, Summed
-from jxent._projection import Cut, Operands
+from jxent._projection import Operands
 from jxent._reduction import Reduction
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -49,8 +50,8 @@ def each_projected(
     """The losses of floor 2, in float32 at least."""
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
-    operands = Operands(*_projection.flat(labels, inputs), kernel, bias, parameters)
-    blocks = _projection.cut(prod(batch), kernel.shape, block_size)
+    operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, parameters)
+    blocks = _blocks.cut(prod(batch), kernel.shape, block_size)
     losses, _ = _projection.per_example(member, blocks, None, operands)
     return losses.reshape(batch)
 
@@ -63,6 +64,7 @@ def reduced(
     logits: Array,
     parameters: Array | None = None,
 ) -> Array:
+    """The losses of logits in memory, weighted and reduced."""
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
@@ -81,17 +83,18 @@ def reduced_projection(
     bias: Array | None,
     parameters: Array | None = None,
 ) -> Array:
+    """The losses of a projection, weighted and reduced."""
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     kind = _checks.reduction(reduction, Reduction)
-    blocks = _projection.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
+    blocks = _blocks.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
     return _reduced_projection(
         member, masks, kind, blocks, weights, labels, inputs, kernel, bias, parameters
     )
 
 
 def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
-    """Losses computed elsewhere."""
+    """Losses computed elsewhere, weighted and reduced."""
     masks, weights = _checked_weights(
         weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
     )
@@ -159,7 +162,7 @@ def _reduced_projection(
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
-    labels, inputs = _projection.flat(labels, inputs)
+    labels, inputs = _blocks.flat(labels, inputs)
     if masks:
         each, inputs = _projection.without_broken(each, inputs)
     operands = Operands(labels, inputs, kernel, bias, parameters)

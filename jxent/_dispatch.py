@@ -35,47 +35,6 @@ class Way(NamedTuple):
     applies: Callable[..., bool]  # of the function's arguments
 
 
-_closed = False
-
-
-class PerPlatform(Generic[Result]):
-    """A function in its plain spelling, which platforms without a way of their own run."""
-
-    every: ClassVar[list["PerPlatform[Any]"]] = []
-
-    def __init__(self, plain: Callable[..., Result], statics: int):
-        self.plain = plain
-        self.ways: list[Way] = []
-        self._statics = statics
-        update_wrapper(self, plain)
-        self.every.append(self)
-
-    def __call__(self, *arguments: Any) -> Result:
-        """The result of this platform's way."""
-        fixed, arrays = arguments[: self._statics], arguments[self._statics :]
-        where = _WHERE.get()
-        if where.only is not None:
-            return self.taken(where.only, *arguments)(*arguments)
-        taken: dict[str, Callable[..., Any]] = {}
-        for platform in dict.fromkeys(way.platform for way in self.ways):
-            function = self.taken(platform, *arguments)
-            if platform not in where.never and function is not self.plain:
-                taken[platform] = _inside(_Where(only=platform), partial(function, *fixed))
-        if not taken:
-            return self.plain(*arguments)
-        others = _Where(never=where.never | set(taken))
-        default = _inside(others, partial(self.plain, *fixed))
-        result: Result = jax.lax.platform_dependent(*arrays, default=default, **taken)
-        return result
-
-    def taken(self, platform: str, *arguments: Any) -> Callable[..., Result]:
-        """What a platform computes for these arguments."""
-        for way in self.ways:
-            if way.platform == platform and way.applies(*arguments):
-                return way.function
-        return self.plain
-
-
 class _Where(NamedTuple):
     """What is known of the platform that a program is traced for."""
 
@@ -98,6 +57,44 @@ def _inside(where: _Where, function: Callable[..., Result]) -> Callable[..., Res
     return inside
 
 
+class PerPlatform(Generic[Result]):
+    """A function in its plain spelling, which platforms without a way of their own run."""
+
+    every: ClassVar[list["PerPlatform[Any]"]] = []
+
+    def __init__(self, plain: Callable[..., Result], statics: int):
+        self.plain = plain
+        self.ways: list[Way] = []
+        self._statics = statics
+        update_wrapper(self, plain)
+        self.every.append(self)
+
+    def __call__(self, *arguments: Any) -> Result:
+        """The result of this platform's way."""
+        fixed, arrays = arguments[: self._statics], arguments[self._statics :]
+        where = _WHERE.get()
+        if where.only is not None:
+            return self.taken(where.only, *arguments)(*arguments)
+        branches: dict[str, Callable[..., Any]] = {}
+        for platform in dict.fromkeys(way.platform for way in self.ways):
+            function = self.taken(platform, *arguments)
+            if platform not in where.never and function is not self.plain:
+                branches[platform] = _inside(_Where(only=platform), partial(function, *fixed))
+        if not branches:
+            return self.plain(*arguments)
+        others = _Where(never=where.never | set(branches))
+        default = _inside(others, partial(self.plain, *fixed))
+        result: Result = jax.lax.platform_dependent(*arrays, default=default, **branches)
+        return result
+
+    def taken(self, platform: str, *arguments: Any) -> Callable[..., Result]:
+        """What a platform computes for these arguments."""
+        for way in self.ways:
+            if way.platform == platform and way.applies(*arguments):
+                return way.function
+        return self.plain
+
+
 @contextmanager
 def as_on(platform: str) -> Iterator[None]:
     """Programs traced inside compute as on this platform, wherever they run: for tests.
@@ -117,6 +114,9 @@ def per_platform(statics: int = 0) -> Callable[[Callable[..., Result]], PerPlatf
     `statics`: how many of its arguments, the first ones, are Python values; the rest are arrays.
     """
     return partial(PerPlatform, statics=statics)
+
+
+_closed = False
 
 
 def way(

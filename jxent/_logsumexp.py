@@ -207,7 +207,7 @@ def _surprises_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple
 
 @per_platform(statics=1)
 def labels_total(classes: Classes, z: Array, rest: Array) -> Array:
-    """The sum of the labels."""
+    """The sum of the labels. `rest` is there for a way that must not be fused with the gradient."""
     return classes.sum(z)
 
 

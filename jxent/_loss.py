@@ -7,8 +7,8 @@ A member of the family is a frozen dataclass of its options (`_sigmoid.Sigmoid`,
     gradient(data, statistics)          -> d losses / d logits
     tangent(data, statistics, tangents) -> the tangent of the losses
 
-`data` is (labels, logits, pos_weight) as the caller gave them; `statistics` is what is small
-and dear, one normaliser an example.
+`data` is (labels, logits, parameters) as the caller gave them, parameters being a loss's own, such
+as a `pos_weight`; `statistics` is what is small and dear, one normaliser an example.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Member(Protocol):
         """That of the classes, where a loss sums over them."""
 
     def losses(
-        self, labels: Array, logits: Array, pos_weight: Array | None, /
+        self, labels: Array, logits: Array, parameters: Array | None, /
     ) -> tuple[Array, Any]: ...
 
     def gradient(self, data: Data, statistics: Any) -> Array: ...
@@ -67,7 +67,7 @@ class Total(Summed, Protocol):
         self,
         labels: Array,
         logits: Array,
-        pos_weight: Array | None,
+        parameters: Array | None,
         weights: Array | None = None,
         /,
     ) -> tuple[Array, Any]: ...
@@ -169,7 +169,7 @@ def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
             assert member.axis is not None
             along = jnp.expand_dims(kept, member.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
-            return x  # a pos_weight that all examples share
+            return x  # parameters that all examples share
         return jnp.where(_mesh.filled(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
@@ -194,8 +194,8 @@ def after(zero: Array | None, data: Sequence[Any], statistics: Any = None) -> tu
     def later(x: Array) -> Array:
         return x if zero is None else x + zero.astype(x.dtype)
 
-    labels, logits, pos_weight = data
-    return (labels, later(logits), pos_weight), jax.tree.map(later, statistics)
+    labels, logits, parameters = data
+    return (labels, later(logits), parameters), jax.tree.map(later, statistics)
 
 
 def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Array:

@@ -4,14 +4,10 @@ The logits of a step, `inputs @ kernel + bias`, are its largest array and are ne
 reduced. Here the examples are cut into blocks, each product keeps the full class axis (small
 tiles of classes are slow on every chip), and one block of logits is alive at a time.
 
-Block k takes the examples k, k + K, k + 2 K, ...: strided, so that under automatic sharding every
-block stays evenly split over the chips that the examples are split over.
-
 Both forms below compute the losses of a block by `_loss.losses`, so every rule about digits,
 infinities and dropped examples holds here too.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -23,11 +19,9 @@ from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
+from jxent._blocks import Cut
 from jxent._dispatch import per_platform
 from jxent._loss import Summed
-
-# Elements of a block of logits that every shape may have: 128 MiB in float32.
-_ROOM = 2**25
 
 
 def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
@@ -68,55 +62,6 @@ _Names = frozenset[str]  # of arguments
 _Slopes = dict[str, Any]  # by the arguments' names
 _Swept = tuple[Array, _Slopes]
 _OfBlock = tuple[Array, _Slopes, _Slopes]
-
-
-class Cut(NamedTuple):
-    """How examples are cut: `number` blocks of `size`; the last places may be filled up."""
-
-    number: int
-    size: int
-
-    def is_ragged(self, examples: int) -> bool:
-        """Whether places are filled up."""
-        return self.number * self.size != examples
-
-    def to_blocks(self, x: Array) -> Array:
-        """`[examples, ...]` as `[number, size, ...]`, strided; zeros fill the last places."""
-        number, size = self
-        if self.is_ragged(x.shape[0]):
-            x = jnp.pad(x, [(0, number * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
-        return jnp.swapaxes(x.reshape(size, number, *x.shape[1:]), 0, 1)
-
-    def from_blocks(self, examples: int, x: Array) -> Array:
-        """The inverse: drops what was filled in."""
-        return jnp.swapaxes(x, 0, 1).reshape(self.number * self.size, *x.shape[2:])[:examples]
-
-
-def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
-    """The blocks to cut the examples into.
-
-    By default a block has 2^25 logits, but at least half as many examples as there are features:
-    adding to d/d kernel reads and writes it once a block, and fewer examples a block would leave
-    the products waiting for that. Blocks are evened out, unless the examples' number is a symbol
-    (`jax.export`).
-    """
-    features, classes = kernel
-    if block_size is None:
-        block_size = max(_ROOM // classes, features // 2, 8)
-        block_size -= block_size % 128 if block_size > 128 else 0
-    number = -(-examples // block_size)
-    if not isinstance(examples, int):
-        return Cut(number, block_size)
-    number = max(1, number)
-    return Cut(number, -(-examples // number))
-
-
-def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:
-    """Labels and inputs with one axis of examples."""
-    batch = inputs.shape[:-1]
-    examples = math.prod(batch)
-    labels = labels.reshape(examples, *labels.shape[len(batch) :])
-    return labels, inputs.reshape(examples, inputs.shape[-1])
 
 
 def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
@@ -189,7 +134,9 @@ def _per_example_jvp(member: Summed, blocks: Cut, primals: Any, tangents: Any) -
         slope = member.gradient(data, statistics)
         of_part = jnp.zeros_like(values)  # over the classes that this chip holds
         if dinputs is not None:
-            of_part += jnp.sum(_pull(slope, kernel, inputs) * dinputs.astype(wide), axis=1)
+            of_part += jnp.sum(
+                _inputs_gradient(slope, inputs, kernel) * dinputs.astype(wide), axis=1
+            )
         if dkernel is not None:
             # The output in the operands' dtype, so that the cotangent is in it too. In float16 that
             # is too narrow for a slope times its example's cotangent, usually 1 over their number.
@@ -221,16 +168,21 @@ def _per_example_jvp(member: Summed, blocks: Cut, primals: Any, tangents: Any) -
 per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
 
 
-def _pull(slope: Array, kernel: Array, inputs: Array) -> Array:
+def _inputs_gradient(slope: Array, inputs: Array, kernel: Array) -> Array:
     """d/d inputs of a block: the slope in the kernel's dtype before the product."""
     low, restored = _narrowed(slope, kernel.dtype)
+    split = _mesh.split_of(inputs)
     return restored(
-        jnp.matmul(
-            low,
-            kernel.T,
-            preferred_element_type=slope.dtype,
-            out_sharding=_mesh.split_of(inputs),
-        )
+        jnp.matmul(low, kernel.T, preferred_element_type=slope.dtype, out_sharding=split)
+    )
+
+
+def _kernel_gradient(slope: Array, inputs: Array, kernel: Array) -> Array:
+    """d/d kernel of a block, in the same way."""
+    low, restored = _narrowed(slope, kernel.dtype)
+    split = _mesh.split_of(kernel)
+    return restored(
+        jnp.matmul(transposed(inputs), low, preferred_element_type=slope.dtype, out_sharding=split)
     )
 
 
@@ -353,17 +305,9 @@ def _plain_sweep(
                 data, known.statistics
             )
         if "inputs" in wanted:
-            of_rows["inputs"] = _pull(slope, kernel, inputs)
+            of_rows["inputs"] = _inputs_gradient(slope, inputs, kernel)
         if "kernel" in wanted:
-            low, restored = _narrowed(slope, kernel.dtype)
-            of_shared["kernel"] = restored(
-                jnp.matmul(
-                    transposed(inputs),
-                    low,
-                    preferred_element_type=slope.dtype,
-                    out_sharding=_mesh.split_of(kernel),
-                )
-            )
+            of_shared["kernel"] = _kernel_gradient(slope, inputs, kernel)
         if "bias" in wanted:
             of_shared["bias"] = jnp.sum(slope, axis=0)
         if wanted & {"labels", "parameters"}:

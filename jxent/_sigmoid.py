@@ -29,7 +29,7 @@ class Sigmoid(Options):
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)
-        return losses(self.smoothed(labels, x.dtype), pos_weight, x), None
+        return class_losses(self.smoothed(labels, x.dtype), pos_weight, x), None
 
     def total(self, ndim: int) -> "SigmoidSum":
         """The member that gives the sum of all these losses."""
@@ -95,7 +95,7 @@ class SigmoidSum(Options):
             None if x is None else x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
             for x in (pos_weight, weights)
         ]
-        return total(self, *data), None
+        return summed_losses(self, *data), None
 
     def gradient(self, data: Data, statistics: None) -> Array:
         return self.each.gradient(data, statistics)
@@ -105,7 +105,7 @@ class SigmoidSum(Options):
 
 
 @per_platform(statics=1)
-def total(
+def summed_losses(
     member: SigmoidSum,
     labels: Array,
     logits: Array,
@@ -113,10 +113,10 @@ def total(
     weights: Array | None,
 ) -> Array:
     """The sum over the classes of the losses times their weights."""
-    return member.classes.total(weighted(member, labels, logits, pos_weight, weights))
+    return member.classes.total(weighted_class_losses(member, labels, logits, pos_weight, weights))
 
 
-def weighted(
+def weighted_class_losses(
     member: SigmoidSum,
     labels: Array,
     logits: Array,
@@ -125,7 +125,7 @@ def weighted(
 ) -> Array:
     """The losses of all classes times their weights."""
     x = softcap(widen(logits), member.logit_softcap)
-    each = losses.plain(member.each.smoothed(labels, x.dtype), pos_weight, x)
+    each = class_losses.plain(member.each.smoothed(labels, x.dtype), pos_weight, x)
     return each if weights is None else _loss.weigh(weights, each)
 
 
@@ -234,7 +234,7 @@ def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -
 
 
 @per_platform()
-def losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def class_losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - z) softplus(x) + q z softplus(-x), in terms that do not cancel for z in [0, 1]."""
     positive = z if q is None else q * z
     loss = zero_times(1 - z, _softplus(x)) + zero_times(positive, _softplus(-x))

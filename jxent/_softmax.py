@@ -54,7 +54,7 @@ class Softmax(_Exclusive):
     """Exclusive classes, dense labels: the member that `_loss` differentiates."""
 
     def losses(
-        self, labels: Array, logits: Array, pos_weight: Array | None
+        self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, Statistics]:
         x = self._capped(logits)
         row_max, rest = _logsumexp.pair(x, self.classes)
@@ -100,7 +100,7 @@ class SparseSoftmax(_Exclusive):
     """Exclusive classes, ids: the member that `_loss` differentiates."""
 
     def losses(
-        self, labels: Array, logits: Array, pos_weight: Array | None
+        self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)

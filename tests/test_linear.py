@@ -11,7 +11,7 @@ import pytest
 
 import jxent
 from benchmarks import programs as projection
-from jxent import _projection, losses
+from jxent import _blocks, _projection, losses
 from tests.quick import quick
 
 inf, nan = np.inf, np.nan
@@ -212,13 +212,13 @@ def test_every_block_size_gives_the_same(member):
 
 def test_the_default_block():
     def size(examples, features, classes):
-        return _projection.cut(examples, (features, classes), None).size
+        return _blocks.cut(examples, (features, classes), None).size
 
     assert size(4096, 256, 65536) == 512
     assert size(8192, 4096, 128256) == 2048  # half the features: the kernel's gradient is large
     assert size(100, 64, 1000) == 100
     assert size(2048, 128, 10_000_000) == 64
-    assert _projection.cut(0, (3, 5), None) == (1, 0)
+    assert _blocks.cut(0, (3, 5), None) == (1, 0)
 
 
 @pytest.mark.parametrize("member", MEMBERS)

@@ -28,12 +28,12 @@ from jxent.platforms._xla_cpu import (
     sum_without,
 )
 
-# A maximum, the sum of all, and how to sum all but the maximum, of the arrays that follow.
+# The maximum, the sum of all, how to sum all but the maximum, and the arrays that this takes.
 Rows = tuple[Any, ...]
 
-
 # Rows of fewer classes are computed plainly: a condition and its branches cost 30 to 50 us a step,
-# as much as some 1500 such rows gain by them, and half a second to compile (128 x 10, AMD EPYC).
+# as much as some 1500 such rows gain by them, and up to half a second to compile (128 x 10, AMD
+# EPYC; 200000 x 10 take 1.3 to 1.4 times as long for it).
 NARROW = 32
 
 
@@ -271,13 +271,13 @@ def _is_whole(member: SigmoidSum, _: Array, logits: Array, *__: Array | None) ->
     return member.classes.name is None and not _mesh.is_split(logits)
 
 
-@way(_sigmoid.total, "cpu", applies=_is_whole)
+@way(_sigmoid.summed_losses, "cpu", applies=_is_whole)
 def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
     logits = cast(Array, data[1])
 
     # From the arrays as they were given: a condition stores what it is handed.
     def exact_total(*data: Array | None) -> Array:
-        exact: Callable[..., Array] = partial(_sigmoid.weighted, member)
+        exact: Callable[..., Array] = partial(_sigmoid.weighted_class_losses, member)
         sums = by_rows(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
         return member.classes.total(sums(*data) if logits.ndim else exact(*data))
 
@@ -304,7 +304,7 @@ def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
 # product overflow again where the label does not agree. (Not for a sum that may meet both inf and
 # -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
 # logarithm.
-@way(_sigmoid.losses, "cpu")
+@way(_sigmoid.class_losses, "cpu")
 def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
     positive = z if q is None else jax.lax.optimization_barrier(q) * z
     most = float(jnp.finfo(x.dtype).max)
