@@ -165,7 +165,6 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
-@pytest.mark.one_in(2)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, moving = split(case, case.arrays())

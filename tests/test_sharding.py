@@ -464,8 +464,8 @@ def test_the_projection_moves_its_gradients_once(reduce, manual):
 def test_arrays_that_only_jit_splits(spec, labels, classes):
     """`in_shardings` of arrays that are on no mesh does not show when a program is traced.
 
-    There rows are cut as on a laptop: right wherever they are, and nothing moves where only the
-    examples are split. Where the classes are, pieces of rows may move.
+    There rows are cut as on a laptop: right wherever they are, and less than a sixteenth of the
+    logits moves where only the examples are split. Where the classes are, pieces of rows may.
     """
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     examples = 16
