@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jxent._arithmetic import bounded, gap, zero_times
+from jxent._arithmetic import bounded, exp, gap, log1p, zero_times
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
@@ -49,7 +49,7 @@ def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """The pair as it is defined; NaN reaches `rest` through its sum."""
     row_max = classes.max(x)
     at_top = x == row_max
-    others = classes.sum(jnp.where(at_top, 0, jnp.exp(-gap(x, row_max))))
+    others = classes.sum(jnp.where(at_top, 0, exp(-gap(x, row_max))))
     ties = classes.sum(at_top.astype(x.dtype))
     return row_max, others + (ties - 1)
 
@@ -92,7 +92,7 @@ def chances(
     x: Float[Array, "..."], row_max: Array, rest: Array, classes: Classes
 ) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
-    p = jnp.exp(-gap(x, row_max)) / (1 + rest)
+    p = exp(-gap(x, row_max)) / (1 + rest)
     return p, jnp.where(_leader(x, row_max, rest), rest / (1 + rest), 1 - p)
 
 
@@ -125,7 +125,7 @@ def slopes(
     """
     scale = 1 / (1 + rest)
     of_leader = (total - z) * scale - z * (rest * scale)
-    p = jnp.exp(bounded(x) - bounded(row_max)) * scale
+    p = exp(bounded(x) - bounded(row_max)) * scale
     return jnp.where(_leader(x, row_max, rest), of_leader, total * p - z)
 
 
@@ -176,7 +176,7 @@ def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: Classes) -> Array:
     """Probabilities from any normaliser: exp(x - shift) * scale."""
-    return jnp.exp(bounded(x) - shift) * scale
+    return exp(bounded(x) - shift) * scale
 
 
 @probabilities.defjvp
@@ -191,7 +191,7 @@ def surprises(x: Float[Array, "..."], row_max: Array, rest: Array, classes: Clas
     A derivative of 0 for the label of a class that is masked out: the true one is infinite,
     and times the tangent 0 it would be NaN.
     """
-    value = gap(x, row_max) + jnp.log1p(rest)
+    value = gap(x, row_max) + log1p(rest)
     return jnp.where(jnp.isinf(value), 0, value)
 
 
@@ -261,10 +261,10 @@ def label_statistics(
 def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:
     """From the pair (max, rest) of the row."""
     apart = gap(logit, row_max)
-    more = jnp.log1p(rest)
+    more = log1p(rest)
     scale = 1 / (1 + rest)
     leads = (logit == row_max) & (rest < 1)
-    complement = jnp.where(leads, rest * scale, 1 - jnp.exp(-apart) * scale)
+    complement = jnp.where(leads, rest * scale, 1 - exp(-apart) * scale)
     return LabelNormalizer(apart + more, row_max + more, bounded(row_max), scale, complement)
 
 

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _loss, _mesh
-from jxent._arithmetic import largest_id, widen, zero_times
+from jxent._arithmetic import exp, largest_id, log1p, widen, zero_times
 from jxent._dispatch import per_platform
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
@@ -243,7 +243,7 @@ def class_losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Arr
 
 @jax.custom_jvp
 def _sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return 1 / (1 + jnp.exp(-x))
+    return 1 / (1 + exp(-x))
 
 
 # sigmoid(x) sigmoid(-x), never sigmoid(x) (1 - sigmoid(x)).
@@ -261,7 +261,7 @@ def _slope(negative: Array, positive: Array, x: Float[Array, "..."]) -> Float[Ar
     Not sigmoid(x) - z: that is 0 for z = 1 and x > 17 in float32, where the truth is
     -sigmoid(-x). Both sigmoids from one exponential: 1 / (1 + e) and e / (1 + e).
     """
-    e = jnp.exp(-jnp.abs(x))
+    e = exp(-jnp.abs(x))
     up = jnp.where(x < 0, e, 1)
     down = jnp.where(x < 0, 1, e)
     return (negative * up - positive * down) / (1 + e)
@@ -280,7 +280,7 @@ def _slope_jvp(
 
 
 def _softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return jnp.maximum(x, 0) + log1p(exp(-jnp.abs(x)))
 
 
 @jax.custom_jvp
@@ -299,7 +299,7 @@ def _finite_softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple
 def _label_slope(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
     """D loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
     linear = q * jnp.maximum(-x, 0) - jnp.maximum(x, 0)
-    return jnp.where(jnp.isinf(x), 0, linear + (q - 1) * jnp.log1p(jnp.exp(-jnp.abs(x))))
+    return jnp.where(jnp.isinf(x), 0, linear + (q - 1) * log1p(exp(-jnp.abs(x))))
 
 
 @_label_slope.defjvp

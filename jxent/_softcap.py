@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._arithmetic import DIGITS, exp
+
 
 @jax.custom_jvp
 def tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.tanh(y)
+    value: Array = jax.lax.tanh(y, accuracy=DIGITS)
+    return value
 
 
 @tanh.defjvp
@@ -18,7 +21,7 @@ def _tanh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 @jax.custom_jvp
 def _sech2(y: Float[Array, "..."]) -> Float[Array, "..."]:
-    e = jnp.exp(-2 * jnp.abs(y))
+    e = exp(-2 * jnp.abs(y))
     return 4 * e / jnp.square(1 + e)
 
 

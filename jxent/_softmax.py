@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _logsumexp
-from jxent._arithmetic import largest_id, widen
+from jxent._arithmetic import largest_id, log1p, widen
 from jxent._logsumexp import LabelNormalizer
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
@@ -61,10 +61,10 @@ class Softmax(_Exclusive):
         share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
         z = labels.astype(x.dtype)
         loss = _logsumexp.expected(
-            self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, z
+            self.classes, self.label_smoothing, x, row_max, log1p(rest), share, z
         )
         if self.z_loss:
-            loss += self.z_loss * jnp.square(row_max + jnp.log1p(rest))
+            loss += self.z_loss * jnp.square(row_max + log1p(rest))
         total = _logsumexp.labels_total(self.classes, z, rest)
         if share is not None:
             total = (1 - self.label_smoothing) * total + self.label_smoothing
@@ -78,7 +78,7 @@ class Softmax(_Exclusive):
         slope = _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
         if self.z_loss:
             p, _ = _logsumexp.chances(x, row_max, rest, self.classes)
-            slope += self._z_slope(x, p, row_max + jnp.log1p(rest))
+            slope += self._z_slope(x, p, row_max + log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data: Data, statistics: Statistics, tangents: Tangents) -> Array:
@@ -110,7 +110,7 @@ class SparseSoftmax(_Exclusive):
             share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
             normalizer = _logsumexp.of_pair(logit, row_max, rest)._replace(share=share)
             loss = _logsumexp.expected(
-                self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, None
+                self.classes, self.label_smoothing, x, row_max, log1p(rest), share, None
             )
             # At s = 1 the label has no part in it, at -inf neither.
             if self.label_smoothing < 1:

@@ -18,7 +18,8 @@ PUBLIC = [
     if inspect.isfunction(f) and not name.startswith("_")
 ]
 LEVELS = (  # a room imports from lower levels only
-    ("_arithmetic", "_blocks", "_softcap", "_dispatch"),
+    ("_arithmetic", "_blocks", "_dispatch"),
+    ("_softcap",),
     ("_options",),
     ("_checks",),
     ("_mesh",),

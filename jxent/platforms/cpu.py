@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp, _loss, _mesh, _projection, _sigmoid
-from jxent._arithmetic import bounded, widen
+from jxent._arithmetic import bounded, exp, log, log1p, widen
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
@@ -77,10 +77,10 @@ def _whole_rows(x: Array) -> Rows:
         # As in `_pair_without_selects`; the maximum is finite.
         below = row_max - x
         other = jnp.minimum(below * (1 / jnp.finfo(x.dtype).tiny), 1)
-        return jnp.sum(other * jnp.exp(-below), -1, keepdims=True)
+        return jnp.sum(other * exp(-below), -1, keepdims=True)
 
     row_max = jnp.max(x, -1, keepdims=True)
-    everyone = jnp.sum(jnp.exp(x - row_max), -1, keepdims=True)
+    everyone = jnp.sum(exp(x - row_max), -1, keepdims=True)
     return row_max, everyone, but_one, x, row_max
 
 
@@ -89,7 +89,7 @@ def _pieces(piece: int, x: Array) -> Rows:
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
     row_max = jnp.max(tops, -1, keepdims=True)
-    sums = jnp.sum(jnp.exp(pieces - row_max[..., None]), -1)
+    sums = jnp.sum(exp(pieces - row_max[..., None]), -1)
     sums = jax.lax.optimization_barrier(sums)
     everyone = jnp.sum(sums, -1, keepdims=True)
     return row_max, everyone, _sum_of_pieces_but_one, pieces, tops, row_max, sums
@@ -98,7 +98,7 @@ def _pieces(piece: int, x: Array) -> Rows:
 def _sum_of_pieces_but_one(pieces: Array, tops: Array, row_max: Array, sums: Array) -> Array:
     which = first_place(tops, row_max)
     own = piece_at(pieces, which)
-    in_own = sum_without(jnp.exp(own - row_max), first_place(own, row_max))
+    in_own = sum_without(exp(own - row_max), first_place(own, row_max))
     return sum_without(sums, which) + in_own
 
 
@@ -117,7 +117,7 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
 
     # +inf is brought down to the largest number, so that equals are 0 apart.
     below = bounded(row_max) - bounded(x)
-    others = jnp.sum(of_others(below) * jnp.exp(-below), classes.axis, keepdims=True)
+    others = jnp.sum(of_others(below) * exp(-below), classes.axis, keepdims=True)
     least, inverse, one = own_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
     below = jnp.maximum(-x, least) - jnp.maximum(-row_max, least)
     ties = classes.sum(one - of_others(below, inverse, one))
@@ -177,7 +177,7 @@ def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNorm
     most = 2.0 ** (info.maxexp - 2 - classes.bit_length())
     reach = 0.9 * math.log(float(info.max))
     others = _others(x, ids, logit, most)
-    label = jnp.exp(logit)
+    label = exp(logit)
     odds = others / label
     usable = (
         (others > least) & (others < most) & (jnp.abs(logit) < reach) & (odds < float(info.max))
@@ -186,9 +186,9 @@ def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNorm
     # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
     # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
     # barrier keeps the compiler from taking exp(log(total)) for total.
-    log_normalizer = jax.lax.optimization_barrier(jnp.log(total))
-    scale = jnp.exp(log_normalizer) / total
-    result = LabelNormalizer(jnp.log1p(odds), log_normalizer, log_normalizer, scale, others / total)
+    log_normalizer = jax.lax.optimization_barrier(log(total))
+    scale = exp(log_normalizer) / total
+    result = LabelNormalizer(log1p(odds), log_normalizer, log_normalizer, scale, others / total)
     return usable, result
 
 
@@ -198,9 +198,9 @@ def _others(x: Array, ids: Array, logit: Array, most: float) -> Array:
     if not piece:
         return _without(ids, x, most)
     pieces = in_pieces(x, piece)
-    sums = jax.lax.optimization_barrier(jnp.sum(jnp.exp(pieces), -1))
+    sums = jax.lax.optimization_barrier(jnp.sum(exp(pieces), -1))
     total = jnp.sum(sums, -1, keepdims=True)
-    label = jnp.exp(logit)
+    label = exp(logit)
 
     def left_out(ids: Array, pieces: Array, sums: Array) -> Array:
         which = ids // piece
@@ -227,7 +227,7 @@ def _without(ids: Array, x: Array, most: float) -> Array:
     """
     numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
     distance = jnp.abs(numbers * most - ids.astype(x.dtype) * most)
-    return jnp.sum(jnp.minimum(jnp.exp(x), distance), -1, keepdims=True)
+    return jnp.sum(jnp.minimum(exp(x), distance), -1, keepdims=True)
 
 
 @way(
@@ -313,12 +313,12 @@ def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
     below = jnp.maximum(-jnp.maximum(x, -most), zero)
     infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
     linear = ((one - z) * above + positive * below) * infinite
-    return linear + (one - z + positive) * jnp.log1p(jnp.exp(-jnp.abs(x)))
+    return linear + (one - z + positive) * log1p(exp(-jnp.abs(x)))
 
 
 def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
     """The same in fewer operations: inf or NaN if a logit is infinite."""
-    rest = jnp.log1p(jnp.exp(-jnp.abs(x)))
+    rest = log1p(exp(-jnp.abs(x)))
     if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
         return rest - jnp.minimum((z - 1) * x, z * x)
     zero, one = own_constants(x.dtype, 0.0, 1.0)
