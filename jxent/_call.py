@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent import _blocks, _checks, _loss, _options, _projection, _reduction
+from jxent import _blocks, _checks, _loss, _options, _projection, _reduction, _total
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import Cut
 from jxent._loss import Data, Member, PerClass, Summed
@@ -173,4 +173,4 @@ def _reduced_projection(
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     each = _reduction.divided(each, _reduction.count(reduction, weights, batch))
-    return _projection.total(member, blocks, masks, each, operands)
+    return _total.total(member, blocks, masks, each, operands)

@@ -25,6 +25,7 @@ LEVELS = (  # a room imports from lower levels only
     ("_mesh",),
     ("_logsumexp", "_loss"),
     ("_sigmoid", "_softmax", "_projection"),
+    ("_total",),
     ("platforms",),
     ("_reduction",),
     ("_call",),
