@@ -1,17 +1,27 @@
-"""How examples are cut into blocks.
+"""How the examples or the classes of a projection are cut into blocks.
 
-Block k takes the examples k, k + K, k + 2 K, ...: strided, so that under automatic sharding every
-block stays evenly split over the chips that the examples are split over.
+Block k of examples takes the examples k, k + K, k + 2 K, ...: strided, so that under automatic
+sharding every block stays evenly split over the chips that the examples are split over. Blocks of
+classes are cut out of as many runs of classes as there are chips, for the same reason.
 """
 
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Integer
 
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
 _ROOM = 2**25
+_LANES = 128  # what the widest vector units work on at once
+
+
+class Sizes(NamedTuple):
+    """What the caller says of the blocks, None for what is left to us."""
+
+    examples: int | None
+    classes: int | None
 
 
 class Cut(NamedTuple):
@@ -53,6 +63,114 @@ def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
         return Cut(number, block_size)
     number = max(1, number)
     return Cut(number, -(-examples // number))
+
+
+class ClassCut(NamedTuple):
+    """How classes are cut: `runs` of equal length, and a block takes `width` classes of each.
+
+    With one run blocks are slices. Where the classes may be split over a mesh there is a run for
+    each chip: every block then lies evenly over the chips, and none is moved to be multiplied.
+    """
+
+    classes: int
+    runs: int
+    width: int
+
+    @property
+    def length(self) -> int:
+        """The classes of a run."""
+        return self.classes // self.runs
+
+    @property
+    def number(self) -> int:
+        """The blocks of full width."""
+        return self.length // self.width
+
+    @property
+    def rest(self) -> int:
+        """The width of the last block, which is narrower, or 0."""
+        return self.length % self.width
+
+    def stacked(self, x: Array) -> tuple[Array, Array]:
+        """`[..., classes]` as the full blocks `[number, ..., classes of a block]`, and the rest."""
+        lead = x.shape[:-1]
+        runs = x.reshape(*lead, self.runs, self.length)
+        full = self.number * self.width
+        blocks = runs[..., :full].reshape(*lead, self.runs, self.number, self.width)
+        blocks = jnp.moveaxis(blocks, -2, 0).reshape(self.number, *lead, self.runs * self.width)
+        return blocks, runs[..., full:].reshape(*lead, self.runs * self.rest)
+
+
+AnyCut = Cut | ClassCut
+
+
+class Block(NamedTuple):
+    """A block of classes: that with this number, `width` classes of each run."""
+
+    cut: ClassCut
+    width: int
+    number: int | Array
+
+    @property
+    def start(self) -> int | Array:
+        """Its first class in each run."""
+        return self.number * self.cut.width
+
+    @property
+    def size(self) -> int:
+        """The number of its classes."""
+        return self.cut.runs * self.width
+
+    def of(self, x: Array) -> Array:
+        """`[..., classes]` for the classes of this block."""
+        lead = x.shape[:-1]
+        runs = x.reshape(*lead, self.cut.runs, self.cut.length)
+        own: Array = jax.lax.dynamic_slice_in_dim(runs, self.start, self.width, -1)
+        return own.reshape(*lead, self.size)
+
+    def put(self, whole: Array, x: Array) -> Array:
+        """`whole` `[..., classes]` with `x` in the place of this block's classes."""
+        lead = x.shape[:-1]
+        runs = whole.reshape(*lead, self.cut.runs, self.cut.length)
+        own = x.reshape(*lead, self.cut.runs, self.width).astype(whole.dtype)
+        runs = jax.lax.dynamic_update_slice_in_dim(runs, own, self.start, -1)
+        return runs.reshape(whole.shape)
+
+    def places(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
+        """Where class ids stand in this block, -1 for those that do not."""
+        run, place = jnp.divmod(ids, self.cut.length)
+        place -= self.start
+        inside = (ids >= 0) & (ids < self.cut.classes) & (place >= 0) & (place < self.width)
+        return jnp.where(inside, run * self.width + place, -1)
+
+
+# Classes a block: fewer make small products, and the gradient of the inputs, to which each block
+# adds, is read and written once a block. Below four times the features that is what takes most.
+_FEWEST, _PER_FEATURE = 1024, 4
+
+
+def class_cut(
+    examples: int, kernel: tuple[int, ...], runs: int, class_block_size: int | None
+) -> ClassCut:
+    """The blocks to cut the classes into, of `runs` equal runs.
+
+    By default a block has 4 classes a feature and at least 1024, but no more than 2^26 logits where
+    128 classes have fewer. A width that divides the run is preferred: a narrower last block is a
+    second copy of the program.
+    """
+    features, classes = kernel
+    length = classes // runs
+    if class_block_size is not None:
+        return ClassCut(classes, runs, min(-(-class_block_size // runs), length))
+    size = max(_FEWEST, _PER_FEATURE * features)
+    if isinstance(examples, int):
+        size = min(size, max(2 * _ROOM // max(examples, 1), _LANES))
+    width = -(-size // runs)
+    if length <= width:
+        return ClassCut(classes, runs, length)
+    width = -(-width // _LANES) * _LANES
+    halves = (w for w in range(width, width // 2, -_LANES) if length % w == 0)
+    return ClassCut(classes, runs, next(halves, width))
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent import _blocks, _checks, _loss, _options, _projection, _reduction, _total
+from jxent import _blocks, _checks, _loss, _mesh, _options, _projection, _reduction, _total
 from jxent._arithmetic import computing_dtype, widen
-from jxent._blocks import Cut
-from jxent._loss import Data, Member, PerClass, Summed
+from jxent._blocks import AnyCut, Sizes
+from jxent._loss import Data, Independent, Member, PerClass, Summed
 from jxent._projection import Operands
 from jxent._reduction import Reduction
 
@@ -40,7 +40,7 @@ def each(member: Member, labels: Array, logits: Array, parameters: Array | None 
 @_compiled(0, 1)
 def each_projected(
     member: Summed,
-    block_size: int | None,
+    sizes: Sizes,
     labels: Array,
     inputs: Array,
     kernel: Array,
@@ -51,7 +51,7 @@ def each_projected(
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, parameters)
-    blocks = _blocks.cut(prod(batch), kernel.shape, block_size)
+    blocks = _blocks_of(member, sizes, operands)
     losses, _ = _projection.per_example(member, blocks, None, operands)
     return losses.reshape(batch)
 
@@ -76,7 +76,7 @@ def reduced_projection(
     member: Summed,
     weights: ArrayLike,
     reduction: Reduction | str,
-    block_size: int | None,
+    sizes: Sizes,
     labels: Array,
     inputs: Array,
     kernel: Array,
@@ -87,10 +87,9 @@ def reduced_projection(
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     kind = _checks.reduction(reduction, Reduction)
-    blocks = _blocks.cut(prod(batch), kernel.shape, _checks.block_size(block_size))
-    return _reduced_projection(
-        member, masks, kind, blocks, weights, labels, inputs, kernel, bias, parameters
-    )
+    operands = Operands(labels, inputs, kernel, bias, parameters)
+    blocks = _blocks_of(member, sizes, operands)
+    return _reduced_projection(member, masks, kind, blocks, weights, operands)
 
 
 def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
@@ -99,6 +98,29 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
         weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
     )
     return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
+
+
+def _blocks_of(member: Summed, sizes: Sizes, operands: Operands) -> AnyCut:
+    """How the projection is cut: into blocks of what there is more of, or as the caller says.
+
+    Blocks of classes are for independent classes, whose losses need nothing of their example's
+    other logits.
+    """
+    labels, inputs, kernel, bias, parameters = operands
+    examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
+    fewer = isinstance(examples, int) and examples < classes
+    if isinstance(member, Independent) and (sizes.classes or (fewer and not sizes.examples)):
+        dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
+        per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
+        runs = _mesh.runs_of_classes(*per_class)
+        if runs is not None and classes % runs == 0:
+            return _blocks.class_cut(examples, kernel.shape, runs, sizes.classes)
+        if sizes.classes:
+            raise ValueError(
+                "class_block_size must be None where the classes are split explicitly, or where "
+                f"their number, here {classes}, is no multiple of the number of chips"
+            )
+    return _blocks.cut(examples, kernel.shape, sizes.examples)
 
 
 def _checked_weights(
@@ -151,21 +173,17 @@ def _reduced_projection(
     member: Summed,
     masks: bool,
     reduction: Reduction,
-    blocks: Cut,
+    blocks: AnyCut,
     weights: Array,
-    labels: Array,
-    inputs: Array,
-    kernel: Array,
-    bias: Array | None,
-    parameters: Array | None,
+    operands: Operands,
 ) -> Array:
-    _options.in_dtype(member, inputs.dtype)
-    batch = inputs.shape[:-1]
+    _options.in_dtype(member, operands.inputs.dtype)
+    batch = operands.inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
-    labels, inputs = _blocks.flat(labels, inputs)
+    labels, inputs = _blocks.flat(*operands.of_rows)
     if masks:
         each, inputs = _projection.without_broken(each, inputs)
-    operands = Operands(labels, inputs, kernel, bias, parameters)
+    operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
         mask = each if masks else None
         values, _ = _projection.per_example(member, blocks, mask, operands)

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jxent._arithmetic import computing_dtype
+from jxent._blocks import Sizes
 from jxent._options import not_traced, shown
 
 Kind = TypeVar("Kind", bound=Enum)
@@ -263,14 +264,26 @@ def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike)
     return labels
 
 
-def block_size(value: int | None) -> int | None:
+def block_sizes(block_size: int | None, class_block_size: int | None = None) -> Sizes:
+    """How the caller wants the projection cut, in one way or the other."""
+    examples = _block_size("block_size", block_size)
+    classes = _block_size("class_block_size", class_block_size)
+    if examples is not None and classes is not None:
+        raise ValueError(
+            "class_block_size must be None where block_size is given: a block is one of examples "
+            f"or one of classes, got {classes} and {examples}"
+        )
+    return Sizes(examples, classes)
+
+
+def _block_size(name: str, value: int | None) -> int | None:
     if value is None:
         return None
-    not_traced("block_size", value, "integer")
+    not_traced(name, value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"block_size must be a Python integer or None, got {shown(value)}")
+        raise TypeError(f"{name} must be a Python integer or None, got {shown(value)}")
     if value < 1:
-        raise ValueError(f"block_size must be at least 1, got {shown(value)}")
+        raise ValueError(f"{name} must be at least 1, got {shown(value)}")
     return int(value)
 
 

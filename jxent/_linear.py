@@ -78,9 +78,9 @@ def linear_sparse_softmax_cross_entropy(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    block_size = _checks.block_size(block_size)
+    sizes = _checks.block_sizes(block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, None)
+        return _call.each_projected(member, sizes, labels, inputs, kernel, bias, None)
 
 
 def linear_softmax_cross_entropy(
@@ -154,9 +154,9 @@ def linear_softmax_cross_entropy(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    block_size = _checks.block_size(block_size)
+    sizes = _checks.block_sizes(block_size)
     with _checks.scope(name, "linear_softmax_cross_entropy"):
-        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, None)
+        return _call.each_projected(member, sizes, labels, inputs, kernel, bias, None)
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -169,6 +169,7 @@ def linear_sparse_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
@@ -196,6 +197,9 @@ def linear_sparse_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
+        takes 4 a feature and at least 1024, if there are more classes than examples: each block
+        then has its losses and its gradients at once, and the kernel's gradient is written once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -230,9 +234,9 @@ def linear_sparse_sigmoid_cross_entropy(
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
     )
-    block_size = _checks.block_size(block_size)
+    sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, factor)
+        return _call.each_projected(member, sizes, labels, inputs, kernel, bias, factor)
 
 
 def linear_sigmoid_cross_entropy(
@@ -245,6 +249,7 @@ def linear_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
@@ -270,6 +275,9 @@ def linear_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
+        takes 4 a feature and at least 1024, if there are more classes than examples: each block
+        then has its losses and its gradients at once, and the kernel's gradient is written once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
@@ -305,6 +313,6 @@ def linear_sigmoid_cross_entropy(
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
     )
-    block_size = _checks.block_size(block_size)
+    sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):
-        return _call.each_projected(member, block_size, labels, inputs, kernel, bias, factor)
+        return _call.each_projected(member, sizes, labels, inputs, kernel, bias, factor)

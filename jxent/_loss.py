@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent import _mesh
+from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
@@ -54,6 +55,18 @@ class Summed(Member, Protocol):
 
     @property
     def classes(self) -> Classes: ...
+
+
+@runtime_checkable
+class Independent(Summed, Protocol):
+    """A sum over classes each of which has its loss and its gradient from its own logit alone."""
+
+    @property
+    def whole(self) -> Summed:
+        """The same loss of classes that are not split."""
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        """The labels of a block of classes."""
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ None: nothing is asked for.
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import jax
@@ -82,6 +83,28 @@ def split_of(x: Array) -> NamedSharding | None:
 def is_split(x: Array) -> bool:
     """Whether some axis of `x` is split explicitly."""
     return split_of(x) is not None and any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def runs_of_classes(*arrays: Array) -> int | None:
+    """How many equal runs the classes, the last axis, are cut into so that chips hold whole ones.
+
+    As many as chips that it may be split over: under automatic sharding nothing tells which mesh
+    axes do. None where it is split explicitly, so that JAX cuts no blocks out of it.
+    """
+    runs = 1
+    for x in arrays:
+        sharding = jax.typeof(x).sharding
+        split = split_of(x)
+        if split is not None and split.spec and split.spec[-1] is not None:
+            return None
+        mesh = sharding.mesh
+        automatic = [
+            size
+            for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+            if kind is AxisType.Auto
+        ]
+        runs = max(runs, prod(automatic))
+    return runs
 
 
 def split_of_product(rows: Array, columns: Array) -> NamedSharding | None:

@@ -145,6 +145,11 @@ WORDS: dict[str, tuple[str, ...]] = {
         "passes over it once a block. Under automatic sharding the shapes seen are the global "
         "ones; pass it there.",
     ),
+    "class_block_size": (
+        "Classes a block, in place of examples. None, where `block_size` is None too, takes 4 a "
+        "feature and at least 1024, if there are more classes than examples: each block then has "
+        "its losses and its gradients at once, and the kernel's gradient is written once.",
+    ),
     "reduction": (
         'A `Reduction` or its value, e.g. `"weighted_mean"`.',
         'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '

@@ -1,4 +1,4 @@
-"""Losses straight from the output projection, a block of examples at a time.
+"""Losses straight from the output projection, a block of examples or of classes at a time.
 
 The logits of a step, `inputs @ kernel + bias`, are its largest array and are needed only to be
 reduced. Here the examples are cut into blocks, each product keeps the full class axis (small
@@ -10,7 +10,7 @@ block by `_loss.losses`, so every rule about digits, infinities and dropped exam
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
-from jxent._blocks import Cut
+from jxent._blocks import AnyCut, Block, ClassCut, Cut
 from jxent._dispatch import per_platform
-from jxent._loss import Summed
+from jxent._loss import Independent, Summed
 
 
 def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
@@ -57,6 +57,18 @@ class Operands(NamedTuple):
         return self.kernel, self.bias, self.parameters
 
 
+def of_block(member: Independent, block: Block, operands: Operands) -> Operands:
+    """The operands of a block of classes."""
+    labels, inputs, kernel, bias, parameters = operands
+    return Operands(
+        member.labels_of(block, labels),
+        inputs,
+        block.of(kernel),
+        None if bias is None else block.of(bias),
+        block.of(parameters) if parameters is not None and parameters.ndim else parameters,
+    )
+
+
 def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
     """Weights that tell the places which are filled up from examples.
 
@@ -81,9 +93,77 @@ def project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "b
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(
-    member: Summed, blocks: Cut, weights: Array | None, operands: Operands
+    member: Summed, blocks: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """Losses of all examples, unweighted, and what is known of them, as `_loss.losses`."""
+    if isinstance(blocks, ClassCut):
+        return _by_classes(cast(Independent, member), blocks, weights, operands)
+    return _by_examples(member, blocks, weights, operands)
+
+
+# The tangent is computed block by block, each under `jax.checkpoint`: its transpose multiplies a
+# block's logits once more, and keeps nothing of a block but one normaliser an example.
+def _per_example_jvp(
+    member: Summed, blocks: AnyCut, primals: Any, tangents: Any
+) -> tuple[Any, Any]:
+    weights, operands = primals
+    values, known = per_example(member, blocks, weights, operands)
+    moving = _loss.present(tangents[1])
+    if isinstance(blocks, ClassCut):
+        change = _change_by_classes(cast(Independent, member), blocks, known.kept, operands, moving)
+    else:
+        change = _change_by_examples(member, blocks, values, known, operands, moving)
+    return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
+
+
+per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
+
+
+def _change_of_block(
+    member: Summed, values: Array, known: _loss.Known, operands: Operands, moving: Operands
+) -> Array:
+    """The tangent of a block's losses.
+
+    Low precision: transposing x = inputs @ kernel as it stands would multiply a float32 cotangent
+    by a bfloat16 operand. So the tangent of the inputs meets the finished product of the gradient
+    and the kernel; that of the kernel is rounded here, so that the products are between operands of
+    one dtype in both directions.
+    """
+    labels, inputs, kernel, bias, parameters = operands
+    dlabels, dinputs, dkernel, dbias, dparameters = moving
+    wide = computing_dtype(inputs.dtype)
+    data = (labels, project(inputs, kernel, bias), parameters)
+    dothers = (dlabels, None, dparameters)
+    if known.kept is not None:  # a place that is filled up is not
+        data, dothers = _loss.without_dropped(member, known.kept)((data, dothers))
+    slope = member.gradient(data, known.statistics)
+    of_part = jnp.zeros_like(values)  # over the classes that this chip holds
+    if dinputs is not None:
+        of_part += jnp.sum(
+            inputs_gradient(narrowed(slope, kernel.dtype), inputs, kernel) * dinputs.astype(wide),
+            axis=1,
+        )
+    if dkernel is not None:
+        # The output in the operands' dtype, so that the cotangent is in it too. In float16 that is
+        # too narrow for a slope times its example's cotangent, usually 1 over their number.
+        product = wide if inputs.dtype == jnp.float16 else inputs.dtype
+        pushed = jnp.matmul(
+            transposed(inputs.astype(product)).T,
+            dkernel.astype(product),
+            out_sharding=_mesh.split_of_product(inputs, kernel),
+        ).astype(wide)
+        of_part += jnp.sum(slope * pushed, axis=1)
+    if dbias is not None:
+        of_part += jnp.sum(slope * dbias[None], axis=1)
+    change = member.classes.across(of_part)
+    if jax.tree.leaves(dothers):
+        change += member.tangent(data, known.statistics, dothers)
+    return change
+
+
+def _by_examples(
+    member: Summed, blocks: Cut, weights: Array | None, operands: Operands
+) -> tuple[Array, _loss.Known]:
     operands = _mesh.alike(operands)
     kernel, bias, parameters = operands.shared
 
@@ -99,53 +179,26 @@ def per_example(
     return values, known
 
 
-# A scan over blocks of tangents, each under `jax.checkpoint`: its transpose multiplies a block's
-# logits once more, and keeps nothing of a block but one normaliser an example.
-#
-# Low precision: transposing x = inputs @ kernel as it stands would multiply a float32 cotangent by
-# a bfloat16 operand, and add up d/d kernel over the scan in bfloat16. So the tangent of the inputs
-# meets the finished product of the gradient and the kernel; that of the kernel enters the scan in
-# float32, which its transpose then accumulates in, and is rounded inside, where the products are
-# between operands of one dtype in both directions.
-def _per_example_jvp(member: Summed, blocks: Cut, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    weights, operands = primals
-    values, known = per_example(member, blocks, weights, operands)
-    moving = _loss.present(tangents[1])
-    wide = computing_dtype(operands.inputs.dtype)
+# That of the kernel enters the scan in float32, which its transpose then accumulates in.
+def _change_by_examples(
+    member: Summed,
+    blocks: Cut,
+    values: Array,
+    known: _loss.Known,
+    operands: Operands,
+    moving: Operands,
+) -> Array:
     if moving.kernel is not None:
-        moving = moving._replace(kernel=moving.kernel.astype(wide))
+        moving = moving._replace(
+            kernel=moving.kernel.astype(computing_dtype(operands.inputs.dtype))
+        )
     operands, moving = _mesh.alike((operands, moving))
 
     @jax.checkpoint
     def block(rows: Any, shared: Any) -> Array:
-        values, (statistics, kept), labels, inputs, dlabels, dinputs = rows
-        (kernel, bias, parameters), (dkernel, dbias, dparameters) = shared
-        data = (labels, project(inputs, kernel, bias), parameters)
-        dothers = (dlabels, None, dparameters)
-        if kept is not None:  # a place that is filled up is not
-            data, dothers = _loss.without_dropped(member, kept)((data, dothers))
-        slope = member.gradient(data, statistics)
-        of_part = jnp.zeros_like(values)  # over the classes that this chip holds
-        if dinputs is not None:
-            of_part += jnp.sum(
-                inputs_gradient(slope, inputs, kernel) * dinputs.astype(wide), axis=1
-            )
-        if dkernel is not None:
-            # The output in the operands' dtype, so that the cotangent is in it too. In float16 that
-            # is too narrow for a slope times its example's cotangent, usually 1 over their number.
-            product = wide if inputs.dtype == jnp.float16 else inputs.dtype
-            pushed = jnp.matmul(
-                transposed(inputs.astype(product)).T,
-                dkernel.astype(product),
-                out_sharding=_mesh.split_of_product(inputs, kernel),
-            ).astype(wide)
-            of_part += jnp.sum(slope * pushed, axis=1)
-        if dbias is not None:
-            of_part += jnp.sum(slope * dbias[None], axis=1)
-        change = member.classes.across(of_part)
-        if jax.tree.leaves(dothers):
-            change += member.tangent(data, statistics, dothers)
-        return change
+        values, known, of_rows, dof_rows = rows
+        own, downs = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
+        return _change_of_block(member, values, known, own, downs)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> Array:
@@ -153,33 +206,100 @@ def _per_example_jvp(member: Summed, blocks: Cut, primals: Any, tangents: Any) -
         _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
         return blocks.from_blocks(operands.inputs.shape[0], change)
 
-    rows = (values, known, *operands.of_rows, *moving.of_rows)
-    change = all_blocks(rows, (operands.shared, moving.shared))
-    return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
+    rows = (values, known, operands.of_rows, moving.of_rows)
+    change: Array = all_blocks(rows, (operands.shared, moving.shared))
+    return change
 
 
-per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
+def _by_classes(
+    member: Independent, blocks: ClassCut, weights: Array | None, operands: Operands
+) -> tuple[Array, _loss.Known]:
+    weights, operands = _mesh.alike((weights, operands))
+
+    def step(width: int, sums: tuple[Array, Array], number: int | Array) -> Any:
+        labels, inputs, kernel, bias, parameters = of_block(
+            member, Block(blocks, width, number), operands
+        )
+        data = (labels, project(inputs, kernel, bias), parameters)
+        values, known = _loss.losses(member.whole, False, weights, *data)
+        dropped = jnp.zeros_like(values)
+        if known.kept is not None:
+            dropped = (~known.kept).astype(values.dtype)
+        return (sums[0] + values, sums[1] + dropped), None
+
+    none = no_losses(operands)
+    sums, _ = jax.lax.scan(partial(step, blocks.width), (none, none), jnp.arange(blocks.number))
+    if blocks.rest:
+        sums, _ = step(blocks.rest, sums, blocks.number)
+    values, dropped = map(member.classes.across, sums)
+    if weights is None:
+        return values, _loss.Known(None, None)
+    kept = dropped == 0  # in every block
+    return jnp.where(kept, values, 0), _loss.Known(None, kept)
 
 
-def inputs_gradient(slope: Array, inputs: Array, kernel: Array) -> Array:
-    """d/d inputs of a block: the slope in the kernel's dtype before the product."""
-    low, restored = _narrowed(slope, kernel.dtype)
-    split = _mesh.split_of(inputs)
+def no_losses(operands: Operands) -> Array:
+    """0 for each example, which varies and is split as the losses are."""
+    inputs = operands.inputs
+    return jnp.sum(jnp.zeros_like(inputs, dtype=computing_dtype(inputs.dtype)), axis=1)
+
+
+# What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
+# would add up as many arrays of the kernel's size as there are blocks.
+def _change_by_classes(
+    member: Independent,
+    blocks: ClassCut,
+    kept: Array | None,
+    operands: Operands,
+    moving: Operands,
+) -> Array:
+    operands, moving = _mesh.alike((operands, moving))
+    known = _loss.Known(None, kept)
+    columns = {
+        name: blocks.stacked(t)
+        for name, t in moving._asdict().items()
+        if t is not None and t.ndim and name != "inputs"
+    }
+
+    @partial(jax.checkpoint, static_argnums=0)
+    def block(width: int, number: int | Array, operands: Operands, moving: Operands) -> Array:
+        own = of_block(member, Block(blocks, width, number), operands)
+        return _change_of_block(member.whole, no_losses(operands), known, own, moving)
+
+    def step(width: int, change: Array, own: Any) -> tuple[Array, None]:
+        number, columns = own
+        return change + block(width, number, operands, moving._replace(**columns)), None
+
+    full = {name: cut[0] for name, cut in columns.items()}
+    change, _ = jax.lax.scan(
+        partial(step, blocks.width), no_losses(operands), (jnp.arange(blocks.number), full)
+    )
+    if blocks.rest:
+        rest = {name: cut[1] for name, cut in columns.items()}
+        change, _ = step(blocks.rest, change, (blocks.number, rest))
+    return member.classes.across(change)
+
+
+Narrow = tuple[Array, Callable[[Array], Array]]
+
+
+def inputs_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
+    """d/d inputs of a block."""
+    low, restored = slope
+    wide, split = computing_dtype(kernel.dtype), _mesh.split_of(inputs)
+    return restored(jnp.matmul(low, kernel.T, preferred_element_type=wide, out_sharding=split))
+
+
+def kernel_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
+    """d/d kernel of a block."""
+    low, restored = slope
+    wide, split = computing_dtype(kernel.dtype), _mesh.split_of(kernel)
     return restored(
-        jnp.matmul(low, kernel.T, preferred_element_type=slope.dtype, out_sharding=split)
+        jnp.matmul(transposed(inputs), low, preferred_element_type=wide, out_sharding=split)
     )
 
 
-def kernel_gradient(slope: Array, inputs: Array, kernel: Array) -> Array:
-    """d/d kernel of a block, in the same way."""
-    low, restored = _narrowed(slope, kernel.dtype)
-    split = _mesh.split_of(kernel)
-    return restored(
-        jnp.matmul(transposed(inputs), low, preferred_element_type=slope.dtype, out_sharding=split)
-    )
-
-
-def _narrowed(slope: Array, dtype: DTypeLike) -> tuple[Array, Callable[[Array], Array]]:
+def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
     """The slope of a block in the dtype of its products, and what is left to do to them.
 
     float16 has 5 bits of exponent: a probability over the number of examples is below its range.
@@ -196,6 +316,12 @@ def _narrowed(slope: Array, dtype: DTypeLike) -> tuple[Array, Callable[[Array], 
     exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
     up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
     return (slope * up).astype(dtype), lambda product: product * down
+
+
+@per_platform()
+def once(slope: Array) -> Array:
+    """The slope of a block of classes, which two products read."""
+    return slope
 
 
 @per_platform()

@@ -3,7 +3,7 @@
 Each class is a yes-or-no question of its own: a picture may show a dog and an elephant.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import exp, largest_id, log1p, widen, zero_times
+from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
@@ -77,6 +78,13 @@ class SigmoidSum(Options):
     @property
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
+
+    @property
+    def whole(self) -> "SigmoidSum":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        return block.of(labels)
 
     @property
     def each(self) -> Sigmoid:
@@ -145,6 +153,21 @@ class SparseSigmoid(Options):
     @property
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
+
+    @property
+    def whole(self) -> "SparseSigmoid":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        """Places in the block. An id out of range is out of range in every block."""
+        classes = block.cut.classes
+        first: int | Array = 0
+        if self.classes.name is not None:
+            first = jax.lax.axis_index(self.classes.name) * classes
+            classes *= jax.lax.axis_size(self.classes.name)
+        # What a cast folds into the range is out of it.
+        places = block.places(jnp.where(labels < 0, -1, labels).astype(jnp.int32) - first)
+        return jnp.where(labels <= largest_id(labels.dtype, classes), places, block.size)
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)

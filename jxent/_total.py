@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,33 @@ from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
-from jxent._blocks import Cut
-from jxent._loss import Summed
-from jxent._projection import Operands, inputs_gradient, kernel_gradient, project
+from jxent._blocks import AnyCut, Block, ClassCut, Cut
+from jxent._loss import Independent, Summed
+from jxent._projection import (
+    Operands,
+    inputs_gradient,
+    kernel_gradient,
+    narrowed,
+    no_losses,
+    of_block,
+    once,
+    project,
+)
 
 _Pair = tuple[Array, Operands]  # weights and the rest
 _Names = frozenset[str]  # of arguments
 _Slopes = dict[str, Any]  # by the arguments' names
 _Swept = tuple[Array, _Slopes]
-_OfBlock = tuple[Array, _Slopes, _Slopes]
+_Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    member: Summed, blocks: Cut, masks: bool, weights: Float[Array, "examples"], operands: Operands
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    weights: Float[Array, "examples"],
+    operands: Operands,
 ) -> Float[Array, ""]:
     """sum(weights * losses), weights in the computing dtype.
 
@@ -38,7 +51,7 @@ def total(
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(
-    member: Summed, blocks: Cut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
+    member: Summed, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     dweights, moving = _loss.present(tangents)
     changes = {k: t for k, t in moving._asdict().items() if t is not None}
@@ -67,7 +80,12 @@ def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _sweep(
-    member: Summed, blocks: Cut, masks: bool, wanted: _Names, weights: Array, operands: Operands
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    weights: Array,
+    operands: Operands,
 ) -> _Swept:
     """The total, and d total / d each argument that is wanted, by its name."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
@@ -79,7 +97,12 @@ def _sweep(
 # reverse pass would keep all the logits.
 @_sweep.defjvp
 def _sweep_jvp(
-    member: Summed, blocks: Cut, masks: bool, wanted: _Names, primals: _Pair, tangents: _Pair
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    primals: _Pair,
+    tangents: _Pair,
 ) -> tuple[_Swept, _Swept]:
     swept = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
     return jax.jvp(swept, primals, tangents)
@@ -87,13 +110,88 @@ def _sweep_jvp(
 
 def _plain_sweep(
     member: Summed,
-    blocks: Cut,
+    blocks: AnyCut,
     masks: bool,
     wanted: _Names,
-    protect: Callable[..., Callable[..., _OfBlock]],
+    protect: _Protect,
     weights: Array,
     operands: Operands,
 ) -> _Swept:
+    if isinstance(blocks, ClassCut):
+        independent = cast(Independent, member)
+        values, slopes = _by_classes(independent, blocks, masks, wanted, protect, weights, operands)
+    else:
+        values, slopes = _by_examples(member, blocks, masks, wanted, protect, weights, operands)
+    if "weights" in wanted:
+        slopes["weights"] = jnp.where(jnp.isfinite(values), values, 0)
+    return jnp.sum(_loss.weigh(weights, values)), slopes
+
+
+class _OfBlock(NamedTuple):
+    """What a block gives; gradients by their arguments' names, of its own examples and shared."""
+
+    values: Array
+    kept: Array | None
+    of_rows: _Slopes
+    of_shared: _Slopes
+
+
+def _of_block(
+    member: Summed,
+    masks: bool,
+    wanted: _Names,
+    shared: Callable[[Array], Array],
+    weights: Array,
+    operands: Operands,
+) -> _OfBlock:
+    """Losses and gradients of a block. `shared`: what becomes of a slope that two products read."""
+    labels, inputs, kernel, bias, parameters = operands
+    data = (labels, project(inputs, kernel, bias), parameters)
+    values, known = _loss.losses(member, False, weights if masks else None, *data)
+    if not wanted - {"weights"}:
+        return _OfBlock(values, known.kept, {}, {})
+    if known.kept is not None:
+        data = _loss.without_dropped(member, known.kept)(data)
+    # The sum has the type of the values, on every mesh.
+    cotangent = weights + jnp.zeros_like(values)
+    of_rows, of_shared = _Slopes(), _Slopes()
+    if wanted & {"inputs", "kernel", "bias"}:
+        slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(data, known.statistics)
+        low, restored = narrowed(slope, kernel.dtype)
+        low = shared(low)
+    if "inputs" in wanted:
+        of_rows["inputs"] = inputs_gradient((low, restored), inputs, kernel)
+    if "kernel" in wanted:
+        of_shared["kernel"] = kernel_gradient((low, restored), inputs, kernel)
+    if "bias" in wanted:
+        of_shared["bias"] = jnp.sum(slope, axis=0)
+    if wanted & {"labels", "parameters"}:
+        # Linear in the tangents, so at any point its transpose is the gradient.
+        _, pull = jax.vjp(
+            lambda dlabels, dparameters: member.tangent(
+                data, known.statistics, (dlabels, None, dparameters)
+            ),
+            data[0] if "labels" in wanted else None,
+            data[2] if "parameters" in wanted else None,
+        )
+        dlabels, dparameters = pull(cotangent)
+        if "labels" in wanted:
+            of_rows["labels"] = dlabels
+        if "parameters" in wanted:
+            of_shared["parameters"] = dparameters
+    return _OfBlock(values, known.kept, of_rows, of_shared)
+
+
+def _by_examples(
+    member: Summed,
+    blocks: Cut,
+    masks: bool,
+    wanted: _Names,
+    protect: _Protect,
+    weights: Array,
+    operands: Operands,
+) -> tuple[Array, _Slopes]:
+    """Losses and gradients, a block of examples at a time, with sums for what they share."""
     examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
     wide = computing_dtype(operands.inputs.dtype)
@@ -101,44 +199,12 @@ def _plain_sweep(
 
     @protect
     def block(weights: Array, labels: Array, inputs: Array, shared: Any) -> _OfBlock:
-        kernel, bias, parameters = shared
-        data = (labels, project(inputs, kernel, bias), parameters)
-        values, known = _loss.losses(member, False, weights if masks else None, *data)
-        if not wanted - {"weights"}:
-            return values, {}, {}
-        if known.kept is not None:
-            data = _loss.without_dropped(member, known.kept)(data)
-        # The sum has the type of the values, on every mesh.
-        cotangent = weights + jnp.zeros_like(values)
-        of_rows, of_shared = _Slopes(), _Slopes()
-        if wanted & {"inputs", "kernel", "bias"}:
-            slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(
-                data, known.statistics
-            )
-        if "inputs" in wanted:
-            of_rows["inputs"] = inputs_gradient(slope, inputs, kernel)
-        if "kernel" in wanted:
-            of_shared["kernel"] = kernel_gradient(slope, inputs, kernel)
-        if "bias" in wanted:
-            of_shared["bias"] = jnp.sum(slope, axis=0)
-        if wanted & {"labels", "parameters"}:
-            # Linear in the tangents, so at any point its transpose is the gradient.
-            _, pull = jax.vjp(
-                lambda dlabels, dparameters: member.tangent(
-                    data, known.statistics, (dlabels, None, dparameters)
-                ),
-                data[0] if "labels" in wanted else None,
-                data[2] if "parameters" in wanted else None,
-            )
-            dlabels, dparameters = pull(cotangent)
-            if "labels" in wanted:
-                of_rows["labels"] = dlabels
-            if "parameters" in wanted:
-                of_shared["parameters"] = dparameters
-        return values, of_rows, of_shared
+        return _of_block(
+            member, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
+        )
 
     def step(sums: _Slopes, rows: Any) -> tuple[_Slopes, Any]:
-        values, of_rows, of_shared = block(*rows, operands.shared)
+        values, _, of_rows, of_shared = block(*rows, operands.shared)
         return jax.tree.map(jnp.add, sums, of_shared), (values, of_rows)
 
     start: _Slopes = {
@@ -149,7 +215,57 @@ def _plain_sweep(
     rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
     sums, (values, of_rows) = jax.lax.scan(step, start, rows)
     values, of_rows = jax.tree.map(partial(blocks.from_blocks, examples), (values, of_rows))
-    slopes = {**sums, **of_rows}
-    if "weights" in wanted:
-        slopes["weights"] = jnp.where(jnp.isfinite(values), values, 0)
-    return jnp.sum(_loss.weigh(weights, values)), slopes
+    return values, {**sums, **of_rows}
+
+
+# Independent classes need no statistics of their example, so a block of classes has its losses and
+# its gradients at once. Where there are more classes than examples, the gradient to which every
+# block adds, that of the inputs, is the smaller one; that of the kernel is written once.
+def _by_classes(
+    member: Independent,
+    blocks: ClassCut,
+    masks: bool,
+    wanted: _Names,
+    protect: _Protect,
+    weights: Array,
+    operands: Operands,
+) -> tuple[Array, _Slopes]:
+    """Losses and gradients, a block of classes at a time, with sums for what they share."""
+    weights, operands = _mesh.alike((weights, operands))
+
+    def step(width: int, carry: tuple[_Slopes, _Slopes], number: int | Array) -> Any:
+        sums, columns = carry
+
+        @protect
+        def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
+            own = of_block(member, Block(blocks, width, number), operands)
+            return _of_block(member.whole, masks, wanted, once, weights, own)
+
+        values, kept, of_rows, of_shared = block(number, weights, operands)
+        # An example that one block drops has no loss, whatever the others find.
+        values = values if kept is None else jnp.where(kept, values, jnp.inf)
+        found = {"values": values, **of_rows, **of_shared}
+        own = Block(blocks, width, number)
+        return (
+            {name: sum + found[name] for name, sum in sums.items()},
+            {name: own.put(whole, found[name]) for name, whole in columns.items()},
+        ), None
+
+    wide = computing_dtype(operands.inputs.dtype)
+    # float16 has too few exponents for what a factor of the loss may still multiply.
+    stored = wide if operands.kernel.dtype == jnp.float16 else operands.kernel.dtype
+    dtypes = {"kernel": stored, "inputs": wide, "bias": wide, "parameters": wide}
+    start = {
+        name: jnp.zeros_like(x, dtype=dtypes.get(name))
+        for name, x in operands._asdict().items()
+        if name in wanted
+    }
+    columns = {k: x for k, x in start.items() if k != "inputs" and x.ndim}
+    sums = {k: x for k, x in start.items() if k not in columns}
+    sums["values"] = no_losses(operands)
+    carry, _ = jax.lax.scan(partial(step, blocks.width), (sums, columns), jnp.arange(blocks.number))
+    if blocks.rest:
+        carry, _ = step(blocks.rest, carry, blocks.number)
+    sums, columns = carry
+    values = member.classes.across(sums.pop("values"))
+    return values, {**sums, **columns}

@@ -194,7 +194,8 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     """Floor 2, or with a reduction floor 3, of a projection cut into blocks."""
     plain, labels = LINEAR[member]
     options = kwargs.pop("options", {})
-    passed = {**options, "block_size": block_size}
+    blocks = block_size if isinstance(block_size, dict) else {"block_size": block_size}
+    passed = {**options, **blocks}
     if reduction is not None:
         passed["reduction"] = reduction
     name = f"linear_{member}_cross_entropy"
@@ -202,10 +203,8 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
 
     def loss(**arrays):
         if reduction is None:
-            return getattr(jxent, name)(**arrays, **options, block_size=block_size)
-        return getattr(losses, name)(
-            **arrays, **options, block_size=block_size, reduction=reduction
-        )
+            return getattr(jxent, name)(**arrays, **passed)
+        return getattr(losses, name)(**arrays, **passed)
 
     def truth(*, weights=None, **arrays):
         each = plain(**arrays, **options)
@@ -229,6 +228,8 @@ IDS = (
     ),
 )  # fmt: skip
 
+CLASSES_2 = {"class_block_size": 2}  # divides 6 classes; of 5 it leaves one
+
 # Blocks that divide the examples and that do not, one block, one example a block.
 FLOOR_2 = (
     _linear("sparse_softmax", (7, 5), 3, 2, bias=True),
@@ -236,7 +237,10 @@ FLOOR_2 = (
     _linear("softmax", (7, 5), 3, 3, " all", bias=True, options=Z | SMOOTH),
     _linear("sparse_sigmoid", (7, 5), 3, 3, pos_weight=(5,)),
     _linear("sigmoid", (7, 5), 3, 1, " all", bias=True, pos_weight=(), options=CAP | SMOOTH),
-)
+    _linear("sparse_sigmoid", (3, 5), 2, CLASSES_2, " by classes", bias=True, pos_weight=(5,),
+            options=CAP | SMOOTH),
+    _linear("sigmoid", (3, 2, 6), 2, CLASSES_2, " by classes", bias=True, pos_weight=()),
+)  # fmt: skip
 
 LINEAR_LOSSES = (
     _linear("sparse_softmax", (7, 5), 3, 2, "", "weighted_mean", weights=(7,)),
@@ -248,6 +252,10 @@ LINEAR_LOSSES = (
     _linear("sparse_sigmoid", (7, 5), 3, 4, "", "weighted_sum_by_nonzero_weights", weights=(7,),
             bias=True, pos_weight=(5,), options=SMOOTH),
     _linear("sigmoid", (7, 5), 3, 3, "", "weighted_mean", weights=(7,), pos_weight=()),
+    _linear("sparse_sigmoid", (3, 5), 2, CLASSES_2, " by classes", "weighted_mean", weights=(3,),
+            bias=True, pos_weight=(), options=SMOOTH),
+    _linear("sigmoid", (3, 5), 2, CLASSES_2, " by classes", "weighted_sum", weights=(3,), bias=True,
+            pos_weight=(5,), options=CAP),
 )  # fmt: skip
 
 CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES

@@ -15,8 +15,8 @@ X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 GOOD = {
     "logits": X, "losses": X, "inputs": X, "kernel": np.ones((3, 3), np.float32),
     "bias": np.zeros(3, np.float32), "weights": 1.0, "pos_weight": 2.0, "label_smoothing": 0.1,
-    "z_loss": 0.1, "logit_softcap": 5.0, "block_size": 2, "axis": -1, "axis_name": None,
-    "name": "head", "scope": "head", "reduction": "weighted_mean",
+    "z_loss": 0.1, "logit_softcap": 5.0, "block_size": 2, "class_block_size": None, "axis": -1,
+    "axis_name": None, "name": "head", "scope": "head", "reduction": "weighted_mean",
 }  # fmt: skip
 DENSE, IDS, LISTS = np.full((2, 3), 0.5, np.float32), np.array([2, 0]), np.array([[2, -1], [0, 1]])
 FUNCTIONS = {
@@ -48,7 +48,16 @@ def is_labels(argument):
 
 FLOATING = ("logits", "losses", "inputs", "kernel")
 NUMBERS = ("label_smoothing", "z_loss", "logit_softcap")
-OPTIONS = (*NUMBERS, "block_size", "axis", "axis_name", "name", "scope", "reduction")
+OPTIONS = (
+    *NUMBERS,
+    "block_size",
+    "class_block_size",
+    "axis",
+    "axis_name",
+    "name",
+    "scope",
+    "reduction",
+)
 ARRAYS = (*FLOATING, "weights", "pos_weight", "bias")
 
 
@@ -85,8 +94,9 @@ ALSO = {  # and these, beside it
     "weights": ("None", "a string", "huge", "too many", "an empty list"),
     "pos_weight": ("None", "a string", "huge", "too many"),
     "bias": ("a string", "a bool", "huge", "too many", "negative"),
-    "block_size": ("a string", "a bool", "a NumPy scalar", "0-d", "negative", "a negative float",
-                   "NaN", "infinite"),
+    **dict.fromkeys(("block_size", "class_block_size"),
+                    ("a string", "a bool", "a NumPy scalar", "0-d", "negative", "a negative float",
+                     "NaN", "infinite")),
     "axis": ("None", "a string", "a bool", "a NumPy scalar", "0-d", "a negative float", "NaN",
              "huge"),
     "axis_name": ("a string", "negative", "an empty tuple", "an empty list", "huge", "NaN"),

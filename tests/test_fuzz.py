@@ -67,6 +67,7 @@ class Program:
     weights: str | None = None  # "number" or "example"
     reduction: str | None = None
     block_size: int | None = None
+    class_block_size: int | None = None
     bias: bool = False
     features: int = 1
     ids: int = 0  # of a list
@@ -103,6 +104,10 @@ def some(data, choices, label):
     return data.draw(st.sampled_from(choices), label=label)
 
 
+# Examples a block, or classes for the losses of independent ones.
+BLOCKS = ((None, None), (1, None), (2, None), (5, None), (None, 1), (None, 3), (None, 8))
+
+
 def draw_program(data, function: str) -> Program:
     kind = FUNCTIONS[function]
     exclusive = "softmax" in kind
@@ -129,7 +134,7 @@ def draw_program(data, function: str) -> Program:
         if weighted else None,
         some(data, (None, "number", "example"), "weights") if scalar else None,
         some(data, REDUCTIONS, "reduction") if scalar else None,
-        some(data, (None, 1, 2, 5), "block_size") if linear else None,
+        *(some(data, BLOCKS[: 4 if exclusive else None], "blocks") if linear else (None, None)),
         data.draw(st.booleans(), label="bias") if linear else False,
         some(data, (1, 2, 5), "features") if linear else 1,
         some(data, (0, 1, 3), "ids") if kind == "sparse_sigmoid" else 0,
@@ -374,6 +379,8 @@ def compiled(program: Program, batch: Batch):
         options["axis"] = program.axis
     if program.block_size is not None:
         options["block_size"] = program.block_size
+    if program.class_block_size is not None:
+        options["class_block_size"] = program.class_block_size
     if program.reduction is not None:
         options["reduction"] = program.reduction
     if program.weights == "number":

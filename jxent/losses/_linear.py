@@ -91,7 +91,7 @@ def linear_sparse_softmax_cross_entropy(
             member,
             weights,
             reduction,
-            block_size,
+            _checks.block_sizes(block_size),
             labels,
             inputs,
             kernel,
@@ -183,7 +183,7 @@ def linear_softmax_cross_entropy(
             member,
             weights,
             reduction,
-            block_size,
+            _checks.block_sizes(block_size),
             labels,
             inputs,
             kernel,
@@ -202,6 +202,7 @@ def linear_sparse_sigmoid_cross_entropy(
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
@@ -235,6 +236,9 @@ def linear_sparse_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
+        takes 4 a feature and at least 1024, if there are more classes than examples: each block
+        then has its losses and its gradients at once, and the kernel's gradient is written once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
@@ -275,7 +279,7 @@ def linear_sparse_sigmoid_cross_entropy(
             member,
             weights,
             reduction,
-            block_size,
+            _checks.block_sizes(block_size, class_block_size),
             labels,
             inputs,
             kernel,
@@ -295,6 +299,7 @@ def linear_sigmoid_cross_entropy(
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
@@ -326,6 +331,9 @@ def linear_sigmoid_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
+        takes 4 a feature and at least 1024, if there are more classes than examples: each block
+        then has its losses and its gradients at once, and the kernel's gradient is written once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
@@ -367,7 +375,7 @@ def linear_sigmoid_cross_entropy(
             member,
             weights,
             reduction,
-            block_size,
+            _checks.block_sizes(block_size, class_block_size),
             labels,
             inputs,
             kernel,
