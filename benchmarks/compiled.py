@@ -10,19 +10,26 @@ import jax
 from jax.sharding import NamedSharding
 
 from benchmarks.bounds import Bound
-from benchmarks.cases import Case, programs, shapes, shrunk
+from benchmarks.cases import OPTIONS, Case, programs, shapes, shrunk
 from benchmarks.traffic import Cost, traffic
 
-NOTE = """\
+NOTE = f"""\
+The mean loss and its gradients by the logits, or by inputs and kernel; "value": no gradients, \
+"each": one loss an example, averaged by the caller. Options: \
+{", ".join(f"{name} {value:g}" for name, value in OPTIONS.items())}, one weight an example. What \
+optax has no function for is the plain formula around it, with a scatter into dense labels for \
+lists of ids.
+
 GB moved are read off the compiled program, instruction by instruction: what each reads of its \
 operands and writes of its result in the chip's main memory. The body of a loop counts as often as \
 it runs, of a condition the branch that moves most, an operand that is only sliced as the slice, \
 an array updated in place as the update. Passes are GB moved over the size of the logits, of a \
 projection those that would be stored; least GB is operands and dense labels read once and \
 gradients written once. Held GB are the compiler's temporaries, arguments and results not counted. \
-Trace s is the time to trace and lower on this machine, the better of two. Within: jxent's rows \
-against `benchmarks/bounds.py`."""
+Trace s is the time to trace and lower on this machine, the better of two. Bounds are those of \
+`benchmarks/bounds.py`."""
 DOES_NOT_FIT = "does not fit"
+KEPT, EXCEEDED = "within its bound", "beyond its bound"
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ def rows(chip: Chip, cases: Iterable[Case], bounds: Mapping[str, Bound]) -> Iter
             found = compiled(chip, case, function)
             line: dict = {"workload": case.name, "program": name}
             if found is None:
-                yield line | {"GB moved": DOES_NOT_FIT}
+                yield line | {"remark": DOES_NOT_FIT}
                 continue
             line |= {
                 "GB moved": found.cost.bytes / 1e9,
@@ -107,7 +114,7 @@ def rows(chip: Chip, cases: Iterable[Case], bounds: Mapping[str, Bound]) -> Iter
             trace = min(found.trace, traced(chip, case, function)[0])
             line |= {"held GB": found.held / 1e9, "trace s": trace}
             if name == "jxent" and case.name in bounds:
-                line["within"] = "yes" if _within(found, case, bounds[case.name]) else "no"
+                line["remark"] = KEPT if _within(found, case, bounds[case.name]) else EXCEEDED
             yield line
 
 
