@@ -5,7 +5,7 @@ python -m benchmarks [--only NAME ...] [--tiny] [--results DIR] [--json DIR] [--
 
 from collections.abc import Sequence
 
-from benchmarks import accuracy, command, gpu, memory, overhead, speed, tpu
+from benchmarks import accuracy, command, gpu, gpu_compile, memory, overhead, speed, tpu
 from benchmarks.command import DTYPES, Measurement
 
 MODULES: dict[str, Measurement] = {
@@ -15,6 +15,7 @@ MODULES: dict[str, Measurement] = {
     "overhead": overhead.tables,
     "tpu": tpu.tables,
     "gpu": gpu.tables,
+    "gpu_compile": gpu_compile.tables,
 }
 
 

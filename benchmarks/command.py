@@ -18,6 +18,7 @@ class Options:
     tiny: bool = False  # sizes for a test: the figures mean nothing
     rounds: int | None = None  # of timing; None: each module's own number
     minutes: float = 7  # after which the GPU's remaining entries are skipped
+    compile: bool = False  # the GPU's module: what the compiler makes of it, no GPU needed
     dtypes: tuple[str, ...] = ("float32",)  # of accuracy
     summary: bool = False  # accuracy: only the largest errors
     plots: Path | None = None  # where pictures and their data go
@@ -34,6 +35,7 @@ def parser(description: str, *, only: Sequence[str] = ()) -> argparse.ArgumentPa
     made.add_argument("--tiny", action="store_true", help="tiny sizes: a test, not a measurement")
     made.add_argument("--rounds", type=_at_least_one, help="rounds of timing")
     made.add_argument("--minutes", type=float, default=7, help="budget of the GPU's module")
+    made.add_argument("--compile", action="store_true", help="gpu: compile only, without a GPU")
     made.add_argument("--dtype", action="append", choices=DTYPES, help="of accuracy; repeatable")
     made.add_argument("--summary", action="store_true", help="accuracy: only the largest errors")
     made.add_argument("--plots", type=Path, metavar="DIR", help="write pictures and their data")
@@ -56,6 +58,7 @@ def options_of(arguments: argparse.Namespace, dtypes: tuple[str, ...]) -> Option
         tiny=arguments.tiny,
         rounds=arguments.rounds,
         minutes=arguments.minutes,
+        compile=arguments.compile,
         dtypes=tuple(arguments.dtype or dtypes),
         summary=arguments.summary,
         plots=arguments.plots,

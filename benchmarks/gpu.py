@@ -1,6 +1,7 @@
 """One NVIDIA GPU: losses against the copy bandwidth, the projection against its bare products.
 
     python -m benchmarks.gpu [--minutes 7] [--rounds 7] [--results DIR] [--json DIR]
+    python -m benchmarks.gpu --compile     # no GPU is needed: see gpu_compile.py
 
 Every peer that is installed takes part, each checked against jxent before it is timed. Without a
 GPU the same programs run at tiny sizes on the CPU, and the figures mean nothing.
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command
+from benchmarks import command, gpu_compile
 from benchmarks.command import Options
+from benchmarks.compiled import use_no_chip
 from benchmarks.gpu_peers import BARE, PEERS, Make, Operands, Peer
 from benchmarks.programs import jxent_mean, optax_mean
 from benchmarks.report import Table
@@ -312,8 +314,14 @@ def tables(options: Options, peers: Mapping[str, Make] = PEERS) -> list[Table]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the tables."""
-    command.main("gpu", tables, __doc__ or "", argv)
+    """Prints the tables, or what the compiler makes of the programs."""
+    arguments = command.parser((__doc__ or "").splitlines()[0]).parse_args(argv)
+    options = command.options_of(arguments, ("float32",))
+    if options.compile:
+        use_no_chip()
+        command.run({"gpu_compile": gpu_compile.tables}, options)
+    else:
+        command.run({"gpu": tables}, options)
 
 
 if __name__ == "__main__":

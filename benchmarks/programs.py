@@ -9,18 +9,38 @@ import optax
 import jxent
 from jxent import losses
 
+# This library's functions: labels, and logits or inputs and kernel.
+
+SCALARS: dict[str, Callable] = {
+    "sigmoid": losses.sigmoid_cross_entropy,
+    "softmax": losses.softmax_cross_entropy,
+    "sigmoid ids": losses.sparse_sigmoid_cross_entropy,
+    "softmax ids": losses.sparse_softmax_cross_entropy,
+    "projection, sigmoid": losses.linear_sigmoid_cross_entropy,
+    "projection, softmax": losses.linear_softmax_cross_entropy,
+    "projection, sigmoid ids": losses.linear_sparse_sigmoid_cross_entropy,
+    "projection, softmax ids": losses.linear_sparse_softmax_cross_entropy,
+}
+EACH: dict[str, Callable] = {
+    "softmax ids": jxent.sparse_softmax_cross_entropy_with_logits,
+    "projection, sigmoid ids": jxent.linear_sparse_sigmoid_cross_entropy,
+    "projection, softmax ids": jxent.linear_sparse_softmax_cross_entropy,
+}
+
+
+def mean_of_each(loss: str, labels, *operands, **options):
+    """One loss an example, reduced by the caller."""
+    names = ("inputs", "kernel") if loss.startswith("projection") else ("logits",)
+    named = dict(zip(names, operands, strict=True))
+    return EACH[loss](labels=labels, **named, **options).mean()
+
+
 # With logits: (logits, labels) -> the mean loss.
 
 
 def jxent_mean(kind: str) -> Callable:
     """This library's scalar."""
-    functions: dict[str, Callable] = {
-        "sigmoid": losses.sigmoid_cross_entropy,
-        "softmax ids": losses.sparse_softmax_cross_entropy,
-        "softmax": losses.softmax_cross_entropy,
-    }
-    function = functions[kind]
-    return lambda logits, labels: function(labels, logits)
+    return lambda logits, labels: SCALARS[kind](labels, logits)
 
 
 def optax_mean(kind: str, *, each: bool = False) -> Callable:
@@ -49,9 +69,7 @@ def scalar(block_size, inputs, kernel, labels):
 
 def per_example(inputs, kernel, labels):
     """One loss an example, reduced by the caller."""
-    return jxent.linear_sparse_softmax_cross_entropy(
-        labels=labels, inputs=inputs, kernel=kernel
-    ).mean()
+    return mean_of_each("projection, softmax ids", labels, inputs, kernel)
 
 
 def bare_products(inputs, kernel, slope):

@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 PACKAGES = (
     "jxent", "jax", "jaxlib", "numpy", "optax", "torch", "tensorflow", "tensorflow-cpu", "libtpu",
-    "tokamax", "liger-kernel", "cut-cross-entropy",
+    "jax-cuda12-plugin", "tokamax", "liger-kernel", "cut-cross-entropy",
 )  # fmt: skip
 
 

@@ -7,8 +7,9 @@ Compiled for whole slices, examples split over "data" and classes over "model"; 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +18,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import jxent
 from benchmarks import command
 from benchmarks.collectives import Collective, collectives
 from benchmarks.command import Options
+from benchmarks.compiled import use_no_chip
+from benchmarks.programs import SCALARS, mean_of_each
 from benchmarks.report import Table
-from benchmarks.tpu import MISSING, TOLD, is_available, use_no_chip
-from jxent import losses
+from benchmarks.tpu import MISSING, TOLD, is_available
 
 DATA, MODEL = "data", "model"
 
@@ -55,25 +56,6 @@ class Program:
         return f"{self.loss}{form}, " + " x ".join(str(n) for n in sizes if n is not None)
 
 
-def _mean(function: Callable) -> Callable:
-    def mean(labels, inputs, kernel, **options):
-        return jnp.mean(function(labels=labels, inputs=inputs, kernel=kernel, **options))
-
-    return mean
-
-
-SCALARS: dict[str, Callable] = {
-    "sigmoid": losses.sigmoid_cross_entropy,
-    "softmax": losses.softmax_cross_entropy,
-    "softmax ids": losses.sparse_softmax_cross_entropy,
-    "sigmoid ids": losses.sparse_sigmoid_cross_entropy,
-    "projection, softmax ids": losses.linear_sparse_softmax_cross_entropy,
-    "projection, sigmoid ids": losses.linear_sparse_sigmoid_cross_entropy,
-}
-PER_EXAMPLE: dict[str, Callable] = {
-    "projection, softmax ids": _mean(jxent.linear_sparse_softmax_cross_entropy),
-    "projection, sigmoid ids": _mean(jxent.linear_sparse_sigmoid_cross_entropy),
-}
 IDS = 8  # positive classes an example
 
 LOGITS = Program("sigmoid", 8192, 131072)
@@ -111,11 +93,10 @@ def compiled_on(mesh: Mesh, program: Program):
         operands = [
             array((n, d), program.dtype, rows), array((d, c), program.dtype, None, columns)
         ]  # fmt: skip
-    forms: dict[str, Callable] = SCALARS if program.reduce else PER_EXAMPLE
-    function = forms[program.loss]
+    mean = SCALARS[program.loss] if program.reduce else partial(mean_of_each, program.loss)
 
     def loss(labels, *operands):
-        return function(labels, *operands, **options)
+        return mean(labels, *operands, **options)
 
     step = jax.value_and_grad(loss, tuple(range(1, 1 + len(operands))))
     kept = tuple(x.sharding for x in operands)

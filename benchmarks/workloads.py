@@ -1,4 +1,4 @@
-"""The workloads that are measured: one table, with the reason for each, and the data for them."""
+"""The workloads that are run: one table, with the reason for each, and the data for them."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Loss = Literal["sigmoid", "softmax ids", "softmax", "projection"]
-Platform = Literal["cpu", "tpu", "gpu"]
+Platform = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,6 @@ WORKLOADS = (
     Workload(
         "cpu", "projection", 4096, 65536, "float32",
         "A language model's head, whose logits are a hundred times the size of its inputs.", 256,
-    ),
-    Workload(
-        "tpu", "sigmoid", 4096, 32768, "bfloat16",
-        "A multi-label batch in the dtype that TPUs train in.",
-    ),
-    Workload(
-        "tpu", "softmax ids", 4096, 32768, "bfloat16",
-        "The same shape with exclusive classes: one pass fewer is needed.",
-    ),
-    Workload(
-        "tpu", "projection", 8192, 256000, "bfloat16",
-        "The head of Gemma 2 2B on a batch of 8192 tokens.", 2304,
     ),
     Workload(
         "gpu", "sigmoid", 16384, 32768, "bfloat16",

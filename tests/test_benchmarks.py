@@ -1,7 +1,6 @@
 """The benchmarks at tiny sizes: they run, compare before they time, and write what they say."""
 
 import argparse
-import importlib.util
 import json
 import time
 from dataclasses import replace
@@ -257,30 +256,6 @@ def test_memory(tmp_path):
     check_picture(tmp_path, "temporaries_over_classes")
 
 
-def test_tpu_floors():
-    sigmoid, softmax, projection = workloads.workloads("tpu")
-    assert tpu.floor_bytes(sigmoid) == 3 * 4096 * 32768 * 2
-    assert tpu.floor_bytes(softmax) == 2 * 4096 * 32768 * 2
-    n, d, c = 8192, 2304, 256000
-    assert tpu.floor_bytes(projection) == 3 * (n * d + d * c + n * c) * 2
-
-
-def test_tpu_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(tpu, "is_available", lambda: False)
-    (table,) = tpu.tables(TINY)
-    assert table.rows == []
-    assert "libtpu is not installed" in table.note
-
-
-@pytest.mark.long
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
-def test_tpu():
-    (table,) = tpu.tables(TINY)
-    moved = {(r["workload"].split()[0], r["program"]): r["GB accessed"] for r in table.rows}
-    assert moved["sigmoid", "jxent"] > 0
-    assert moved["projection", "three bare products"] > 0
-
-
 PEERS = {name: gpu_peers.PEERS[name] for name in ("jxent", gpu_peers.BARE, "optax")}
 
 
@@ -361,4 +336,6 @@ def test_modules_run_from_one_command(tmp_path, capsys, monkeypatch):
     __main__.main(["--tiny", "--only", "tpu", "--json", str(tmp_path)])
     assert "# tpu" in capsys.readouterr().out
     assert (tmp_path / "tpu.json").exists()
-    assert list(__main__.MODULES) == ["accuracy", "speed", "memory", "overhead", "tpu", "gpu"]
+    assert list(__main__.MODULES) == [
+        "accuracy", "speed", "memory", "overhead", "tpu", "gpu", "gpu_compile",
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the TPU's compiler plans for a slice of 16 chips: bytes moved and held, without a TPU.
+"""What the TPU's compiler plans for one chip and for 16: bytes moved and held, without a TPU.
 
 Needs the extra `tpu-compile` (Linux x86-64, jax 0.10.2); skipped elsewhere.
 """
@@ -17,11 +17,39 @@ if (
 ):
     pytest.skip("needs the extra tpu-compile beside jax 0.10.2", allow_module_level=True)
 
+from benchmarks import bounds, tpu
+from benchmarks.compiled import excess
 from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
 
 GB = 1e9
 # One process at a time may hold the compiler.
 pytestmark = [pytest.mark.xdist_group("tpu"), pytest.mark.long]
+
+
+# They take the compiler longest, and others are like them.
+SLOW = (
+    "sigmoid ids 4096 x 131072 bfloat16, 64 ids",
+    "softmax ids 4096 x 32768 bfloat16, label_smoothing",
+    "projection, softmax 8192 x 2304 x 256000 bfloat16, value",
+    "projection, sigmoid 8192 x 2304 x 256000 bfloat16, value",
+    "projection, softmax ids 8192 x 1024 x 131072 bfloat16",
+    "projection, softmax ids 8192 x 256 x 65536 bfloat16",
+    "projection, sigmoid ids 8192 x 1024 x 131072 bfloat16, 8 ids",
+    "projection, sigmoid ids 8192 x 2304 x 262144 bfloat16, 8 ids",
+)
+
+
+@pytest.fixture(scope="module")
+def chip():
+    return tpu.one_chip()
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in tpu.CASES if c.name not in SLOW], ids=lambda case: case.name
+)
+def test_bounds(chip, case):
+    """On one chip; the table of `python -m benchmarks.tpu` says it of the rest too."""
+    assert excess(chip, case, bounds.TPU) == ""
 
 
 @pytest.fixture(scope="module")

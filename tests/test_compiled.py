@@ -1,0 +1,112 @@
+"""What is compiled for chips that are not here: cases, bounds, and who computes the same."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import bounds, cases, compiled, gpu, gpu_compile, tpu
+from benchmarks.command import Options
+
+TINY = Options(tiny=True)
+
+
+@pytest.fixture(autouse=True)
+def defaults_of_jax():
+    """As a user has them: optax does not keep to the strict modes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+COMPILED = {"TPU": (tpu.CASES, bounds.TPU), "H100": (gpu_compile.CASES, bounds.H100)}
+
+
+@pytest.mark.parametrize(("listed", "bound"), COMPILED.values(), ids=COMPILED)
+def test_every_compiled_case_has_its_bound(listed, bound):
+    assert sorted(case.name for case in listed) == sorted(bound)
+    for case in listed:
+        assert (bound[case.name].unit == "passes") == (case.features is None)
+        assert bound[case.name].moved * (
+            case.logits_bytes if case.features is None else 1e9
+        ) >= case.least_bytes  # fmt: skip
+
+
+def test_bounds():
+    assert bounds.passes(2, held=1).holds(moved=200, logits=100, held=1e9)
+    assert not bounds.passes(2, held=1).holds(moved=201, logits=100, held=0)
+    assert not bounds.gb(2, held=1).holds(moved=2e9, logits=100, held=1.1e9)
+
+
+@pytest.mark.parametrize("case", compiled.tiny(tpu.CASES), ids=lambda case: case.name)
+def test_compiled_programs_agree(case):
+    """On real arrays, with every option: what is compared is the same loss."""
+    case = replace(case, dtype="float32")
+    for changed in (case, *variants_of(case)):
+        check_programs(changed)
+
+
+def variants_of(case):
+    yield replace(case, value_only=True)
+    if case.loss == "softmax ids":
+        yield from (replace(case, option=name) for name in (*cases.OPTIONS, cases.WEIGHTS))
+        yield from (replace(case, form=form) for form in ("vmap", "axis 0"))
+
+
+def check_programs(case):
+    rng = np.random.default_rng(0)
+    labels, *operands, weights = (
+        rng.integers(case.classes, size=s.shape, dtype=np.int32)
+        if s.dtype == np.int32
+        else rng.random(s.shape, np.float32) / max(case.features or 0, 1)
+        for s in cases.shapes(case)
+    )
+    if case.loss.endswith("softmax"):
+        labels /= labels.sum(-1, keepdims=True)
+    found = cases.programs(case)
+    mine, theirs = (jax.jit(found[name])(labels, *operands, weights) for name in ("jxent", "optax"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6), mine, theirs)
+
+
+def test_least_traffic():
+    """Read the operands, write the gradients; labels are no more than read."""
+    sigmoid, ids = cases.Case("sigmoid", 8, 16), cases.Case("softmax ids", 8, 16)
+    assert sigmoid.least_bytes == 3 * sigmoid.logits_bytes
+    assert replace(sigmoid, value_only=True).least_bytes == 2 * sigmoid.logits_bytes
+    assert ids.least_bytes == 2 * ids.logits_bytes + 8 * 4
+    projection = cases.Case("projection, softmax ids", 8, 16, 4)
+    assert projection.least_bytes == 2 * (8 * 4 + 4 * 16) * 2 + 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [(tpu, "libtpu is not installed"), (gpu_compile, "The GPU's compiler is not installed")],
+)
+def test_a_missing_compiler_is_said(monkeypatch, module, said):
+    monkeypatch.setattr(module, "is_available", lambda: False)
+    (table,) = module.tables(TINY)
+    assert table.rows == []
+    assert said in table.note
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param(module, marks=pytest.mark.skipif(not module.is_available(), reason=reason))
+        for module, reason in ((tpu, "needs libtpu"), (gpu_compile, "needs the GPU's compiler"))
+    ],
+)
+def test_compiled(module):
+    (table,) = module.tables(TINY)
+    moved = {(r["workload"].split(" 32")[0], r["program"]): r["GB moved"] for r in table.rows}
+    assert moved["sigmoid", "jxent"] > 0
+    assert moved["projection, softmax ids", cases.BARE] > 0
+    assert ("est. Mcycles" in table.rows[0]) == (module is tpu)
+
+
+def test_the_gpu_compiles_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_compile, "is_available", lambda: False)
+    gpu.main(["--compile", "--json", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu_compile.json"]
