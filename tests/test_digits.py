@@ -30,7 +30,8 @@ def operations(operation: Any) -> Iterator[Any]:
 def approximations(lowered: jax.stages.Lowered) -> tuple[list[str], list[str]]:
     """What has all its digits, and what need not have them."""
     full, few = [], []
-    for operation in operations(lowered.compiler_ir("stablehlo").operation):
+    module: Any = lowered.compiler_ir("stablehlo")
+    for operation in operations(module.operation):
         dialect, _, name = operation.name.partition(".")
         if dialect == "chlo" and name not in OF_CHLO:
             few.append(operation.name)
