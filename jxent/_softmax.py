@@ -57,15 +57,12 @@ class Softmax(_Exclusive):
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, Statistics]:
         x = self._capped(logits)
-        row_max, rest = _logsumexp.pair(x, self.classes)
-        share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
         z = labels.astype(x.dtype)
-        loss = _logsumexp.expected(
-            self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, z
+        row_max, rest, share, total, loss = _logsumexp.labels_statistics(
+            self.classes, self.label_smoothing, x, z
         )
         if self.z_loss:
             loss += self.z_loss * jnp.square(row_max + jnp.log1p(rest))
-        total = _logsumexp.labels_total(self.classes, z, rest)
         if share is not None:
             total = (1 - self.label_smoothing) * total + self.label_smoothing
         return jnp.squeeze(loss, self.axis), (row_max, rest, share, total)
@@ -104,20 +101,8 @@ class SparseSoftmax(_Exclusive):
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        logit = _logsumexp.label_logit(self.classes, ids, x)
-        if self.label_smoothing:
-            row_max, rest = _logsumexp.pair(x, self.classes)
-            share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
-            normalizer = _logsumexp.of_pair(logit, row_max, rest)._replace(share=share)
-            loss = _logsumexp.expected(
-                self.classes, self.label_smoothing, x, row_max, jnp.log1p(rest), share, None
-            )
-            # At s = 1 the label has no part in it, at -inf neither.
-            if self.label_smoothing < 1:
-                loss += (1 - self.label_smoothing) * normalizer.loss
-        else:
-            normalizer = _logsumexp.label_statistics(self.classes, x, ids, logit)
-            loss = normalizer.loss
+        normalizer = _logsumexp.label_statistics(self.classes, self.label_smoothing, x, ids)
+        loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
         in_range = self._in_range(labels, x)
