@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from jxent import _dispatch, _logsumexp
+import jxent
+from benchmarks.collectives import collectives
+from jxent import _dispatch, _logsumexp, losses
 from jxent._mesh import Classes
 from jxent.platforms import _one_pass
 from jxent.platforms._one_pass import Row
+from tests import reference
 
 inf, nan = np.inf, np.nan
 ODD = [0.0, 1.5, -2.0, 40.0, -120.0, 5e37, -5e37, inf, -inf, nan]
@@ -129,7 +134,7 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
         (_one_pass.label_statistics, _logsumexp.label_statistics.plain, (x, ids[:, None])),
         (_one_pass.labels_statistics, _logsumexp.labels_statistics.plain, (x, z)),
     ):
-        got = jax.jit(partial(one, _one_pass.reduced, classes, smoothing))(*data)
+        got = jax.jit(partial(one, classes, smoothing))(*data)
         with _dispatch.as_on("none"):
             wanted = jax.jit(partial(plain, classes, smoothing))(*data)
         for name, value in wanted._asdict().items():
@@ -137,3 +142,110 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
                 np.testing.assert_allclose(
                     getattr(got, name), value, rtol=2e-6, atol=1e-37, err_msg=name
                 )
+
+
+# A chip joins in an order of its own. A TPU's lanes each take one class of a tile after the other
+# and are joined at the end; a GPU's threads take a few classes each and are joined in a tree. On
+# the axis of the sublanes there are 8 of them, each with an eighth of a row.
+
+
+def in_order(x, ids, lanes):
+    """Value and complement of the label's probability."""
+    logit = jnp.where(jnp.arange(x.shape[-1])[None] == ids, x, 0)
+    row = _one_pass.row_of_one(x, logit)
+    tiles = jax.tree.map(lambda v: jnp.moveaxis(v.reshape(len(x), -1, lanes), 1, 0), row)
+    start = jax.tree.map(lambda v, e: jnp.full(v.shape[1:], e), tiles, _one_pass.empty(row))
+    row, _ = jax.lax.scan(lambda row, tile: (_one_pass.merged(row, tile), None), start, tiles)
+    while row.row_max.shape[-1] > 1:
+        row = _one_pass.merged(*halves(row))
+    pair = _logsumexp.defined(row.row_max, row.rest)
+    normalizer = _logsumexp.of_pair(row.logit, *pair)
+    return normalizer.loss, normalizer.complement
+
+
+def halves(row):
+    """The first and the second half of the lanes."""
+    middle = row.row_max.shape[-1] // 2
+    return jax.tree.map(lambda v: v[..., :middle], row), jax.tree.map(
+        lambda v: v[..., middle:], row
+    )
+
+
+@pytest.mark.parametrize("lanes", [8, 128, 8 * 128, 2**13])
+@pytest.mark.parametrize(
+    "classes", [2**15, *(pytest.param(n, marks=pytest.mark.long) for n in (2**17, 2**18))]
+)
+@pytest.mark.one_in(2)
+def test_in_every_order_the_digits_are_kept(classes, lanes):
+    """Within 4 ulp, where 8 + |ln loss| are allowed; of 8 lanes each, within a walk's length."""
+    for lead in (0, 20, 60):
+        rng = np.random.default_rng(lead)
+        x = np.float32(2 * rng.standard_normal((8, classes)))
+        ids = rng.integers(classes, size=(8, 1))
+        if lead:
+            np.put_along_axis(x, ids, x.max(-1, keepdims=True) + np.float32(lead), -1)
+        logit = np.take_along_axis(x, ids, -1).astype(np.float64)
+        odds = np.exp(x.astype(np.float64) - logit)
+        np.put_along_axis(odds, ids, 0, -1)
+        others = odds.sum(-1, keepdims=True)
+        allowed = 4 if lanes > 8 else 4 + (classes / lanes) ** 0.5 / 4
+        truth = np.log1p(others), others / (1 + others)
+        for got, wanted in zip(jax.jit(partial(in_order, lanes=lanes))(x, ids), truth, strict=True):
+            assert np.all(reference.ulps(got, wanted, np.float32) <= allowed), lead
+
+
+# Over the chips, on CPU as on a TPU.
+
+
+def losses_of(labels, dense, logits, **options):
+    return (
+        jxent.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits, **options),
+        losses.softmax_cross_entropy(dense, logits, reduction="none", **options),
+    )
+
+
+def split_rows():
+    """Rows with everything odd in one of four parts of the classes."""
+    rng = np.random.default_rng(0)
+    x = np.float32(3 * rng.standard_normal((16, 64)))
+    ids, z = rng.integers(64, size=16), np.float32(rng.uniform(0, 1, (16, 64)))
+    x[3, 5], z[3, 5], ids[3] = -inf, 0, 9
+    x[4] = -inf
+    x[5, 7] = nan
+    x[6, [3, 40]] = inf
+    x[7, 16:32], z[7, 16:32], ids[7] = -inf, 0, 3
+    x[8, :16] = 40
+    return ids, z, x
+
+
+@pytest.mark.eight_devices
+@pytest.mark.xdist_group("eight devices")
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}], ids=str)
+@pytest.mark.parametrize("kind", ["shard_map", "unchecked", "Auto", "Explicit"])
+def test_split_classes_are_joined_and_no_logits_move(kind, options):
+    jax.clear_caches()
+    ids, z, x = split_rows()
+    wanted = losses_of(ids, z, x, **options)
+    axes = AxisType.Explicit if kind == "Explicit" else AxisType.Auto
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(axes, axes))
+    specs = P("data"), P("data", "model"), P("data", "model")
+    function = partial(losses_of, **options)
+    if axes == AxisType.Auto and kind != "Auto":
+        function = jax.shard_map(
+            partial(function, axis_name="model"), mesh=mesh, in_specs=specs, out_specs=P("data"),
+            check_vma=kind == "shard_map",
+        )  # fmt: skip
+    split = [
+        jax.device_put(v, NamedSharding(mesh, s)) for v, s in zip((ids, z, x), specs, strict=True)
+    ]
+    jax.clear_caches()
+    with _dispatch.as_on("tpu"), jax.set_mesh(mesh):
+        program = jax.jit(function).lower(*split).compile()
+    jax.clear_caches()
+    for got, want in zip(program(*split), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=4e-6)
+    moved = collectives(program.as_text())
+    assert {c.kind for c in moved} <= {"all-reduce", "all-gather"}
+    # A few numbers an example and chip, of the 16 that are a chip's part of a row.
+    assert all(np.prod(shape) <= 8 * 4 for c in moved for _, shape in c.shapes)
+    assert len([shape for c in moved for shape in c.shapes]) <= 12

@@ -6,9 +6,8 @@ joined by `merged`. It has no derivative rule: what stands here is called under 
 XLA:CPU reduces sequentially, which costs digits, and time too.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +27,7 @@ class Weighed(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is known of some classes of a row. One class: `row_of_one`. None: `EMPTY`."""
+    """What is known of some classes of a row; of each alone: `row_of_one`; of none: `empty`."""
 
     row_max: Array
     rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
@@ -44,7 +43,8 @@ def _exp(x: Array) -> Array:
 def apart(a: Array, b: Array) -> tuple[Array, Array]:
     """|a - b|, and exp(-|a - b|) with what rounding the difference lost; equals are 0 apart.
 
-    By a two-sum: the rounding alone would cost |a - b| / 2 units in the last place a time.
+    By a two-sum. As tiles of 128 lanes joined one after the other, 262144 classes are off by 2.2
+    units in the last place at worst; without it by 24, where a label leads by 60.
     """
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
     gap = jnp.where(a == b, 0, -jnp.abs(a - b))
@@ -132,21 +132,16 @@ def across(classes: Classes, row: Row) -> Row:
     return Row(row_max, others + (ties - 1), *sums)
 
 
-Start = Callable[[Classes, Row], Row]  # reduces rows of one class
-
-
-def pair_of_rows(reduce: Start, classes: Classes, x: Array) -> tuple[Array, Array]:
+def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """As `_logsumexp.pair_of_rows`."""
-    row = reduce(classes, row_of_one(x))
+    row = reduced(classes, row_of_one(x))
     return row.row_max, row.rest
 
 
-def label_statistics(
-    reduce: Start, classes: Classes, smoothing: float, x: Array, ids: Array
-) -> LabelNormalizer:
+def label_statistics(classes: Classes, smoothing: float, x: Array, ids: Array) -> LabelNormalizer:
     """As `_logsumexp.label_statistics`."""
     logit = jnp.where(classes.numbers(x) == ids, x, 0)
-    row = reduce(classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x)))
+    row = reduced(classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x)))
     pair = _logsumexp.defined(row.row_max, row.rest)
     normalizer = _logsumexp.of_pair(cast(Array, row.logit), *pair)
     if row.left is None:
@@ -155,11 +150,9 @@ def label_statistics(
     return normalizer.smoothed(smoothing, share, evenly)
 
 
-def labels_statistics(
-    reduce: Start, classes: Classes, smoothing: float, x: Array, z: Array
-) -> LabelsStatistics:
+def labels_statistics(classes: Classes, smoothing: float, x: Array, z: Array) -> LabelsStatistics:
     """As `_logsumexp.labels_statistics`."""
-    row = reduce(classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x)))
+    row = reduced(classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x)))
     row_max, rest = _logsumexp.defined(row.row_max, row.rest)
     labels = cast(Weighed, row.labels)
     loss = _cost(labels, rest)

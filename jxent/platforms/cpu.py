@@ -152,9 +152,7 @@ def _are_integers_exact(classes: Classes, smoothing: float, x: Array, _: Array) 
 
 
 @way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
-def _label_statistics_on_cpu(
-    classes: Classes, _: float, x: Array, ids: Array
-) -> LabelNormalizer:
+def _label_statistics_on_cpu(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
     def exact(x: Array, _: Array, logit: Array) -> LabelNormalizer:
         return _logsumexp.of_pair(logit, *_logsumexp.pair(x, classes))
 
