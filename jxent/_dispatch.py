@@ -76,10 +76,14 @@ class PerPlatform(Generic[Result]):
         if where.only is not None:
             return self.taken(where.only, *arguments)(*arguments)
         branches: dict[str, Callable[..., Any]] = {}
+        traced: dict[Callable[..., Any], Callable[..., Any]] = {}
         for platform in dict.fromkeys(way.platform for way in self.ways):
             function = self.taken(platform, *arguments)
             if platform not in where.never and function is not self.plain:
-                branches[platform] = _inside(_Where(only=platform), partial(function, *fixed))
+                # What several platforms share is traced once, as on the first of them.
+                if function not in traced:
+                    traced[function] = _inside(_Where(only=platform), partial(function, *fixed))
+                branches[platform] = traced[function]
         if not branches:
             return self.plain(*arguments)
         others = _Where(never=where.never | set(branches))

@@ -29,7 +29,11 @@ Arrays = tuple[Array, ...]
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
-    row_max, rest = pair_of_rows(classes, x)
+    return defined(*pair_of_rows(classes, x))
+
+
+def defined(row_max: Array, rest: Array) -> tuple[Array, Array]:
+    """The pair, NaN where the row has a NaN or no class left."""
     # Some compilers' maximum drops NaN, so the sum says where one is.
     undefined = (row_max == -jnp.inf) | jnp.isnan(rest)
     return jnp.where(undefined, jnp.nan, row_max), jnp.where(undefined, jnp.nan, rest)
@@ -236,26 +240,61 @@ def expected(
     return jnp.where(jnp.isnan(more), jnp.nan, total)
 
 
+class LabelsStatistics(NamedTuple):
+    """Of dense labels, the class axis kept, of size 1; their tangents are 0, as the pair's are."""
+
+    row_max: Array
+    rest: Array
+    share: Array | None  # what smoothing adds to every label, if there is smoothing
+    total: Array  # the sum of the labels
+    loss: Array  # what `expected` gives
+
+
+@per_platform(statics=2)
+def labels_statistics(
+    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Float[Array, "..."]
+) -> LabelsStatistics:
+    """From the logits and the labels, which are smoothed here."""
+    row_max, rest = pair(x, classes)
+    share = even_share(x, smoothing, classes)
+    loss = expected(classes, smoothing, x, row_max, log1p(rest), share, z)
+    total = labels_total(classes, z, rest)
+    return LabelsStatistics(row_max, rest, share, total, loss)
+
+
 class LabelNormalizer(NamedTuple):
     """One number an example each; the class axis is kept, of size 1.
 
     Their tangents are 0, as those of the pair are.
     """
 
-    loss: Array  # -log p of the label
+    loss: Array  # -log p of the label, smoothed
     log_normalizer: Array  # logsumexp
     shift: Array  # p_j = exp(x_j - shift) * scale
     scale: Array
     complement: Array  # 1 - p of the label
     share: Array | None = None  # what smoothing adds to every label, if there is smoothing
 
+    def smoothed(self, smoothing: float, share: Array, evenly: Array) -> "LabelNormalizer":
+        """The same of a smoothed label; `evenly` is what the shares of all classes cost."""
+        # At s = 1 the label has no part in it, at -inf neither.
+        loss = evenly + (1 - smoothing) * self.loss if smoothing < 1 else evenly
+        return self._replace(loss=loss, share=share)
 
-@per_platform(statics=1)
+
+@per_platform(statics=2)
 def label_statistics(
-    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."], logit: Float[Array, "..."]
+    classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
 ) -> LabelNormalizer:
-    """From the logits, the labels' ids in range, and the labels' logits `logit`."""
-    return of_pair(logit, *pair(x, classes))
+    """From the logits and the labels' ids in range."""
+    logit = label_logit(classes, ids, x)
+    row_max, rest = pair(x, classes)
+    share = even_share(x, smoothing, classes)
+    normalizer = of_pair(logit, row_max, rest)
+    if share is None:
+        return normalizer
+    evenly = expected(classes, smoothing, x, row_max, log1p(rest), share, None)
+    return normalizer.smoothed(smoothing, share, evenly)
 
 
 def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:

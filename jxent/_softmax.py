@@ -4,7 +4,7 @@ Each example has one class, or a distribution over the classes.
 """
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jxent import _logsumexp
 from jxent._arithmetic import largest_id, log1p, widen
+from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
@@ -19,6 +20,15 @@ from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
 
 Statistics = tuple[Array, Array, Array | None, Array]  # row_max, rest, share, the labels' sum
+
+
+# The product is computed again in every fusion, here and there as one fused multiply-add: without
+# the barrier a row's maximum would equal none of its elements to the last bit.
+@per_platform(statics=1)
+def stored(has_ids: bool, x: Array) -> Array:
+    """Capped logits. `has_ids`: in first order only statistics are compared with one another."""
+    once: Array = jax.lax.optimization_barrier(x)
+    return once
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class _Exclusive(Options):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_softcap: float | None = None
+    _has_ids: ClassVar[bool] = False
 
     @property
     def axis(self) -> int | tuple[int, ...]:
@@ -38,10 +49,7 @@ class _Exclusive(Options):
         x = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is None:
             return x
-        # The product is computed again in every fusion, here and there as one fused multiply-add:
-        # without the barrier a row's maximum would equal none of its elements to the last bit.
-        stored: Array = jax.lax.optimization_barrier(x)
-        return stored
+        return stored(self._has_ids, x)
 
     def _z_slope(self, x: Array, p: Array, log_normalizer: Array) -> Array:
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
@@ -57,15 +65,12 @@ class Softmax(_Exclusive):
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, Statistics]:
         x = self._capped(logits)
-        row_max, rest = _logsumexp.pair(x, self.classes)
-        share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
         z = labels.astype(x.dtype)
-        loss = _logsumexp.expected(
-            self.classes, self.label_smoothing, x, row_max, log1p(rest), share, z
+        row_max, rest, share, total, loss = _logsumexp.labels_statistics(
+            self.classes, self.label_smoothing, x, z
         )
         if self.z_loss:
             loss += self.z_loss * jnp.square(row_max + log1p(rest))
-        total = _logsumexp.labels_total(self.classes, z, rest)
         if share is not None:
             total = (1 - self.label_smoothing) * total + self.label_smoothing
         return jnp.squeeze(loss, self.axis), (row_max, rest, share, total)
@@ -99,25 +104,15 @@ class Softmax(_Exclusive):
 class SparseSoftmax(_Exclusive):
     """Exclusive classes, ids: the member that `_loss` differentiates."""
 
+    _has_ids = True
+
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        logit = _logsumexp.label_logit(self.classes, ids, x)
-        if self.label_smoothing:
-            row_max, rest = _logsumexp.pair(x, self.classes)
-            share = _logsumexp.even_share(x, self.label_smoothing, self.classes)
-            normalizer = _logsumexp.of_pair(logit, row_max, rest)._replace(share=share)
-            loss = _logsumexp.expected(
-                self.classes, self.label_smoothing, x, row_max, log1p(rest), share, None
-            )
-            # At s = 1 the label has no part in it, at -inf neither.
-            if self.label_smoothing < 1:
-                loss += (1 - self.label_smoothing) * normalizer.loss
-        else:
-            normalizer = _logsumexp.label_statistics(self.classes, x, ids, logit)
-            loss = normalizer.loss
+        normalizer = _logsumexp.label_statistics(self.classes, self.label_smoothing, x, ids)
+        loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
         in_range = self._in_range(labels, x)

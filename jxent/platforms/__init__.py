@@ -1,4 +1,5 @@
 """Each platform's ways of the mathematics, which does not know them."""
 
 from jxent.platforms import cpu as cpu
+from jxent.platforms import gpu as gpu
 from jxent.platforms import tpu as tpu

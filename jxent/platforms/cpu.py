@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from jxent import _logsumexp, _loss, _mesh, _projection, _sigmoid
 from jxent._arithmetic import bounded, exp, log, log1p, widen
 from jxent._dispatch import way
-from jxent._logsumexp import LabelNormalizer
+from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
 from jxent._sigmoid import SigmoidSum
 from jxent._softcap import tanh
@@ -139,18 +139,31 @@ def _counted_on_cpu(classes: Classes, x: Array) -> Array:
     return count
 
 
-def _are_integers_exact(classes: Classes, x: Array, *_: Array) -> bool:
+# Of the functions below, where nothing better applies: their parts have ways of their own, and so
+# they are decided on together.
+@way(_logsumexp.labels_statistics, "cpu")
+def _labels_statistics_in_parts(*arguments: Any) -> LabelsStatistics:
+    return _logsumexp.labels_statistics.plain(*arguments)
+
+
+def _are_integers_exact(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
     exact: int = 2 ** (jnp.finfo(x.dtype).nmant + 1)  # up to here integers are, as `_others` needs
-    return _are_rows(classes, x) and x.shape[-1] <= exact
+    return not smoothing and _are_rows(classes, x) and x.shape[-1] <= exact
 
 
 @way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
-def _label_statistics_on_cpu(
-    classes: Classes, x: Array, ids: Array, logit: Array
-) -> LabelNormalizer:
-    exact = partial(_logsumexp.label_statistics.plain, classes)
+def _label_statistics_on_cpu(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
+    def exact(x: Array, _: Array, logit: Array) -> LabelNormalizer:
+        return _logsumexp.of_pair(logit, *_logsumexp.pair(x, classes))
+
+    logit = _logsumexp.label_logit(classes, ids, x)
     normalizer: LabelNormalizer = attempt(_without_shift, exact)(x, ids, logit)
     return normalizer
+
+
+@way(_logsumexp.label_statistics, "cpu")
+def _label_statistics_in_parts(*arguments: Any) -> LabelNormalizer:
+    return _logsumexp.label_statistics.plain(*arguments)
 
 
 # The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to

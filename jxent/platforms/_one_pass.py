@@ -1,0 +1,177 @@
+"""The statistics of a row in one pass over its logits, for TPUs and GPUs.
+
+The plain spelling reads the logits twice: for the maximum, then for the sums that need it. These
+chips wait for their memory, so there all of a row's numbers come from one reduction of tuples,
+joined by `merged`. It has no derivative rule: what stands here is called under `custom_jvp` only.
+XLA:CPU reduces sequentially, which costs digits, and time too.
+"""
+
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent import _logsumexp, _mesh
+from jxent._arithmetic import exp, log1p, zero_times
+from jxent._logsumexp import LabelNormalizer, LabelsStatistics
+from jxent._mesh import Classes
+
+
+class Weighed(NamedTuple):
+    """Weights of classes, such as labels, and what they say of a row."""
+
+    total: Array  # sum w
+    below: Array  # sum w (row_max - x); nothing where w = 0, at -inf too
+
+
+class Row(NamedTuple):
+    """What is known of some classes of a row; of each alone: `row_of_one`; of none: `empty`."""
+
+    row_max: Array
+    rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
+    logit: Array | None = None  # of the label, 0 where it is not among them
+    labels: Weighed | None = None
+    left: Weighed | None = None  # a unit for each class that is not at -inf
+
+
+def apart(a: Array, b: Array) -> tuple[Array, Array]:
+    """|a - b|, and exp(-|a - b|) with what rounding the difference lost; equals are 0 apart.
+
+    By a two-sum. As tiles of 128 lanes joined one after the other, 262144 classes are off by 2.2
+    units in the last place at worst; without it by 24, where a label leads by 60.
+    """
+    low, high = jnp.minimum(a, b), jnp.maximum(a, b)
+    gap = jnp.where(a == b, 0, -jnp.abs(a - b))
+    back = gap - low
+    lost = (low - (gap - back)) + (-high - back)
+    e = exp(gap)
+    # At infinities what was lost is NaN or inf.
+    return -gap, e + e * jnp.where(jnp.abs(lost) < 1, lost, 0)
+
+
+def merged(a: Row, b: Row) -> Row:
+    """What is known of the classes of both: associative and commutative, to rounding.
+
+    NaN, whatever a maximum makes of it, is in `rest`: no select depends on it alone.
+    """
+    gap, e = apart(a.row_max, b.row_max)
+    first = a.row_max >= b.row_max
+    rest = jnp.where(first, a.rest + (1 + b.rest) * e, b.rest + (1 + a.rest) * e)
+
+    # All terms of a sum are measured from the new maximum: no differences, nothing cancels.
+    def weighed(a: Weighed, b: Weighed) -> Weighed:
+        moved = zero_times(jnp.where(first, b.total, a.total), gap)
+        return Weighed(a.total + b.total, a.below + b.below + moved)
+
+    return Row(
+        jnp.maximum(a.row_max, b.row_max),
+        rest,
+        None if a.logit is None else a.logit + cast(Array, b.logit),
+        None if a.labels is None else weighed(a.labels, cast(Weighed, b.labels)),
+        None if a.left is None else weighed(a.left, cast(Weighed, b.left)),
+    )
+
+
+def row_of_one(
+    x: Array, logit: Array | None = None, labels: Array | None = None, unit: float | None = None
+) -> Row:
+    """Each class alone, of the logits `x`."""
+    zero = jnp.zeros_like(x)
+    return Row(
+        x,
+        zero,
+        logit,
+        None if labels is None else Weighed(labels, zero),
+        None if unit is None else Weighed(jnp.where(x > -jnp.inf, unit, zero), zero),
+    )
+
+
+def empty(like: Row) -> Row:
+    """No class: 1 + rest is 0, and merged with any row it changes nothing."""
+    dtype = like.row_max.dtype
+    nothing = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
+    return nothing._replace(row_max=jnp.full((), -jnp.inf, dtype), rest=jnp.full((), -1, dtype))
+
+
+def reduced(classes: Classes, row: Row) -> Row:
+    """All classes of a row together; the axis is kept, of size 1."""
+    axis = classes.one % row.row_max.ndim
+    row, start = _mesh.alike((row, empty(row)))
+    row = jax.lax.reduce(row, start, merged, (axis,))
+    row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
+    # At one class nothing is merged, and NaN is in the maximum only.
+    return row._replace(rest=jnp.where(jnp.isnan(row.row_max), jnp.nan, row.rest))
+
+
+def across(classes: Classes, row: Row) -> Row:
+    """`merged` over the chips, which hold a part of the classes each."""
+    if classes.name is None:
+        return row
+    row_max = jax.lax.pmax(row.row_max, classes.name)
+    gap, e = apart(row.row_max, row_max)
+    at_top = row.row_max == row_max
+    others = jnp.where(at_top, row.rest, (1 + row.rest) * e)
+
+    def weighed(a: Weighed) -> Weighed:
+        return Weighed(a.total, a.below + zero_times(a.total, gap))
+
+    here = (
+        others,
+        at_top.astype(row_max.dtype),
+        row.logit,
+        None if row.labels is None else weighed(row.labels),
+        None if row.left is None else weighed(row.left),
+    )
+    others, ties, *sums = jax.tree.map(classes.across, here)
+    return Row(row_max, others + (ties - 1), *sums)
+
+
+def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
+    """As `_logsumexp.pair_of_rows`."""
+    row = reduced(classes, row_of_one(x))
+    return row.row_max, row.rest
+
+
+def label_statistics(classes: Classes, smoothing: float, x: Array, ids: Array) -> LabelNormalizer:
+    """As `_logsumexp.label_statistics`."""
+    logit = jnp.where(classes.numbers(x) == ids, x, 0)
+    row = reduced(classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x)))
+    pair = _logsumexp.defined(row.row_max, row.rest)
+    normalizer = _logsumexp.of_pair(cast(Array, row.logit), *pair)
+    if row.left is None:
+        return normalizer
+    share, evenly = _shares(classes, smoothing, x, row.left, pair[1])
+    return normalizer.smoothed(smoothing, share, evenly)
+
+
+def labels_statistics(classes: Classes, smoothing: float, x: Array, z: Array) -> LabelsStatistics:
+    """As `_logsumexp.labels_statistics`."""
+    row = reduced(classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x)))
+    row_max, rest = _logsumexp.defined(row.row_max, row.rest)
+    labels = cast(Weighed, row.labels)
+    loss = _cost(labels, rest)
+    share = None
+    if row.left is not None:
+        share, evenly = _shares(classes, smoothing, x, row.left, rest)
+        loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly
+    return LabelsStatistics(row_max, rest, share, labels.total, loss)
+
+
+def _cost(w: Weighed, rest: Array) -> Array:
+    """Sum w (-log p): NaN in a row of NaN, whatever its labels are."""
+    return w.below + w.total * log1p(rest)
+
+
+def _unit(classes: Classes, smoothing: float, x: Array) -> float | None:
+    """A power of two of which all classes have 1 at most: no distance overflows in their sum."""
+    return 2.0 ** -classes.count(x).bit_length() if smoothing else None
+
+
+def _shares(
+    classes: Classes, smoothing: float, x: Array, left: Weighed, rest: Array
+) -> tuple[Array, Array]:
+    """What smoothing adds to the label of each class that is left, and what that costs."""
+    unit = cast(float, _unit(classes, smoothing, x))
+    per_unit = smoothing / jnp.maximum(left.total, unit)
+    return per_unit * unit, per_unit * _cost(left, rest)
