@@ -90,7 +90,7 @@ def row_of_one(
 def empty(like: Row) -> Row:
     """No class: 1 + rest is 0, and merged with any row it changes nothing."""
     dtype = like.row_max.dtype
-    nothing = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
+    nothing: Row = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
     return nothing._replace(row_max=jnp.full((), -jnp.inf, dtype), rest=jnp.full((), -1, dtype))
 
 
