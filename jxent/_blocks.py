@@ -87,6 +87,11 @@ class ClassCut(NamedTuple):
         return self.length // self.width
 
     @property
+    def numbers(self) -> Array:
+        """Those of these blocks."""
+        return jnp.arange(self.number, dtype=jnp.int32)
+
+    @property
     def rest(self) -> int:
         """The width of the last block, which is narrower, or 0."""
         return self.length % self.width
@@ -146,7 +151,10 @@ class Block(NamedTuple):
 
 # Classes a block: fewer make small products, and the gradient of the inputs, to which each block
 # adds, is read and written once a block. Below four times the features that is what takes most.
-_FEWEST, _PER_FEATURE = 1024, 4
+_PER_FEATURE = 4
+# At least so many, and the logits of a block that every shape may have: on one chip, and on each
+# chip of a mesh, where sums cross the chips in every block.
+_ALONE, _ON_A_MESH = (1024, 2 * _ROOM), (8192, _ROOM)
 
 
 def class_cut(
@@ -154,21 +162,21 @@ def class_cut(
 ) -> ClassCut:
     """The blocks to cut the classes into, of `runs` equal runs.
 
-    By default a block has 4 classes a feature and at least 1024, but no more than 2^26 logits where
-    128 classes have fewer. A width that divides the run is preferred: a narrower last block is a
-    second copy of the program.
+    By default a block has 4 classes a feature of each run, within the limits above: however a mesh
+    splits examples and classes, that is what a chip has of them. A width that divides the run is
+    preferred: a narrower last block is a second copy of the program.
     """
     features, classes = kernel
     length = classes // runs
     if class_block_size is not None:
         return ClassCut(classes, runs, min(-(-class_block_size // runs), length))
-    size = max(_FEWEST, _PER_FEATURE * features)
+    fewest, room = _ALONE if runs == 1 else _ON_A_MESH
+    size = max(fewest, _PER_FEATURE * features)
     if isinstance(examples, int):
-        size = min(size, max(2 * _ROOM // max(examples, 1), _LANES))
-    width = -(-size // runs)
-    if length <= width:
+        size = min(size, max(room // max(examples, 1), _LANES))
+    if length <= size:
         return ClassCut(classes, runs, length)
-    width = -(-width // _LANES) * _LANES
+    width = -(-size // _LANES) * _LANES
     halves = (w for w in range(width, width // 2, -_LANES) if length % w == 0)
     return ClassCut(classes, runs, next(halves, width))
 

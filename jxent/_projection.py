@@ -228,7 +228,7 @@ def _by_classes(
         return (sums[0] + values, sums[1] + dropped), None
 
     none = no_losses(operands)
-    sums, _ = jax.lax.scan(partial(step, blocks.width), (none, none), jnp.arange(blocks.number, dtype=jnp.int32))
+    sums, _ = jax.lax.scan(partial(step, blocks.width), (none, none), blocks.numbers)
     if blocks.rest:
         sums, _ = step(blocks.rest, sums, blocks.number)
     values, dropped = map(member.classes.across, sums)
@@ -272,7 +272,7 @@ def _change_by_classes(
 
     full = {name: cut[0] for name, cut in columns.items()}
     change, _ = jax.lax.scan(
-        partial(step, blocks.width), no_losses(operands), (jnp.arange(blocks.number, dtype=jnp.int32), full)
+        partial(step, blocks.width), no_losses(operands), (blocks.numbers, full)
     )
     if blocks.rest:
         rest = {name: cut[1] for name, cut in columns.items()}

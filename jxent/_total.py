@@ -263,7 +263,7 @@ def _by_classes(
     columns = {k: x for k, x in start.items() if k != "inputs" and x.ndim}
     sums = {k: x for k, x in start.items() if k not in columns}
     sums["values"] = no_losses(operands)
-    carry, _ = jax.lax.scan(partial(step, blocks.width), (sums, columns), jnp.arange(blocks.number, dtype=jnp.int32))
+    carry, _ = jax.lax.scan(partial(step, blocks.width), (sums, columns), blocks.numbers)
     if blocks.rest:
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
