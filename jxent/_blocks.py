@@ -152,6 +152,8 @@ class Block(NamedTuple):
 # Classes a block: fewer make small products, and the gradient of the inputs, to which each block
 # adds, is read and written once a block. Below four times the features that is what takes most.
 _PER_FEATURE = 4
+# The logits of a block may always have so large a part of the kernel's elements.
+_PART = 8
 # At least so many, and the logits of a block that every shape may have: on one chip, and on each
 # chip of a mesh, where sums cross the chips in every block.
 _ALONE, _ON_A_MESH = (1024, 2 * _ROOM), (8192, _ROOM)
@@ -162,7 +164,7 @@ def class_cut(
 ) -> ClassCut:
     """The blocks to cut the classes into, of `runs` equal runs.
 
-    By default a block has 4 classes a feature of each run, within the limits above: however a mesh
+    By default a block has 4 classes a feature of each run, within the limits above; however a mesh
     splits examples and classes, that is what a chip has of them. A width that divides the run is
     preferred: a narrower last block is a second copy of the program.
     """
@@ -172,8 +174,9 @@ def class_cut(
         return ClassCut(classes, runs, min(-(-class_block_size // runs), length))
     fewest, room = _ALONE if runs == 1 else _ON_A_MESH
     size = max(fewest, _PER_FEATURE * features)
-    if isinstance(examples, int):
-        size = min(size, max(room // max(examples, 1), _LANES))
+    if isinstance(examples, int) and examples:
+        size = max(size, features * classes // (_PART * examples))
+        size = min(size, max(room // examples, _LANES))
     if length <= size:
         return ClassCut(classes, runs, length)
     width = -(-size // _LANES) * _LANES

@@ -171,7 +171,7 @@ class SparseSigmoid(Options):
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)
-        listed = self._listed(labels, x)
+        listed = listed_classes(self.classes, labels, x)
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -x, x)
         losses = _softplus(v) if a is None else zero_times(a, _softplus(v))
@@ -184,7 +184,7 @@ class SparseSigmoid(Options):
         labels, logits, pos_weight = data
         x = widen(logits)
         capped = softcap(x, self.logit_softcap)
-        listed = self._listed(labels, x)
+        listed = listed_classes(self.classes, read_again(labels), x)
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -capped, capped)
         if a is None:
@@ -207,7 +207,9 @@ class SparseSigmoid(Options):
             change += self.gradient(data, statistics) * widen(dlogits)
         if dpos_weight is not None:
             share = self.label_smoothing / 2
-            positive = jnp.where(self._listed(labels, x), 1 - share, share).astype(x.dtype)
+            positive = jnp.where(listed_classes(self.classes, labels, x), 1 - share, share).astype(
+                x.dtype
+            )
             in_range = _mesh.filled(self._in_range(labels, x)[..., None], x)
             positive = jnp.where(in_range, positive, jnp.nan)
             change += positive * _finite_softplus(-x) * dpos_weight
@@ -228,17 +230,16 @@ class SparseSigmoid(Options):
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(x)), axis=-1)
 
-    def _listed(self, labels: Array, x: Array) -> Array:
-        return _listed(labels, self.classes.numbers(x))
 
-
-def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -> Array:
-    """Which classes are listed, as booleans `[*batch, classes]` that need not be stored.
+@per_platform(statics=1)
+def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array) -> Array:
+    """Which classes are listed, as booleans of the shape of `x` that need not be stored.
 
     One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
     scatter is slower still where the classes are split or the chip is wide. Long lists take a
     loop, which keeps the program small.
     """
+    numbers = classes.numbers(x)
     # An id out of range may wrap here; its example is NaN in any case.
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
 
@@ -254,6 +255,12 @@ def _listed(ids: Integer[Array, "*batch ids"], numbers: Integer[Array, "..."]) -
     for k in range(count):
         listed = with_id(k, listed)
     return listed
+
+
+@per_platform()
+def read_again(ids: Integer[Array, "*batch ids"]) -> Integer[Array, "*batch ids"]:
+    """The ids, for the gradient."""
+    return ids
 
 
 @per_platform()

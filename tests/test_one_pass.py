@@ -67,7 +67,7 @@ def agree(got, wanted, rtol=2e-6):
     np.testing.assert_array_equal(np.isnan(got["rest"]), ~fine)
     for name, value in wanted.items():
         np.testing.assert_allclose(
-            got[name][fine], np.asarray(value, np.float64)[fine], rtol=rtol, atol=1e-37, err_msg=name
+            got[name][fine], np.asarray(value, np.float64)[fine], rtol, atol=1e-37, err_msg=name
         )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jxent import _logsumexp, _projection
+from jxent import _logsumexp, _projection, _sigmoid
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
@@ -50,3 +50,11 @@ def _stored_slope(slope: Array) -> Array:
     """Else it is stored once for each of the two products."""
     stored: Array = jax.lax.optimization_barrier(slope)
     return stored
+
+
+@way(_sigmoid.read_again, "cuda")
+@way(_sigmoid.read_again, "rocm")
+def _of_their_own(ids: Array) -> Array:
+    """Else loss and gradient share the mask of the listed classes, and store it."""
+    own: Array = jax.lax.optimization_barrier(ids)
+    return own

@@ -1,9 +1,10 @@
 """What XLA:TPU wants spelled otherwise: each way with its reason."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp, _projection, _softmax
+from jxent import _logsumexp, _mesh, _projection, _sigmoid, _softmax
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
@@ -59,3 +60,26 @@ def _stored_slope(slope: Array) -> Array:
     """
     stored: Array = jax.lax.optimization_barrier(slope)
     return stored
+
+
+_LANES = 128
+_LONG = 12  # ids: up to here comparisons are cheaper than products
+
+
+def _in_tiles(classes: Classes, ids: Array, x: Array) -> bool:
+    whole = classes.name is None and _mesh.runs_of_classes(x) == 1
+    return whole and ids.shape[-1] > _LONG and x.shape[-1] % (8 * _LANES) == 0
+
+
+@way(_sigmoid.listed_classes, "tpu", applies=_in_tiles)
+def _listed_by_products(_: Classes, ids: Array, x: Array) -> Array:
+    """By one small product an example: id = 128 high + low, and each is a one-hot row.
+
+    v5e, 4096 x 131072 bfloat16, 24 and 64 ids, value and gradient: 17 million cycles for 49 and 32,
+    3.0 passes for 3.0 and 4.0; the mask is stored, a byte a logit. By the compiler.
+    """
+    tiles = x.shape[-1] // _LANES
+    ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
+    high = jax.nn.one_hot(ids // _LANES, tiles, dtype=jnp.bfloat16, axis=-2)
+    low = jax.nn.one_hot(ids % _LANES, _LANES, dtype=jnp.bfloat16)
+    return (jnp.matmul(high, low) > 0).reshape(x.shape)
