@@ -111,10 +111,11 @@ def reduced(name, *takes, **options):
 
 
 def _marks(options):
-    return " all" if "z_loss" in options else ""
+    return " all" if "z_loss" in options else BY_CLASSES * ("class_block_size" in options)
 
 
-BLOCK = {"block_size": 8}
+BY_CLASSES = " by classes"
+BLOCK, CLASS_BLOCK = {"block_size": 8}, {"class_block_size": 8}
 CASES = [
     each("weighted_cross_entropy_with_logits", "dense", "logits", "q"),
     each("softmax_cross_entropy_with_logits", "dense", "logits", z_loss=0.1),
@@ -131,6 +132,11 @@ CASES = [
     reduced("linear_softmax_cross_entropy", "dense", "inputs", "kernel", **BLOCK, **ALL),
     reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "q", **BLOCK),
     reduced("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "one_q", "bias", **BLOCK),
+    each("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "q", **CLASS_BLOCK),
+    each("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "one_q", **CLASS_BLOCK),
+    reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "one_q", "bias",
+            **CLASS_BLOCK),
+    reduced("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "q", **CLASS_BLOCK),
 ]  # fmt: skip
 
 
@@ -225,6 +231,8 @@ def jit_is_short(case, kind, shape, second):
             for case in CASES
             for k in KINDS
             for second in ((False, True) if k[1] == BOTH else (False,))
+            # No block is cut out of classes that are split explicitly.
+            if k[0] is AUTO or BY_CLASSES not in case.name
         ],
         jit_is_short,
     ),
