@@ -6,8 +6,8 @@ joined by `merged`. It has no derivative rule: what stands here is called under 
 XLA:CPU reduces sequentially, which costs digits, and time too.
 """
 
-from functools import partial
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jxent import _logsumexp, _mesh
 from jxent._arithmetic import zero_times
+from jxent._dispatch import PerPlatform
 from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
 
@@ -95,7 +96,7 @@ def row_of_one(
 def empty(like: Row) -> Row:
     """No class: 1 + rest is 0, and merged with any row it changes nothing."""
     dtype = like.row_max.dtype
-    nothing = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
+    nothing: Row = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
     return nothing._replace(row_max=jnp.full((), -jnp.inf, dtype), rest=jnp.full((), -1, dtype))
 
 
@@ -164,7 +165,7 @@ def labels_statistics(classes: Classes, smoothing: float, x: Array, z: Array) ->
 
 
 def _cost(w: Weighed, rest: Array) -> Array:
-    """sum w (-log p): NaN in a row of NaN, whatever its labels are."""
+    """What the weights cost, sum w (-log p): NaN in a row of NaN, whatever its labels are."""
     return w.below + w.total * jnp.log1p(rest)
 
 
@@ -180,3 +181,11 @@ def _shares(
     unit = cast(float, _unit(classes, smoothing, x))
     per_unit = smoothing / jnp.maximum(left.total, unit)
     return per_unit * unit, per_unit * _cost(left, rest)
+
+
+# Each platform registers these as they are: what several share is traced once.
+WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
+    _logsumexp.pair_of_rows: pair_of_rows,
+    _logsumexp.label_statistics: label_statistics,
+    _logsumexp.labels_statistics: labels_statistics,
+}
