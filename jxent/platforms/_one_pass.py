@@ -6,7 +6,8 @@ joined by `merged`. It has no derivative rule: what stands here is called under 
 XLA:CPU reduces sequentially, which costs digits, and time too.
 """
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array
 
 from jxent import _logsumexp, _mesh
 from jxent._arithmetic import exp, log1p, zero_times
+from jxent._dispatch import PerPlatform
 from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
 
@@ -175,3 +177,11 @@ def _shares(
     unit = cast(float, _unit(classes, smoothing, x))
     per_unit = smoothing / jnp.maximum(left.total, unit)
     return per_unit * unit, per_unit * _cost(left, rest)
+
+
+# Each platform registers these as they are: what several share is traced once.
+WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
+    _logsumexp.pair_of_rows: pair_of_rows,
+    _logsumexp.label_statistics: label_statistics,
+    _logsumexp.labels_statistics: labels_statistics,
+}

@@ -5,9 +5,8 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jxent import _logsumexp, _projection, _sigmoid
+from jxent import _projection, _sigmoid
 from jxent._dispatch import way
-from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
 from jxent.platforms import _one_pass
 
@@ -22,26 +21,9 @@ def _are_last(classes: Classes, *_: Any) -> bool:
     return classes.axis == -1
 
 
-@way(_logsumexp.pair_of_rows, "cuda", applies=_are_last)
-@way(_logsumexp.pair_of_rows, "rocm", applies=_are_last)
-def _pair_in_one_pass(classes: Classes, x: Array) -> tuple[Array, Array]:
-    return _one_pass.pair_of_rows(classes, x)
-
-
-@way(_logsumexp.label_statistics, "cuda", applies=_are_last)
-@way(_logsumexp.label_statistics, "rocm", applies=_are_last)
-def _label_statistics_in_one_pass(
-    classes: Classes, smoothing: float, x: Array, ids: Array
-) -> LabelNormalizer:
-    return _one_pass.label_statistics(classes, smoothing, x, ids)
-
-
-@way(_logsumexp.labels_statistics, "cuda", applies=_are_last)
-@way(_logsumexp.labels_statistics, "rocm", applies=_are_last)
-def _labels_statistics_in_one_pass(
-    classes: Classes, smoothing: float, x: Array, z: Array
-) -> LabelsStatistics:
-    return _one_pass.labels_statistics(classes, smoothing, x, z)
+for function, in_one_pass in _one_pass.WAYS.items():
+    for platform in ("cuda", "rocm"):
+        way(function, platform, applies=_are_last)(in_one_pass)
 
 
 @way(_projection.once, "cuda")

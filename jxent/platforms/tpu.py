@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp, _mesh, _projection, _sigmoid, _softmax
+from jxent import _mesh, _projection, _sigmoid, _softmax
 from jxent._dispatch import way
-from jxent._logsumexp import LabelNormalizer, LabelsStatistics
 from jxent._mesh import Classes
 from jxent.platforms import _one_pass
 
@@ -15,23 +14,8 @@ from jxent.platforms import _one_pass
 # axis. A product that makes the logits is fused with the reduction.
 
 
-@way(_logsumexp.pair_of_rows, "tpu")
-def _pair_in_one_pass(classes: Classes, x: Array) -> tuple[Array, Array]:
-    return _one_pass.pair_of_rows(classes, x)
-
-
-@way(_logsumexp.label_statistics, "tpu")
-def _label_statistics_in_one_pass(
-    classes: Classes, smoothing: float, x: Array, ids: Array
-) -> LabelNormalizer:
-    return _one_pass.label_statistics(classes, smoothing, x, ids)
-
-
-@way(_logsumexp.labels_statistics, "tpu")
-def _labels_statistics_in_one_pass(
-    classes: Classes, smoothing: float, x: Array, z: Array
-) -> LabelsStatistics:
-    return _one_pass.labels_statistics(classes, smoothing, x, z)
+for function, in_one_pass in _one_pass.WAYS.items():
+    way(function, "tpu")(in_one_pass)
 
 
 @way(_softmax.stored, "tpu", applies=lambda has_ids, _: has_ids)
