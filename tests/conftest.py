@@ -9,10 +9,11 @@ import jax
 import pytest
 from jax.extend.backend import clear_backends
 
-from jxent.platforms import cpu
+from jxent.platforms import cpu, tpu
 
-# The family's rows are narrow, and its tests are to be tests of every way.
+# The family's rows are narrow and its lists short, and its tests are to be tests of every way.
 USUAL_NARROW, cpu.NARROW = cpu.NARROW, 0
+USUAL_TILES, (tpu.LONG, tpu.LANES, tpu.TILE) = (tpu.LONG, tpu.LANES, tpu.TILE), (2, 1, 1)
 
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -39,6 +40,16 @@ def narrow_rows(monkeypatch):
     """Narrow rows are computed as users have them."""
     jax.clear_caches()
     monkeypatch.setattr(cpu, "NARROW", USUAL_NARROW)
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def usual_tiles(monkeypatch):
+    """Long lists on a TPU are computed as users have them."""
+    jax.clear_caches()
+    for name, value in zip(("LONG", "LANES", "TILE"), USUAL_TILES, strict=True):
+        monkeypatch.setattr(tpu, name, value)
     yield
     jax.clear_caches()
 

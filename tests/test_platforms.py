@@ -515,3 +515,28 @@ def test_the_zero_of_the_dependency(odd):
     logits = np.float32([1e-30, -80, np.inf])
     np.testing.assert_array_equal(logits + np.asarray(zero), logits)
     assert zero == (np.finfo(np.float32).tiny if odd == -np.inf else 0)
+
+
+@pytest.mark.parametrize(("classes", "count"), [(2048, 13), (2048, 200), (2047, 13), (2048, 12)])
+@pytest.mark.usefixtures("usual_tiles")
+def test_long_lists_on_a_tpu_name_the_same_classes(classes, count):
+    """Padding, twice, the ends of a tile, out of range."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(-3, classes, (6, count))
+    ids[0, :8] = [0, 127, 128, 1023, 1024, classes - 1, classes - 1, -1]
+    ids[1] = -1
+    ids[2, 3] = classes
+    logits = rng.standard_normal((6, classes)).astype(np.float32)
+
+    def found(x, ids):
+        loss = jxent.sparse_sigmoid_cross_entropy_with_logits
+        value, pull = jax.vjp(lambda x: loss(labels=ids, logits=x), x)
+        return value, pull(jnp.ones_like(value))[0]
+
+    by_platform = []
+    for platform in ("tpu", PLAIN):
+        jax.clear_caches()
+        with _dispatch.as_on(platform):
+            by_platform.append(jax.tree.map(np.asarray, jax.jit(found)(logits, ids)))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), *by_platform)
+    np.testing.assert_array_equal(np.isnan(by_platform[0][0]), [0, 0, 1, 0, 0, 0])

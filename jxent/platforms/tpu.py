@@ -46,13 +46,14 @@ def _stored_slope(slope: Array) -> Array:
     return stored
 
 
-_LANES = 128
-_LONG = 12  # ids: up to here comparisons are cheaper than products
+LANES = 128
+TILE = 8 * LANES
+LONG = 12  # ids: up to here comparisons are cheaper than products
 
 
 def _in_tiles(classes: Classes, ids: Array, x: Array) -> bool:
     whole = classes.name is None and _mesh.runs_of_classes(x) == 1
-    return whole and ids.shape[-1] > _LONG and x.shape[-1] % (8 * _LANES) == 0
+    return whole and ids.shape[-1] > LONG and x.shape[-1] % TILE == 0
 
 
 @way(_sigmoid.listed_classes, "tpu", applies=_in_tiles)
@@ -62,8 +63,8 @@ def _listed_by_products(_: Classes, ids: Array, x: Array) -> Array:
     v5e, 4096 x 131072 bfloat16, 24 and 64 ids, value and gradient: 17 million cycles for 49 and 32,
     3.0 passes for 3.0 and 4.0; the mask is stored, a byte a logit. By the compiler.
     """
-    tiles = x.shape[-1] // _LANES
+    tiles = x.shape[-1] // LANES
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
-    high = jax.nn.one_hot(ids // _LANES, tiles, dtype=jnp.bfloat16, axis=-2)
-    low = jax.nn.one_hot(ids % _LANES, _LANES, dtype=jnp.bfloat16)
+    high = jax.nn.one_hot(ids // LANES, tiles, dtype=jnp.bfloat16, axis=-2)
+    low = jax.nn.one_hot(ids % LANES, LANES, dtype=jnp.bfloat16)
     return (jnp.matmul(high, low) > 0).reshape(x.shape)
