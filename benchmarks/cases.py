@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.programs import EACH, SCALARS, chained_products, mean_of_each
+from benchmarks.programs import EACH, SCALARS, chained_products, mean_of_each, of_label_ids
 
 BARE = "three bare products"
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4, "logit_softcap": 30.0}
@@ -132,9 +132,7 @@ def _optax_each(case: Case, labels, logits):
         losses = optax.sigmoid_binary_cross_entropy(logits, labels)
         return losses if case.features is None else losses.sum(-1)
     if kind == "sigmoid ids":
-        rows = jnp.arange(case.examples)[:, None]
-        dense = jnp.zeros_like(logits).at[rows, labels].set(1)
-        return optax.sigmoid_binary_cross_entropy(logits, dense).sum(-1)
+        return of_label_ids(logits, labels)
     if kind == "softmax":
         return optax.softmax_cross_entropy(logits, labels)
     if case.option == "label_smoothing":

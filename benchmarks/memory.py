@@ -9,12 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from benchmarks import command
 from benchmarks.command import Options
 from benchmarks.programs import (
+    each_of_label_ids,
     hessian_vector,
     jxent_mean,
+    label_ids,
+    label_ids_of_optax,
     of_optax,
     operand_shapes,
     optax_mean,
@@ -68,28 +72,41 @@ def sweep(options: Options) -> list[dict]:
     return rows
 
 
-def second_order(workload: Workload) -> list[dict]:
-    """Temporaries of the projection: value, gradients and Hessian-vector products."""
-    shapes = operand_shapes(workload)
+def softmax(workload: Workload) -> list[dict]:
+    """Temporaries of the projection to exclusive classes."""
+    small = min(64, workload.examples)
+    ours: dict[str, Callable] = {
+        "scalar": partial(scalar, None),
+        f"scalar, block_size={small}": partial(scalar, small),
+        "per example": per_example,
+    }
+    return second_order(operand_shapes(workload), ours, of_optax)
+
+
+def multilabel(workload: Workload) -> list[dict]:
+    """Temporaries of the projection to independent classes, of which 8 are listed an example."""
+    inputs, kernel, _ = operand_shapes(workload)
+    ids = jax.ShapeDtypeStruct((workload.examples, 8), jnp.int32)
+    ours: dict[str, Callable] = {"scalar": label_ids, "per example": each_of_label_ids}
+    return second_order((inputs, kernel, ids), ours, label_ids_of_optax)
+
+
+def second_order(shapes: Sequence, ours: dict[str, Callable], optax: Callable) -> list[dict]:
+    """Temporaries of value, gradients and Hessian-vector products."""
     wraps: dict[str, Callable] = {
         "value": lambda loss: loss,
         "value and gradients": value_and_gradients,
         "Hessian-vector, forward over reverse": partial(hessian_vector, forward=True),
         "Hessian-vector, reverse over reverse": partial(hessian_vector, forward=False),
     }
-    small = min(64, workload.examples)
     rows = []
     for what, wrap in wraps.items():
-        theirs = temporaries(wrap(of_optax), *shapes)
-        for name, loss in {
-            "scalar": partial(scalar, None),
-            f"scalar, block_size={small}": partial(scalar, small),
-            "per example": per_example,
-        }.items():
-            ours = temporaries(wrap(loss), *shapes)
+        theirs = temporaries(wrap(optax), *shapes)
+        for name, loss in ours.items():
+            held = temporaries(wrap(loss), *shapes)
             rows.append({
-                "program": what, "jxent": name, "MB": ours / 1e6,
-                "optax MB": theirs / 1e6, "optax / jxent": theirs / max(ours, 1),
+                "program": what, "jxent": name, "MB": held / 1e6,
+                "optax MB": theirs / 1e6, "optax / jxent": theirs / max(held, 1),
             })  # fmt: skip
     return rows
 
@@ -102,8 +119,10 @@ def tables(options: Options) -> list[Table]:
             Table("Temporaries of value and gradients over the number of classes, MB", swept, FLOOR)
         ]
         for workload in workloads("cpu", "projection", tiny=options.tiny):
-            rows = second_order(workload)
-            found.append(Table(f"Temporaries of the {workload.name}", rows))
+            name = workload.name
+            found.append(Table(f"Temporaries of the {name}", softmax(workload)))
+            listed = multilabel(workload)
+            found.append(Table(f"Temporaries of the {name}, 8 label ids an example", listed))
     if options.plots:
         from benchmarks import plots  # noqa: PLC0415  # needs matplotlib
 

@@ -54,6 +54,13 @@ def optax_mean(kind: str, *, each: bool = False) -> Callable:
     return function if each else lambda logits, labels: function(logits, labels).mean()
 
 
+def of_label_ids(logits, labels):
+    """Each loss of lists of label ids as a user of optax writes it."""
+    rows = jnp.arange(logits.shape[0])[:, None]
+    dense = jnp.zeros_like(logits).at[rows, labels].set(1)
+    return optax.sigmoid_binary_cross_entropy(logits, dense).sum(-1)
+
+
 # The projection: (inputs, kernel, labels) -> the mean loss.
 
 
@@ -70,6 +77,21 @@ def scalar(block_size, inputs, kernel, labels):
 def per_example(inputs, kernel, labels):
     """One loss an example, reduced by the caller."""
     return mean_of_each("projection, softmax ids", labels, inputs, kernel)
+
+
+def label_ids(inputs, kernel, labels):
+    """Of several classes an example."""
+    return SCALARS["projection, sigmoid ids"](labels, inputs, kernel)
+
+
+def each_of_label_ids(inputs, kernel, labels):
+    """One loss an example, reduced by the caller."""
+    return mean_of_each("projection, sigmoid ids", labels, inputs, kernel)
+
+
+def label_ids_of_optax(inputs, kernel, labels):
+    """Logits and dense labels in memory."""
+    return of_label_ids(inputs @ kernel, labels).mean()
 
 
 def bare_products(inputs, kernel, slope):

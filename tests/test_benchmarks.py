@@ -249,10 +249,11 @@ def test_bare_products_are_the_same_in_blocks():
 
 @pytest.mark.long
 def test_memory(tmp_path):
-    swept, projected = memory.tables(replace(TINY, plots=tmp_path))
+    swept, projected, listed = memory.tables(replace(TINY, plots=tmp_path))
     assert {row["loss"] for row in swept.rows} == {"sigmoid", "softmax ids", "projection"}
     assert all({"jxent", "optax", "floor"} <= set(row) for row in swept.rows)
     assert len(projected.rows) == 4 * 3
+    assert len(listed.rows) == 4 * 2
     check_picture(tmp_path, "temporaries_over_classes")
 
 
