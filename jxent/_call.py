@@ -1,7 +1,7 @@
 """The one way from a public function inwards: weights, `jit`, cast and reduction."""
 
 from collections.abc import Callable
-from math import prod
+from math import gcd, prod
 from numbers import Real
 from typing import Any, TypeVar, cast
 
@@ -113,12 +113,14 @@ def _blocks_of(member: Summed, sizes: Sizes, operands: Operands) -> AnyCut:
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
         runs = _mesh.runs_of_classes(*per_class)
-        if runs is not None and classes % runs == 0:
+        if runs is not None:
+            # Classes are split in equal parts, whose number divides theirs.
+            runs = gcd(runs, classes)
             return _blocks.class_cut(examples, kernel.shape, runs, sizes.classes)
         if sizes.classes:
             raise ValueError(
-                "class_block_size must be None where the classes are split explicitly, or where "
-                f"their number, here {classes}, is no multiple of the number of chips"
+                "class_block_size must be None where the classes are split explicitly, got "
+                f"{sizes.classes}; split them automatically, or over `axis_name`"
             )
     return _blocks.cut(examples, kernel.shape, sizes.examples)
 

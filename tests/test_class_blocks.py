@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks import programs as projection
+from benchmarks.collectives import collectives
 from jxent import _blocks, losses
 from jxent._blocks import Block, ClassCut
 from tests.quick import quick
@@ -209,14 +210,33 @@ def test_memory_of_a_block_in_first_and_second_order():
 
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
-def test_classes_that_chips_share_unevenly_are_cut_by_examples():
+@pytest.mark.parametrize("classes", [20, 12, 8])
+def test_classes_split_over_some_of_the_chips(classes):
+    """20 in 4 runs of 5 over 8 chips: no kernel is gathered."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    labels, inputs, kernel = operands("sparse_sigmoid", examples=4, classes=classes)
+    f = jax.value_and_grad(partial(scalar("sparse_sigmoid"), class_block_size=4), (1, 2))
+    wanted = f(labels, inputs, kernel)
+    split = [
+        jax.device_put(x, NamedSharding(mesh, spec))
+        for x, spec in ((labels, P("data")), (inputs, P("data")), (kernel, P(None, "model")))
+    ]
+    program = jax.jit(f).lower(*split).compile()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), program(*split), wanted)
+    assert {c.kind for c in collectives(program.as_text())} <= {"all-reduce"}
+
+
+@pytest.mark.eight_devices
+@pytest.mark.xdist_group("eight devices")
+def test_classes_that_are_split_explicitly_are_not_cut():
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     labels, inputs, kernel = operands("sparse_sigmoid", examples=4, classes=20)
-    wanted = scalar("sparse_sigmoid")(labels, inputs, kernel)
+    f = scalar("sparse_sigmoid")
+    wanted = f(labels, inputs, kernel)
     split = jax.device_put(kernel, NamedSharding(mesh, P(None, "model")))
     inputs = jax.device_put(inputs, NamedSharding(mesh, P("data", None)))
     labels = jax.device_put(labels, NamedSharding(mesh, P("data", None)))
-    got = jax.jit(scalar("sparse_sigmoid"))(labels, inputs, split)
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
-    with pytest.raises(ValueError, match="class_block_size must be None where"):
-        jax.jit(partial(scalar("sparse_sigmoid"), class_block_size=4))(labels, inputs, split)
+    with jax.set_mesh(mesh):
+        np.testing.assert_allclose(jax.jit(f)(labels, inputs, split), wanted, rtol=1e-6)
+        with pytest.raises(ValueError, match="class_block_size must be None where"):
+            jax.jit(partial(f, class_block_size=4))(labels, inputs, split)

@@ -741,14 +741,14 @@ MUTANTS = {
         "sparse_softmax_cross_entropy_with_logits", 64, 0.0,
     ),
     "NaN dropped by a minimum": (
-        cpu, ("_pieces",), "jnp.exp(pieces - row_max[..., None])",
-        "jnp.where(jnp.isnan(pieces), 0, jnp.exp(pieces - row_max[..., None]))",
+        cpu, ("_pieces",), "exp(pieces - row_max[..., None])",
+        "jnp.where(jnp.isnan(pieces), 0, exp(pieces - row_max[..., None]))",
         "softmax_cross_entropy_with_logits", 640, None,
     ),
     "probabilities without a shift": (
         cpu, ("_without_shift",),
-        "LabelNormalizer(jnp.log1p(odds), log_normalizer, log_normalizer, scale, others / total)",
-        "LabelNormalizer(jnp.log1p(odds), log_normalizer, 0 * logit, 1 / total, others / total)",
+        "LabelNormalizer(log1p(odds), log_normalizer, log_normalizer, scale, others / total)",
+        "LabelNormalizer(log1p(odds), log_normalizer, 0 * logit, 1 / total, others / total)",
         "sparse_softmax_cross_entropy_with_logits", 7, 0.0,
     ),
     "the smoothed label's slope": (
