@@ -23,7 +23,9 @@ from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
 
 GB = 1e9
 # One process at a time may hold the compiler.
-pytestmark = [pytest.mark.xdist_group("tpu"), pytest.mark.long]
+pytestmark = [
+    pytest.mark.xdist_group("tpu"), pytest.mark.long, pytest.mark.usefixtures("usual_tiles"),
+]  # fmt: skip
 
 
 # They take the compiler longest, and others are like them.
