@@ -65,6 +65,18 @@ def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
     return Cut(number, -(-examples // number))
 
 
+def enlarged(blocks: Cut, examples: int, fewest: int) -> Cut:
+    """Blocks of `fewest` examples at least, where there are as many; if it can be, none filled up.
+
+    Unchanged where they are as large, or the examples' number is a symbol.
+    """
+    if not isinstance(examples, int) or blocks.size >= min(fewest, examples):
+        return blocks
+    most = max(1, examples // fewest)
+    number = next((n for n in range(most, most // 2, -1) if examples % n == 0), most)
+    return Cut(number, -(-examples // number))
+
+
 class ClassCut(NamedTuple):
     """How classes are cut: `runs` of equal length, and a block takes `width` classes of each.
 
@@ -106,7 +118,21 @@ class ClassCut(NamedTuple):
         return blocks, runs[..., full:].reshape(*lead, self.runs * self.rest)
 
 
-AnyCut = Cut | ClassCut
+class Choice(NamedTuple):
+    """The cuts that the shapes allow, where the caller leaves it to the platform."""
+
+    examples: Cut
+    classes: ClassCut | None
+
+
+AnyCut = Cut | ClassCut | Choice
+
+
+def of_examples(blocks: AnyCut, examples: int, kernel: tuple[int, ...]) -> Cut:
+    """Blocks of examples, for what is not computed a block of classes at a time."""
+    if isinstance(blocks, Choice):
+        return blocks.examples
+    return cut(examples, kernel, None) if isinstance(blocks, ClassCut) else blocks
 
 
 class Block(NamedTuple):
@@ -182,6 +208,44 @@ def class_cut(
     width = -(-size // _LANES) * _LANES
     halves = (w for w in range(width, width // 2, -_LANES) if length % w == 0)
     return ClassCut(classes, runs, next(halves, width))
+
+
+def bytes_by_examples(blocks: Cut, examples: int, kernel: Array) -> float:
+    """What value and both gradients of a projection move, of exclusive classes, roughly.
+
+    A block reads the kernel twice and adds to its gradient in float32, which is narrowed at last;
+    it stores its logits once and reads them three times.
+    """
+    (features, classes), size = kernel.shape, kernel.dtype.itemsize
+    of_kernel = blocks.number * (8 + 2 * size) + (4 + size) * (size < 4)
+    return features * classes * of_kernel + 16.0 * examples * classes
+
+
+def bytes_by_classes(blocks: ClassCut, examples: int, kernel: Array) -> float:
+    """The same by blocks of classes, where the statistics take one pass and store no logits.
+
+    The kernel is read three times and its gradient written; the slopes are stored once and read
+    twice; each block reads the inputs twice and adds to their gradient in float32.
+    """
+    (features, classes), size = kernel.shape, kernel.dtype.itemsize
+    rounds = blocks.number + bool(blocks.rest)
+    of_inputs = examples * features * (rounds * (2 * size + 8))
+    return 4.0 * size * features * classes + 3 * size * examples * classes + of_inputs
+
+
+def classes_pay(blocks: Choice, examples: int, kernel: Array, balance: float) -> bool:
+    """Whether blocks of classes take less time, with four products, than of examples with three.
+
+    `balance`: what the chip computes in the time that it moves a byte; the two are not overlapped.
+    """
+    if blocks.classes is None:
+        return False
+    features, classes = kernel.shape
+    product = 2 * examples * features * classes / balance
+    return (
+        bytes_by_classes(blocks.classes, examples, kernel) + product
+        < bytes_by_examples(blocks.examples, examples, kernel)
+    )  # fmt: skip
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:

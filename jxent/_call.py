@@ -12,8 +12,8 @@ from jaxtyping import Array
 
 from jxent import _blocks, _checks, _loss, _mesh, _options, _projection, _reduction, _total
 from jxent._arithmetic import computing_dtype, widen
-from jxent._blocks import AnyCut, Sizes
-from jxent._loss import Data, Independent, Member, PerClass, Summed
+from jxent._blocks import AnyCut, Choice, Sizes
+from jxent._loss import ByClasses, Data, Member, PerClass, Summed
 from jxent._projection import Operands
 from jxent._reduction import Reduction
 
@@ -87,6 +87,11 @@ def reduced_projection(
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     kind = _checks.reduction(reduction, Reduction)
+    if kind is Reduction.NONE and sizes.classes and not cast(ByClasses, member).independent:
+        raise ValueError(
+            "class_block_size must be None for exclusive classes where reduction is NONE, got "
+            f"{sizes.classes}; one loss an example has its gradients in blocks of examples"
+        )
     operands = Operands(labels, inputs, kernel, bias, parameters)
     blocks = _blocks_of(member, sizes, operands)
     return _reduced_projection(member, masks, kind, blocks, weights, operands)
@@ -101,28 +106,34 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
 
 
 def _blocks_of(member: Summed, sizes: Sizes, operands: Operands) -> AnyCut:
-    """How the projection is cut: into blocks of what there is more of, or as the caller says.
+    """How the projection is cut: as the caller says, or as shapes and platform ask.
 
-    Blocks of classes are for independent classes, whose losses need nothing of their example's
-    other logits.
+    Independent classes, whose losses need nothing of their example's other logits, are cut where
+    there are more classes than examples. For exclusive ones it depends on the platform.
     """
     labels, inputs, kernel, bias, parameters = operands
     examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
+    of_examples = _blocks.cut(examples, kernel.shape, sizes.examples)
+    if sizes.examples:
+        return of_examples
     fewer = isinstance(examples, int) and examples < classes
-    if isinstance(member, Independent) and (sizes.classes or (fewer and not sizes.examples)):
+    of_classes = None
+    if isinstance(member, ByClasses) and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
         runs = _mesh.runs_of_classes(*per_class)
         if runs is not None:
             # Classes are split in equal parts, whose number divides theirs.
             runs = gcd(runs, classes)
-            return _blocks.class_cut(examples, kernel.shape, runs, sizes.classes)
-        if sizes.classes:
+            of_classes = _blocks.class_cut(examples, kernel.shape, runs, sizes.classes)
+            if sizes.classes or member.independent:
+                return of_classes
+        elif sizes.classes:
             raise ValueError(
                 "class_block_size must be None where the classes are split explicitly, got "
                 f"{sizes.classes}; split them automatically, or over `axis_name`"
             )
-    return _blocks.cut(examples, kernel.shape, sizes.examples)
+    return Choice(of_examples, of_classes)
 
 
 def _checked_weights(

@@ -56,14 +56,21 @@ class Summed(Member, Protocol):
     @property
     def classes(self) -> Classes: ...
 
+    @property
+    def logit_softcap(self) -> float | None: ...
+
 
 @runtime_checkable
-class Independent(Summed, Protocol):
-    """A sum over classes each of which has its loss and its gradient from its own logit alone."""
+class ByClasses(Summed, Protocol):
+    """A loss whose gradient, once its statistics are known, may be taken by blocks of classes."""
 
     @property
     def whole(self) -> Summed:
         """The same loss of classes that are not split."""
+
+    @property
+    def independent(self) -> bool:
+        """Whether each class has its loss too from its own logit alone."""
 
     def labels_of(self, block: Block, labels: Array) -> Array:
         """The labels of a block of classes."""

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from jxent._arithmetic import largest_id
+from jxent._blocks import Block
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -68,6 +71,20 @@ class Classes:
     def width(self, x: Array) -> int:
         """The number of the classes that this chip holds."""
         return x.shape[self.one]
+
+    def places(self, block: Block, ids: Array) -> Array:
+        """Places of ids in a block of the classes that this chip holds, -1 for all others.
+
+        An id out of range is out of range in every block.
+        """
+        classes = block.cut.classes
+        first: int | Array = 0
+        if self.name is not None:
+            first = jax.lax.axis_index(self.name) * classes
+            classes *= jax.lax.axis_size(self.name)
+        # What a cast folds into the range is out of it.
+        places = block.places(jnp.where(ids < 0, -1, ids).astype(jnp.int32) - first)
+        return jnp.where(ids <= largest_id(ids.dtype, classes), places, block.size)
 
     def are_last(self, x: Array) -> bool:
         """Whether the classes are the last axis of `x`, not known to be split."""

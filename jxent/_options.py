@@ -149,6 +149,9 @@ WORDS: dict[str, tuple[str, ...]] = {
         "Classes a block, in place of examples. None, where `block_size` is None too, takes 4 a "
         "feature and at least 1024, if there are more classes than examples: each block then has "
         "its losses and its gradients at once, and the kernel's gradient is written once.",
+        "Classes a block, in place of examples: after the losses each block has its gradients, a "
+        "product more, but the kernel's gradient is written once. None, where `block_size` is None "
+        "too, leaves it to shapes and platform. Not with `Reduction.NONE`.",
     ),
     "reduction": (
         'A `Reduction` or its value, e.g. `"weighted_mean"`.',

@@ -19,9 +19,9 @@ from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
-from jxent._blocks import AnyCut, Block, ClassCut, Cut
+from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
-from jxent._loss import Independent, Summed
+from jxent._loss import ByClasses, Data, Summed
 
 
 def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
@@ -57,7 +57,7 @@ class Operands(NamedTuple):
         return self.kernel, self.bias, self.parameters
 
 
-def of_block(member: Independent, block: Block, operands: Operands) -> Operands:
+def of_block(member: ByClasses, block: Block, operands: Operands) -> Operands:
     """The operands of a block of classes."""
     labels, inputs, kernel, bias, parameters = operands
     return Operands(
@@ -91,14 +91,37 @@ def project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "b
     return x if bias is None else x + bias[None]
 
 
+@per_platform()
+def uncapped(x: Array) -> Array:
+    """The logits of a block, which a cap comes upon next."""
+    return x
+
+
+def data_of(member: Summed, operands: Operands) -> Data:
+    """What the member's losses are computed from, with the logits of a block."""
+    x = project(operands.inputs, operands.kernel, operands.bias)
+    if member.logit_softcap is not None:
+        x = uncapped(x)
+    return operands.labels, x, operands.parameters
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(
     member: Summed, blocks: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """Losses of all examples, unweighted, and what is known of them, as `_loss.losses`."""
-    if isinstance(blocks, ClassCut):
-        return _by_classes(cast(Independent, member), blocks, weights, operands)
-    return _by_examples(member, blocks, weights, operands)
+    return losses_and_known(member, blocks, weights, operands)
+
+
+@per_platform(statics=2)
+def losses_and_known(
+    member: Summed, blocks: AnyCut, weights: Array | None, operands: Operands
+) -> tuple[Array, _loss.Known]:
+    """What `per_example` returns."""
+    if isinstance(blocks, ClassCut) and cast(ByClasses, member).independent:
+        return _by_classes(cast(ByClasses, member), blocks, weights, operands)
+    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    return by_examples(member, blocks, weights, operands)
 
 
 # The tangent is computed block by block, each under `jax.checkpoint`: its transpose multiplies a
@@ -109,9 +132,10 @@ def _per_example_jvp(
     weights, operands = primals
     values, known = per_example(member, blocks, weights, operands)
     moving = _loss.present(tangents[1])
-    if isinstance(blocks, ClassCut):
-        change = _change_by_classes(cast(Independent, member), blocks, known.kept, operands, moving)
+    if isinstance(blocks, ClassCut) and cast(ByClasses, member).independent:
+        change = _change_by_classes(cast(ByClasses, member), blocks, known.kept, operands, moving)
     else:
+        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
         change = _change_by_examples(member, blocks, values, known, operands, moving)
     return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
 
@@ -129,10 +153,10 @@ def _change_of_block(
     and the kernel; that of the kernel is rounded here, so that the products are between operands of
     one dtype in both directions.
     """
-    labels, inputs, kernel, bias, parameters = operands
+    _, inputs, kernel, _, _ = operands
     dlabels, dinputs, dkernel, dbias, dparameters = moving
     wide = computing_dtype(inputs.dtype)
-    data = (labels, project(inputs, kernel, bias), parameters)
+    data = data_of(member, operands)
     dothers = (dlabels, None, dparameters)
     if known.kept is not None:  # a place that is filled up is not
         data, dothers = _loss.without_dropped(member, known.kept)((data, dothers))
@@ -161,16 +185,17 @@ def _change_of_block(
     return change
 
 
-def _by_examples(
+def by_examples(
     member: Summed, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
+    """What `per_example` returns, a block of examples at a time."""
     operands = _mesh.alike(operands)
     kernel, bias, parameters = operands.shared
 
     def block(_: None, rows: Any) -> tuple[None, tuple[Array, _loss.Known]]:
         weights, labels, inputs = rows
-        x = project(inputs, kernel, bias)
-        return None, _loss.losses(member, False, weights, labels, x, parameters)
+        data = data_of(member, Operands(labels, inputs, kernel, bias, parameters))
+        return None, _loss.losses(member, False, weights, *data)
 
     weights = _kept(weights, blocks, operands.inputs)
     rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
@@ -212,15 +237,12 @@ def _change_by_examples(
 
 
 def _by_classes(
-    member: Independent, blocks: ClassCut, weights: Array | None, operands: Operands
+    member: ByClasses, blocks: ClassCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     weights, operands = _mesh.alike((weights, operands))
 
     def step(width: int, sums: tuple[Array, Array], number: int | Array) -> Any:
-        labels, inputs, kernel, bias, parameters = of_block(
-            member, Block(blocks, width, number), operands
-        )
-        data = (labels, project(inputs, kernel, bias), parameters)
+        data = data_of(member, of_block(member, Block(blocks, width, number), operands))
         values, known = _loss.losses(member.whole, False, weights, *data)
         dropped = jnp.zeros_like(values)
         if known.kept is not None:
@@ -247,7 +269,7 @@ def no_losses(operands: Operands) -> Array:
 # What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
 # would add up as many arrays of the kernel's size as there are blocks.
 def _change_by_classes(
-    member: Independent,
+    member: ByClasses,
     blocks: ClassCut,
     kept: Array | None,
     operands: Operands,

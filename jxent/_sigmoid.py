@@ -79,6 +79,8 @@ class SigmoidSum(Options):
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
+    independent = True
+
     @property
     def whole(self) -> "SigmoidSum":
         return replace(self, classes=Classes(-1))
@@ -154,20 +156,14 @@ class SparseSigmoid(Options):
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
+    independent = True
+
     @property
     def whole(self) -> "SparseSigmoid":
         return replace(self, classes=Classes(-1))
 
     def labels_of(self, block: Block, labels: Array) -> Array:
-        """Places in the block. An id out of range is out of range in every block."""
-        classes = block.cut.classes
-        first: int | Array = 0
-        if self.classes.name is not None:
-            first = jax.lax.axis_index(self.classes.name) * classes
-            classes *= jax.lax.axis_size(self.classes.name)
-        # What a cast folds into the range is out of it.
-        places = block.places(jnp.where(labels < 0, -1, labels).astype(jnp.int32) - first)
-        return jnp.where(labels <= largest_id(labels.dtype, classes), places, block.size)
+        return self.classes.places(block, labels)
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)

@@ -3,7 +3,7 @@
 Each example has one class, or a distribution over the classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jxent import _logsumexp
 from jxent._arithmetic import largest_id, log1p, widen
+from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
 from jxent._loss import Data, Tangents
@@ -105,6 +106,14 @@ class SparseSoftmax(_Exclusive):
     """Exclusive classes, ids: the member that `_loss` differentiates."""
 
     _has_ids = True
+    independent = False
+
+    @property
+    def whole(self) -> "SparseSoftmax":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        return self.classes.places(block, labels)
 
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
@@ -124,7 +133,8 @@ class SparseSoftmax(_Exclusive):
     def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data
         x = self._capped(logits)
-        ids = self._ids(labels, x)
+        # None is out of range where the normaliser is not NaN, but for other classes of a block.
+        ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
         slope = _logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
         if self.z_loss:
             _, log_normalizer, shift, scale, *_ = statistics

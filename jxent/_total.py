@@ -9,12 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jxent import _loss, _mesh
+from jxent import _loss, _mesh, _projection
 from jxent._arithmetic import computing_dtype
-from jxent._blocks import AnyCut, Block, ClassCut, Cut
-from jxent._loss import Independent, Summed
+from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
+from jxent._dispatch import per_platform
+from jxent._loss import ByClasses, Data, Known, Summed
 from jxent._projection import (
     Operands,
+    data_of,
     inputs_gradient,
     kernel_gradient,
     narrowed,
@@ -88,13 +90,31 @@ def _sweep(
     operands: Operands,
 ) -> _Swept:
     """The total, and d total / d each argument that is wanted, by its name."""
+    if wanted <= {"weights"}:
+        mask = weights if masks else None
+        values, _ = _projection.per_example(member, blocks, mask, operands)
+        return _finished(wanted, weights, values, {})
+    return swept(member, blocks, masks, wanted, weights, operands)
+
+
+@per_platform(statics=4)
+def swept(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """What `_sweep` returns, where some gradient is wanted."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
 
 
 # The derivatives of the sweep (second order of the loss) are those of its scan, with each block
 # under `jax.checkpoint`, the accumulators outside it: of a block only its rows are kept. A
 # checkpoint in the sweep itself would be inlined when the rule above is linearised, and a second
-# reverse pass would keep all the logits.
+# reverse pass would keep all the logits. A block of classes has no second derivative of its own
+# where the others are in its statistics.
 @_sweep.defjvp
 def _sweep_jvp(
     member: Summed,
@@ -104,6 +124,9 @@ def _sweep_jvp(
     primals: _Pair,
     tangents: _Pair,
 ) -> tuple[_Swept, _Swept]:
+    inputs, kernel = primals[1].inputs, primals[1].kernel
+    if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
+        blocks = of_examples(blocks, inputs.shape[0], kernel.shape)
     swept = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
     return jax.jvp(swept, primals, tangents)
 
@@ -118,10 +141,16 @@ def _plain_sweep(
     operands: Operands,
 ) -> _Swept:
     if isinstance(blocks, ClassCut):
-        independent = cast(Independent, member)
-        values, slopes = _by_classes(independent, blocks, masks, wanted, protect, weights, operands)
+        split = cast(ByClasses, member)
+        values, slopes = _by_classes(split, blocks, masks, wanted, protect, weights, operands)
     else:
+        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
         values, slopes = _by_examples(member, blocks, masks, wanted, protect, weights, operands)
+    return _finished(wanted, weights, values, slopes)
+
+
+def _finished(wanted: _Names, weights: Array, values: Array, slopes: _Slopes) -> _Swept:
+    """The total and the slopes, with that of the weights."""
     if "weights" in wanted:
         slopes["weights"] = jnp.where(jnp.isfinite(values), values, 0)
     return jnp.sum(_loss.weigh(weights, values)), slopes
@@ -145,11 +174,24 @@ def _of_block(
     operands: Operands,
 ) -> _OfBlock:
     """Losses and gradients of a block. `shared`: what becomes of a slope that two products read."""
-    labels, inputs, kernel, bias, parameters = operands
-    data = (labels, project(inputs, kernel, bias), parameters)
+    data = data_of(member, operands)
     values, known = _loss.losses(member, False, weights if masks else None, *data)
-    if not wanted - {"weights"}:
-        return _OfBlock(values, known.kept, {}, {})
+    slopes = _slopes_of_block(member, wanted, shared, weights, values, known, data, operands)
+    return _OfBlock(values, known.kept, *slopes)
+
+
+def _slopes_of_block(
+    member: Summed,
+    wanted: _Names,
+    shared: Callable[[Array], Array],
+    weights: Array,
+    values: Array,
+    known: Known,
+    data: Data,
+    operands: Operands,
+) -> tuple[_Slopes, _Slopes]:
+    """The gradients alone: of a block's own examples or classes, and shared."""
+    _, inputs, kernel, _, _ = operands
     if known.kept is not None:
         data = _loss.without_dropped(member, known.kept)(data)
     # The sum has the type of the values, on every mesh.
@@ -179,7 +221,7 @@ def _of_block(
             of_rows["labels"] = dlabels
         if "parameters" in wanted:
             of_shared["parameters"] = dparameters
-    return _OfBlock(values, known.kept, of_rows, of_shared)
+    return of_rows, of_shared
 
 
 def _by_examples(
@@ -219,10 +261,11 @@ def _by_examples(
 
 
 # Independent classes need no statistics of their example, so a block of classes has its losses and
-# its gradients at once. Where there are more classes than examples, the gradient to which every
-# block adds, that of the inputs, is the smaller one; that of the kernel is written once.
+# its gradients at once; for exclusive ones the losses come first, which are a product more. Where
+# there are more classes than examples, the gradient to which every block adds, that of the inputs,
+# is the smaller one; that of the kernel is written once.
 def _by_classes(
-    member: Independent,
+    member: ByClasses,
     blocks: ClassCut,
     masks: bool,
     wanted: _Names,
@@ -232,6 +275,9 @@ def _by_classes(
 ) -> tuple[Array, _Slopes]:
     """Losses and gradients, a block of classes at a time, with sums for what they share."""
     weights, operands = _mesh.alike((weights, operands))
+    before = None
+    if not member.independent:
+        before = _projection.losses_and_known(member, blocks, weights if masks else None, operands)
 
     def step(width: int, carry: tuple[_Slopes, _Slopes], number: int | Array) -> Any:
         sums, columns = carry
@@ -239,7 +285,15 @@ def _by_classes(
         @protect
         def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
             own = of_block(member, Block(blocks, width, number), operands)
-            return _of_block(member.whole, masks, wanted, once, weights, own)
+            if before is None:
+                return _of_block(member.whole, masks, wanted, once, weights, own)
+            values, known = before
+            data = (own.labels, project(own.inputs, own.kernel, own.bias), own.parameters)
+            return _OfBlock(
+                values,
+                None,
+                *_slopes_of_block(member.whole, wanted, once, weights, values, known, data, own),
+            )
 
         values, kept, of_rows, of_shared = block(number, weights, operands)
         # An example that one block drops has no loss, whatever the others find.
@@ -262,10 +316,11 @@ def _by_classes(
     }
     columns = {k: x for k, x in start.items() if k != "inputs" and x.ndim}
     sums = {k: x for k, x in start.items() if k not in columns}
-    sums["values"] = no_losses(operands)
+    if before is None:
+        sums["values"] = no_losses(operands)
     carry, _ = jax.lax.scan(partial(step, blocks.width), (sums, columns), blocks.numbers)
     if blocks.rest:
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
-    values = member.classes.across(sums.pop("values"))
+    values = before[0] if before else member.classes.across(sums.pop("values"))
     return values, {**sums, **columns}

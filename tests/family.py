@@ -246,6 +246,10 @@ LINEAR_LOSSES = (
     _linear("sparse_softmax", (7, 5), 3, 2, "", "weighted_mean", weights=(7,)),
     _linear("sparse_softmax", (7, 5), 3, 3, " all", "weighted_sum", weights=(7,), bias=True,
             options=CAP | Z | SMOOTH),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " by classes", "weighted_mean", weights=(3,),
+            bias=True, options=CAP | Z | SMOOTH),
+    # Where classes are as many as this, some platforms cut them by themselves.
+    _linear("sparse_softmax", (2, 12), 2, None, " wide", "weighted_sum", bias=True, options=Z),
     _linear("softmax", (7, 5), 3, 3, "", "weighted_sum_over_batch_size", weights=(7, 1)),
     _linear("softmax", (2, 4, 5), 3, 8, " all", "none", weights=(2, 1), bias=True,
             options=Z | SMOOTH),

@@ -12,6 +12,7 @@ import pytest
 
 import jxent
 from benchmarks.accuracy import measure
+from benchmarks.cases import GEMMA, Case, shapes
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
 from jxent import _dispatch, _loss, losses
@@ -78,6 +79,9 @@ def test_the_family_takes_every_way(platform, monkeypatch):
             slope = jax.grad(scalar(case, f))
             # Some stand in what is of second order only.
             jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
+        # Into how large blocks a projection is cut shows at the size of a model only.
+        head = losses.linear_sparse_softmax_cross_entropy
+        jax.eval_shape(jax.grad(head, 2), *shapes(Case("projection, softmax ids", *GEMMA))[:3])
     jax.clear_caches()
     ways = {
         w.function for f in _dispatch.PerPlatform.every for w in f.ways if w.platform == platform

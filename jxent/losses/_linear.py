@@ -20,6 +20,7 @@ def linear_sparse_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
@@ -52,6 +53,9 @@ def linear_sparse_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples: after the losses each block has its
+        gradients, a product more, but the kernel's gradient is written once. None, where
+        `block_size` is None too, leaves it to shapes and platform. Not with `Reduction.NONE`.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
@@ -91,7 +95,7 @@ def linear_sparse_softmax_cross_entropy(
             member,
             weights,
             reduction,
-            _checks.block_sizes(block_size),
+            _checks.block_sizes(block_size, class_block_size),
             labels,
             inputs,
             kernel,

@@ -1,13 +1,22 @@
 """What XLA:TPU wants spelled otherwise: each way with its reason."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _mesh, _projection, _sigmoid, _softmax
+from jxent import _blocks, _mesh, _projection, _sigmoid, _softmax, _total
+from jxent._arithmetic import widen
+from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
+from jxent._loss import Known, Summed
 from jxent._mesh import Classes
+from jxent._projection import Operands
 from jxent.platforms import _one_pass
+
+# What the chip computes in the time that it moves a byte: a v5e, 197 TFLOP/s and 819 GB/s.
+BALANCE = 240
 
 # Passes over 4096 x 32768 bfloat16 logits as compiled for a v5e, value and gradient: ids 3.00
 # instead of 4.00, smoothed 3.00 instead of 4.00 to 5.00, dense labels 5.00 instead of 7.00; on any
@@ -33,6 +42,48 @@ def _stored_in_second_order(x: Array) -> Array:
 @_stored_in_second_order.defjvp
 def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     return jax.lax.optimization_barrier(primals[0]), tangents[0]
+
+
+@way(
+    _projection.losses_and_known,
+    "tpu",
+    applies=lambda member, blocks, *_: (
+        member.logit_softcap is None
+        and (
+            isinstance(blocks, Choice) or (isinstance(blocks, ClassCut) and not member.independent)
+        )
+    ),
+)
+def _in_one_block(
+    member: Summed, _: AnyCut, weights: Array | None, operands: Operands
+) -> tuple[Array, Known]:
+    """The product is fused with the one reduction of its rows: no logits are stored at all.
+
+    v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 1.2 GB in place of 27 GB moved.
+    """
+    whole = Cut(1, operands.inputs.shape[0])
+    return _projection.by_examples(member, whole, weights, operands)
+
+
+@way(
+    _total.swept,
+    "tpu",
+    applies=lambda _, blocks, __, ___, weights, operands: (
+        isinstance(blocks, Choice)
+        and _blocks.classes_pay(blocks, len(weights), operands.kernel, BALANCE)
+    ),
+)
+def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
+    """The kernel's gradient is written once, in its own dtype, and no logits are stored."""
+    total, slopes = _total.swept.plain(member, blocks.classes, *rest)
+    return total, jax.tree.map(widen, slopes)
+
+
+@way(_projection.uncapped, "tpu")
+def _stored_logits(x: Array) -> Array:
+    """With a cap on it the compiler takes minutes to fuse a product with what comes next."""
+    stored: Array = jax.lax.optimization_barrier(x)
+    return stored
 
 
 @way(_projection.once, "tpu")
