@@ -1,4 +1,4 @@
-"""Independent classes of a projection in blocks of classes: three products, each class once."""
+"""Projections in blocks of classes: three products where they are independent, four otherwise."""
 
 from functools import partial
 
@@ -11,14 +11,23 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks import programs as projection
 from benchmarks.collectives import collectives
-from jxent import _blocks, losses
-from jxent._blocks import Block, ClassCut
+from jxent import _blocks, _dispatch, losses
+from jxent._blocks import Block, ClassCut, Cut
 from tests.quick import quick
 from tests.test_linear import operands, per_example, products, scalar
 
 inf, nan = np.inf, np.nan
 INDEPENDENT = ("sparse_sigmoid", "sigmoid")
 independent = pytest.mark.parametrize("member", INDEPENDENT)
+
+
+@pytest.fixture(params=["none", "tpu", "cuda"])
+def _platform(request):
+    """Runs on CPU what is lowered for another platform."""
+    jax.clear_caches()
+    with _dispatch.as_on(request.param):
+        yield
+    jax.clear_caches()
 
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
@@ -206,6 +215,130 @@ def test_memory_of_a_block_in_first_and_second_order():
     assert held(projection.value_and_gradients) <= 60e6
     assert held(partial(projection.hessian_vector, forward=True)) <= 60e6
     assert held(partial(projection.hessian_vector, forward=False)) <= 250e6
+
+
+SOFTMAX = scalar("sparse_softmax")
+ALL = {"label_smoothing": 0.1, "z_loss": 0.3, "logit_softcap": 4.0}
+
+
+@pytest.mark.parametrize("width", [1, 4, 13, 50])
+@pytest.mark.usefixtures("_platform")
+def test_exclusive_classes_of_every_width(width):
+    """In float64, to rounding: value, every gradient, and their derivatives."""
+    with jax.enable_x64(True):
+        labels, inputs, kernel = operands(
+            "sparse_softmax", examples=5, classes=13, dtype=np.float64
+        )
+        rng = np.random.default_rng(1)
+        moving = (inputs, kernel, rng.standard_normal(13), np.array([1, 0.5, 0, 2, 3]))
+
+        @partial(quick, static_argnums=1)
+        def both(moving, sizes):
+            def total(moving):
+                inputs, kernel, bias, weights = moving
+                return SOFTMAX(
+                    labels, inputs, kernel, bias=bias, weights=weights, **ALL, **dict(sizes)
+                )
+
+            slope = jax.grad(total)
+            return jax.value_and_grad(total)(moving), jax.jvp(slope, (moving,), (moving,))[1]
+
+        wanted = both(moving, (("block_size", 5),))
+        got = both(moving, (("class_block_size", width),))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), got, wanted)
+
+
+@pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
+@pytest.mark.usefixtures("_platform")
+def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
+    labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
+    weights = jnp.array([1.0, 0.0, 2.0, 0.0])
+
+    def f(labels, inputs, kernel, weights):
+        return SOFTMAX(labels, inputs, kernel, weights=weights, class_block_size=3)
+
+    of = jax.value_and_grad(f, (1, 2, 3))
+    wanted = of(labels, inputs, kernel, weights)
+    bad = np.array([labels[0], labels[1], labels[2], 7])
+    got = of(bad, inputs.at[1, 0].set(odd), kernel, weights)
+    np.testing.assert_array_equal(got[0], wanted[0])
+    jax.tree.map(np.testing.assert_array_equal, got[1][:2], wanted[1][:2])
+    assert np.isfinite(got[1][2]).all()
+
+
+@pytest.mark.usefixtures("_platform")
+def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
+    labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
+    f = jax.value_and_grad(partial(SOFTMAX, class_block_size=3), 1)
+    for odd, dtype in (
+        (7, np.int32),
+        (-1, np.int32),
+        (2**31 - 1, np.int32),
+        (2**32 - 1, np.uint32),
+    ):
+        bad = labels.astype(dtype)
+        bad[2] = odd
+        value, slope = f(bad, inputs, kernel)
+        assert np.isnan(value)
+        np.testing.assert_array_equal(np.isnan(slope).any(1), [0, 0, 1, 0])
+
+
+@pytest.mark.usefixtures("_platform")
+def test_a_confident_example_keeps_its_digits():
+    """1 - p far below the last digit of p; a class that is ruled out has no slope."""
+    inputs, labels = jnp.array([[40.0], [60.0]]), np.array([4, 4])
+    kernel = jnp.array([[0.0, -1.0, 0.7, 0.5, 1.0]])
+    bias = jnp.array([0.0, 0.0, -jnp.inf, 0.0, 0.0])
+    f = jax.value_and_grad(partial(SOFTMAX, bias=bias, class_block_size=2), (1, 2))
+    value, (dx, dkernel) = f(labels, inputs, kernel)
+    x, k = np.asarray(inputs, np.float64), np.asarray(kernel, np.float64)
+    logits = x @ k + np.asarray(bias, np.float64)
+    rest = np.exp(logits - logits[:, 4:])
+    rest[:, 4] = 0
+    slope = rest / (1 + rest.sum(1, keepdims=True))
+    slope[:, 4] = -slope.sum(1)
+    np.testing.assert_allclose(value, np.log1p(rest.sum(1)).mean(), rtol=1e-5)
+    np.testing.assert_allclose(dkernel, x.T @ slope / 2, rtol=1e-5)
+    np.testing.assert_allclose(dx, slope @ k.T / 2, rtol=1e-5)
+
+
+def test_four_products_and_no_gradients_for_one_loss_an_example():
+    labels, inputs, kernel = operands("sparse_softmax", classes=12)
+    f = partial(SOFTMAX, class_block_size=4)
+    for moving, count in {None: 1, 1: 3, 2: 3, (1, 2): 4}.items():
+        g = f if moving is None else jax.value_and_grad(f, moving)
+        assert len(products(g, labels, inputs, kernel)) == count
+    with pytest.raises(ValueError, match="class_block_size must be None for exclusive classes"):
+        f(labels, inputs, kernel, reduction="none")
+
+
+def test_examples_a_block_on_gpus():
+    """None is filled up where that can be, and no block is larger than it must be."""
+    for examples, size, fewest, wanted in (
+        (8192, 1024, 1200, (4, 2048)),
+        (10000, 256, 1200, (8, 1250)),
+        (8191, 256, 1200, (6, 1366)),
+        (1000, 128, 1200, (1, 1000)),
+        (8192, 2048, 1200, (4, 2048)),
+        (32768, 128, 512, (64, 512)),
+    ):
+        cut = Cut(-(-examples // size), size)
+        assert _blocks.enlarged(cut, examples, fewest) == wanted
+
+
+def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
+    def pay(examples, features, classes, dtype=jnp.bfloat16):
+        kernel = jax.ShapeDtypeStruct((features, classes), dtype)
+        choice = _blocks.Choice(
+            _blocks.cut(examples, kernel.shape, None),
+            _blocks.class_cut(examples, kernel.shape, 1, None),
+        )
+        return _blocks.classes_pay(choice, examples, kernel, balance=240)
+
+    assert pay(8192, 256, 65536)
+    assert pay(8192, 1024, 131072)
+    assert pay(8192, 2304, 256000)
+    assert not pay(8192, 16384, 32768)  # products are all that counts
 
 
 @pytest.mark.eight_devices

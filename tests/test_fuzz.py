@@ -121,6 +121,10 @@ def draw_program(data, function: str) -> Program:
     options["logit_softcap"] = some(data, (None, None, None, 0.7, 30.0), "logit_softcap")
     batch = some(data, SHAPES, "batch")
     weighted = kind == "weighted" or (not exclusive and (scalar or linear or smoothing))
+    reduction = some(data, REDUCTIONS, "reduction") if scalar else None
+    by_classes = not exclusive or (
+        scalar and kind.startswith("sparse") and reduction is not Reduction.NONE
+    )
     return Program(
         function,
         some(data, DTYPES, "dtype"),
@@ -133,8 +137,8 @@ def draw_program(data, function: str) -> Program:
         some(data, ("number", "class") if kind == "weighted" else (None, "number", "class"), "q")
         if weighted else None,
         some(data, (None, "number", "example"), "weights") if scalar else None,
-        some(data, REDUCTIONS, "reduction") if scalar else None,
-        *(some(data, BLOCKS[: 4 if exclusive else None], "blocks") if linear else (None, None)),
+        reduction,
+        *(some(data, BLOCKS[: None if by_classes else 4], "blocks") if linear else (None, None)),
         data.draw(st.booleans(), label="bias") if linear else False,
         some(data, (1, 2, 5), "features") if linear else 1,
         some(data, (0, 1, 3), "ids") if kind == "sparse_sigmoid" else 0,

@@ -309,6 +309,8 @@ def test_reverse_mode_saves_no_second_array_of_logits(case):
     f, moving = split(case, arrays)
     pullback = jax.eval_shape(lambda moving: jax.vjp(f, moving)[1], moving)
     given = [(a.size, a.dtype) for a in arrays.values()]  # one axis of examples, maybe
+    if "kernel" in arrays:  # its gradient, a sum over the examples, is rounded last
+        given.append((arrays["kernel"].size, jnp.dtype(jnp.float32)))
     size = np.prod(case.shape)
     for saved in jax.tree.leaves(pullback):
         if np.size(saved) >= size:
