@@ -122,9 +122,7 @@ def draw_program(data, function: str) -> Program:
     batch = some(data, SHAPES, "batch")
     weighted = kind == "weighted" or (not exclusive and (scalar or linear or smoothing))
     reduction = some(data, REDUCTIONS, "reduction") if scalar else None
-    by_classes = not exclusive or (
-        scalar and kind.startswith("sparse") and reduction is not Reduction.NONE
-    )
+    by_classes = not exclusive or (scalar and kind.startswith("sparse") and reduction != "none")
     return Program(
         function,
         some(data, DTYPES, "dtype"),
