@@ -179,10 +179,10 @@ class Block(NamedTuple):
 # adds, is read and written once a block. Below four times the features that is what takes most.
 _PER_FEATURE = 4
 # The logits of a block may always have so large a part of the kernel's elements.
-_PART = 8
+_PART = 6
 # At least so many, and the logits of a block that every shape may have: on one chip, and on each
 # chip of a mesh, where sums cross the chips in every block.
-_ALONE, _ON_A_MESH = (1024, 2 * _ROOM), (8192, _ROOM)
+_ALONE, _ON_A_MESH = (1024, 3 * _ROOM), (8192, _ROOM // 2)
 
 
 def class_cut(
@@ -191,8 +191,7 @@ def class_cut(
     """The blocks to cut the classes into, of `runs` equal runs.
 
     By default a block has 4 classes a feature of each run, within the limits above; however a mesh
-    splits examples and classes, that is what a chip has of them. A width that divides the run is
-    preferred: a narrower last block is a second copy of the program.
+    splits examples and classes, that is what a chip has of them.
     """
     features, classes = kernel
     length = classes // runs
@@ -203,49 +202,66 @@ def class_cut(
     if isinstance(examples, int) and examples:
         size = max(size, features * classes // (_PART * examples))
         size = min(size, max(room // examples, _LANES))
-    if length <= size:
-        return ClassCut(classes, runs, length)
-    width = -(-size // _LANES) * _LANES
-    halves = (w for w in range(width, width // 2, -_LANES) if length % w == 0)
-    return ClassCut(classes, runs, next(halves, width))
+    return ClassCut(classes, runs, min(-(-size // _LANES) * _LANES, length))
 
 
-def bytes_by_examples(blocks: Cut, examples: int, kernel: Array) -> float:
-    """What value and both gradients of a projection move, of exclusive classes, roughly.
+class Chip(NamedTuple):
+    """What decides between blocks of classes and of examples."""
 
-    A block reads the kernel twice and adds to its gradient in float32, which is narrowed at last;
-    it stores its logits once and reads them three times.
+    balance: float  # FLOP that it computes in the time that it moves a byte
+    fast: int  # bytes of its fast memory that a loop may keep its arrays in
+
+
+def bytes_by_examples(chip: Chip, blocks: Cut, examples: int, kernel: Array) -> float:
+    """What value and both gradients of a projection move, of exclusive classes.
+
+    A block reads the kernel twice. It adds to the kernel's gradient in float32, which is narrowed
+    at last, and stores its logits once and reads them three times: unless fast memory keeps them.
+    The only block writes the gradient as it shall be.
     """
     (features, classes), size = kernel.shape, kernel.dtype.itemsize
-    of_kernel = blocks.number * (8 + 2 * size) + (4 + size) * (size < 4)
-    return features * classes * of_kernel + 16.0 * examples * classes
+    moved, fast = 2.0 * size * features * classes * blocks.number, chip.fast
+    if blocks.number == 1:
+        moved += size * features * classes
+    elif 4 * features * classes > fast:
+        moved += features * classes * (8 * blocks.number + (4 + size) * (size < 4))
+    else:
+        fast -= 4 * features * classes
+    if 4 * blocks.size * classes > fast:
+        moved += 16 * examples * classes
+    return moved
 
 
-def bytes_by_classes(blocks: ClassCut, examples: int, kernel: Array) -> float:
+def bytes_by_classes(chip: Chip, blocks: ClassCut, examples: int, kernel: Array) -> float:
     """The same by blocks of classes, where the statistics take one pass and store no logits.
 
-    The kernel is read three times and its gradient written; the slopes are stored once and read
-    twice; each block reads the inputs twice and adds to their gradient in float32.
+    The kernel is read three times and its gradient written. Each block reads the inputs twice and
+    adds to their gradient in float32, and its slopes are stored once and read twice: unless fast
+    memory keeps them.
     """
     (features, classes), size = kernel.shape, kernel.dtype.itemsize
-    rounds = blocks.number + bool(blocks.rest)
-    of_inputs = examples * features * (rounds * (2 * size + 8))
-    return 4.0 * size * features * classes + 3 * size * examples * classes + of_inputs
+    moved, fast = 4.0 * size * features * classes, chip.fast
+    of_inputs = examples * features * (4 + size)
+    if of_inputs > fast:
+        moved += (blocks.number + bool(blocks.rest)) * examples * features * (8 + 2 * size)
+    else:
+        fast -= of_inputs
+    if size * examples * blocks.width * blocks.runs > fast:
+        moved += 3 * size * examples * classes
+    return moved
 
 
-def classes_pay(blocks: Choice, examples: int, kernel: Array, balance: float) -> bool:
+def classes_pay(chip: Chip, blocks: Choice, examples: int, kernel: Array) -> bool:
     """Whether blocks of classes take less time, with four products, than of examples with three.
 
-    `balance`: what the chip computes in the time that it moves a byte; the two are not overlapped.
+    Products and traffic are not overlapped here; where they are, both take as long.
     """
     if blocks.classes is None:
         return False
     features, classes = kernel.shape
-    product = 2 * examples * features * classes / balance
-    return (
-        bytes_by_classes(blocks.classes, examples, kernel) + product
-        < bytes_by_examples(blocks.examples, examples, kernel)
-    )  # fmt: skip
+    product = 2 * examples * features * classes / chip.balance
+    by_examples = bytes_by_examples(chip, blocks.examples, examples, kernel)
+    return bytes_by_classes(chip, blocks.classes, examples, kernel) + product < by_examples
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:

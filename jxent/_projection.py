@@ -197,11 +197,11 @@ def by_examples(
         data = data_of(member, Operands(labels, inputs, kernel, bias, parameters))
         return None, _loss.losses(member, False, weights, *data)
 
-    weights = _kept(weights, blocks, operands.inputs)
-    rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
-    _, results = jax.lax.scan(block, None, rows)
+    rows = (_kept(weights, blocks, operands.inputs), *operands.of_rows)
+    _, results = jax.lax.scan(block, None, jax.tree.map(blocks.to_blocks, rows))
     values, known = jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), results)
-    return values, known
+    # What a platform returns must not depend on how it cuts the examples.
+    return values, known if weights is not None else known._replace(kept=None)
 
 
 # That of the kernel enters the scan in float32, which its transpose then accumulates in.
@@ -213,6 +213,8 @@ def _change_by_examples(
     operands: Operands,
     moving: Operands,
 ) -> Array:
+    if known.kept is None and blocks.is_ragged(operands.inputs.shape[0]):  # see `_kept`
+        known = known._replace(kept=jnp.ones_like(values, bool))
     if moving.kernel is not None:
         moving = moving._replace(
             kernel=moving.kernel.astype(computing_dtype(operands.inputs.dtype))

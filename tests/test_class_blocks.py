@@ -13,8 +13,9 @@ from benchmarks import programs as projection
 from benchmarks.collectives import collectives
 from jxent import _blocks, _dispatch, losses
 from jxent._blocks import Block, ClassCut, Cut
+from jxent.platforms import tpu
 from tests.quick import quick
-from tests.test_linear import operands, per_example, products, scalar
+from tests.test_linear import MEMBERS, operands, per_example, products, scalar
 
 inf, nan = np.inf, np.nan
 INDEPENDENT = ("sparse_sigmoid", "sigmoid")
@@ -59,13 +60,14 @@ def test_the_default_block_of_classes():
 
     assert width(4096, 256, 65536) == 1024
     assert width(8192, 1024, 131072) == 4096
-    assert width(8192, 256, 1048576) == 4096  # an eighth of the kernel
-    assert width(8192, 2304, 262144) == 8192  # 2^26 logits
+    assert width(8192, 256, 1048576) == 5504  # a sixth of the kernel
+    assert width(8192, 2304, 65536) == 9216  # four a feature
+    assert width(8192, 2304, 262144) == 12288  # 3 * 2^25 logits
     assert width(8, 4, 100) == 100
     assert width(2**20, 64, 2**21) == 128
-    assert width(8192, 1024, 131072, runs=16) == 4096
-    assert width(2048, 128, 10_000_384, runs=16) == 16384
-    assert width(4, 2, 2 * 3001) == 1024  # none near it divides 6002
+    assert width(8192, 1024, 131072, runs=16) == 2048
+    assert width(2048, 128, 10_000_384, runs=16) == 8192
+    assert width(4, 2, 2 * 3001) == 1024
 
 
 @independent
@@ -312,6 +314,51 @@ def test_four_products_and_no_gradients_for_one_loss_an_example():
         f(labels, inputs, kernel, reduction="none")
 
 
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.usefixtures("_platform")
+def test_default_blocks_that_are_filled_up(member, monkeypatch):
+    """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
+    monkeypatch.setattr(_blocks, "_ROOM", 64)
+    with jax.enable_x64(True):
+        labels, inputs, kernel = operands(member, examples=13, classes=24, dtype=np.float64)
+        labels = labels if labels.dtype == np.int64 else labels.astype(np.float64)
+        moving = (inputs, kernel)
+
+        @partial(quick, static_argnums=(1, 2))
+        def both(moving, loss, block_size):
+            def total(moving):
+                return jnp.sum(loss(labels, *moving, block_size=block_size) ** 2)
+
+            slope = jax.grad(total)
+            return jax.value_and_grad(total)(moving), jax.jvp(slope, (moving,), (moving,))[1]
+
+        for loss in (scalar(member), per_example(member)):
+            wanted, got = both(moving, loss, 13), both(moving, loss, None)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), got, wanted)
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize(
+    ("examples", "features", "classes"), [(4096, 4, 50304), (1000, 4, 32000), (5, 4096, 128256)]
+)
+def test_every_platform_has_models_of_usual_sizes(member, examples, features, classes):
+    """One program holds all ways, which must return the same however they cut."""
+    ids = {"sparse_softmax": ((examples,), jnp.int32), "sparse_sigmoid": ((examples, 8), jnp.int32)}
+    labels = ids.get(member, ((examples, classes), jnp.float32))
+    arrays = [
+        jax.ShapeDtypeStruct(*labels),
+        jax.ShapeDtypeStruct((examples, features), jnp.bfloat16),
+        jax.ShapeDtypeStruct((features, classes), jnp.bfloat16),
+    ]
+    for loss in (scalar(member), per_example(member)):
+
+        def total(*arrays, loss=loss):
+            return jnp.sum(loss(*arrays))
+
+        _, slopes = jax.eval_shape(jax.value_and_grad(total, (1, 2)), *arrays)
+        assert [x.shape for x in slopes] == [x.shape for x in arrays[1:]]
+
+
 def test_examples_a_block_on_gpus():
     """None is filled up where that can be, and no block is larger than it must be."""
     for examples, size, fewest, wanted in (
@@ -333,7 +380,7 @@ def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
             _blocks.cut(examples, kernel.shape, None),
             _blocks.class_cut(examples, kernel.shape, 1, None),
         )
-        return _blocks.classes_pay(choice, examples, kernel, balance=240)
+        return _blocks.classes_pay(tpu.V5E, choice, examples, kernel)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)

@@ -6,8 +6,10 @@ Needs the extra `tpu-compile` (Linux x86-64, jax 0.10.2); skipped elsewhere.
 import importlib.util
 import platform
 from dataclasses import replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 if (
@@ -18,8 +20,12 @@ if (
     pytest.skip("needs the extra tpu-compile beside jax 0.10.2", allow_module_level=True)
 
 from benchmarks import bounds, tpu
-from benchmarks.compiled import excess
+from benchmarks.cases import Case, programs
+from benchmarks.compiled import compiled, excess
+from benchmarks.programs import SCALARS
 from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
+from jxent import _blocks
+from jxent.platforms.tpu import V5E
 
 GB = 1e9
 # One process at a time may hold the compiler.
@@ -52,6 +58,36 @@ def chip():
 def test_bounds(chip, case):
     """On one chip; the table of `python -m benchmarks.tpu` says it of the rest too."""
     assert excess(chip, case, bounds.TPU) == ""
+
+
+MODELLED = [
+    (8192, 256, 65536, {}),
+    (8192, 256, 65536, {"block_size": 512}),
+    (4096, 512, 131072, {"block_size": 256}),
+    (2048, 1024, 32000, {"block_size": 2048}),
+    (8192, 2304, 32000, {"class_block_size": 8192}),
+]
+
+
+@pytest.mark.parametrize(("examples", "features", "classes", "sizes"), MODELLED)
+def test_the_bytes_by_which_blocks_are_chosen(
+    chip, monkeypatch, examples, features, classes, sizes
+):
+    """Within 15 % of what the compiler's program moves."""
+    loss = "projection, softmax ids"
+    monkeypatch.setitem(SCALARS, loss, partial(SCALARS[loss], **sizes))
+    case = Case(loss, examples, classes, features)
+    kernel = jax.ShapeDtypeStruct((features, classes), jnp.bfloat16)
+    found = compiled(chip, case, programs(case)["jxent"])
+    assert found is not None
+    if "block_size" in sizes:
+        cut = _blocks.cut(examples, kernel.shape, sizes["block_size"])
+        model = _blocks.bytes_by_examples(V5E, cut, examples, kernel)
+    else:
+        width = sizes.get("class_block_size")
+        by_classes = _blocks.class_cut(examples, kernel.shape, 1, width)
+        model = _blocks.bytes_by_classes(V5E, by_classes, examples, kernel)
+    assert model == pytest.approx(found.cost.bytes, rel=0.15)
 
 
 @pytest.fixture(scope="module")
