@@ -27,7 +27,6 @@ from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
 from jxent import _blocks
 from jxent.platforms.tpu import V5E
 
-GB = 1e9
 # One process at a time may hold the compiler.
 pytestmark = [
     pytest.mark.xdist_group("tpu"), pytest.mark.long, pytest.mark.usefixtures("usual_tiles"),
@@ -115,7 +114,9 @@ def test_projection(mesh, loss, reduce):
     assert gathered <= 64 * 4 * p.examples
     # d/d kernel may cross as bfloat16: the compiler moves the last rounding before the sum.
     assert (p.inputs + p.kernel) / 2 <= p.moved <= 1.5 * (p.inputs + p.kernel)
-    assert p.temporaries <= (1.3 if reduce else 2.2) * p.kernel
+    # In blocks of classes it is written in bfloat16, in blocks of examples added up in float32.
+    by_examples = loss == "softmax ids" and not reduce
+    assert p.temporaries <= (1.05 if by_examples else 0.53) * p.kernel
 
 
 def test_ten_million_classes(mesh):
@@ -123,4 +124,4 @@ def test_ten_million_classes(mesh):
     p = plan(mesh, WIDEST)
     assert {c.kind for c in p.collectives} <= {"all-reduce", "reduce-scatter"}
     assert 0 < p.moved <= 1.5 * p.inputs + 64 * 4 * p.examples
-    assert p.temporaries <= 4 * GB
+    assert p.temporaries <= 1e6
