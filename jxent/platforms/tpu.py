@@ -44,16 +44,15 @@ def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
     return jax.lax.optimization_barrier(primals[0]), tangents[0]
 
 
-@way(
-    _projection.losses_and_known,
-    "tpu",
-    applies=lambda member, blocks, *_: (
-        member.logit_softcap is None
-        and (
-            isinstance(blocks, Choice) or (isinstance(blocks, ClassCut) and not member.independent)
-        )
-    ),
-)
+def _are_fused(member: Summed, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
+    """Not with a cap, which takes the compiler minutes, and no mask of long lists is stored."""
+    labels = operands.labels
+    lists = labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+    are_long = lists and labels.shape[-1] > LONG
+    return member.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and not are_long
+
+
+@way(_projection.losses_and_known, "tpu", applies=_are_fused)
 def _in_one_block(
     member: Summed, _: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, Known]:
