@@ -64,14 +64,15 @@ def _in_one_block(
     return _projection.by_examples(member, whole, weights, operands)
 
 
-@way(
-    _total.swept,
-    "tpu",
-    applies=lambda _, blocks, __, ___, weights, operands: (
-        isinstance(blocks, Choice)
-        and _blocks.classes_pay(V5E, blocks, len(weights), operands.kernel)
-    ),
-)
+def _classes_pay(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
+    operands: Operands = rest[-1]
+    examples = operands.inputs.shape[0]
+    return isinstance(blocks, Choice) and _blocks.classes_pay(
+        V5E, blocks, examples, operands.kernel
+    )
+
+
+@way(_total.swept, "tpu", applies=_classes_pay)
 def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
     """The kernel's gradient is written once, in its own dtype, and no logits are stored."""
     total, slopes = _total.swept.plain(member, blocks.classes, *rest)
