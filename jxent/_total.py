@@ -94,11 +94,11 @@ def _sweep(
         mask = weights if masks else None
         values, _ = _projection.per_example(member, blocks, mask, operands)
         return _finished(wanted, weights, values, {})
-    return swept(member, blocks, masks, wanted, weights, operands)
+    return value_and_gradients(member, blocks, masks, wanted, weights, operands)
 
 
 @per_platform(statics=4)
-def swept(
+def value_and_gradients(
     member: Summed,
     blocks: AnyCut,
     masks: bool,
@@ -127,8 +127,8 @@ def _sweep_jvp(
     inputs, kernel = primals[1].inputs, primals[1].kernel
     if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
         blocks = of_examples(blocks, inputs.shape[0], kernel.shape)
-    swept = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
-    return jax.jvp(swept, primals, tangents)
+    sweep = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
+    return jax.jvp(sweep, primals, tangents)
 
 
 def _plain_sweep(
@@ -288,6 +288,7 @@ def _by_classes(
             if before is None:
                 return _of_block(member.whole, masks, wanted, once, weights, own)
             values, known = before
+            # Not `data_of`: where the slope is stored alone, a cap may be fused with the product.
             data = (own.labels, project(own.inputs, own.kernel, own.bias), own.parameters)
             return _OfBlock(
                 values,

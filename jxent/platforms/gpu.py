@@ -34,25 +34,24 @@ for function, in_one_pass in _one_pass.WAYS.items():
 FEWEST = 1200
 
 
-def _blocks_of(blocks: AnyCut, operands: Operands) -> Cut:
-    """Larger ones, up to where the logits take as much memory traffic as the kernel's gradient."""
+def _larger(blocks: Choice, operands: Operands) -> Cut:
+    """Up to where the logits take as much memory traffic as the kernel's gradient."""
     examples, features = operands.inputs.shape
-    of_examples = _blocks.of_examples(blocks, examples, operands.kernel.shape)
-    return _blocks.enlarged(of_examples, examples, min(FEWEST, 2 * features))
+    return _blocks.enlarged(blocks.examples, examples, min(FEWEST, 2 * features))
 
 
 def _are_small(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
-    return isinstance(blocks, Choice) and _blocks_of(blocks, rest[-1]) != blocks.examples
+    return isinstance(blocks, Choice) and _larger(blocks, rest[-1]) != blocks.examples
 
 
-@way(_total.swept, "cuda", applies=_are_small)
-@way(_total.swept, "rocm", applies=_are_small)
+@way(_total.value_and_gradients, "cuda", applies=_are_small)
+@way(_total.value_and_gradients, "rocm", applies=_are_small)
 def _in_larger_blocks(member: Summed, blocks: Choice, *rest: Any) -> Any:
     """H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
 
     4.5 GB in place of 3.0 are held.
     """
-    return _total.swept.plain(member, _blocks_of(blocks, rest[-1]), *rest)
+    return _total.value_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
 
 
 @way(_projection.once, "cuda")

@@ -72,10 +72,10 @@ def _classes_pay(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
     )
 
 
-@way(_total.swept, "tpu", applies=_classes_pay)
+@way(_total.value_and_gradients, "tpu", applies=_classes_pay)
 def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
     """The kernel's gradient is written once, in its own dtype, and no logits are stored."""
-    total, slopes = _total.swept.plain(member, blocks.classes, *rest)
+    total, slopes = _total.value_and_gradients.plain(member, blocks.classes, *rest)
     return total, jax.tree.map(widen, slopes)
 
 
