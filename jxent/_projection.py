@@ -1,8 +1,8 @@
 """Losses straight from the output projection, a block of examples or of classes at a time.
 
 The logits of a step, `inputs @ kernel + bias`, are its largest array and are needed only to be
-reduced. Here the examples are cut into blocks, each product keeps the full class axis (small
-tiles of classes are slow on every chip), and one block of logits is alive at a time.
+reduced. Here one block of them is alive at a time. A block of examples has all that its losses
+need; a block of classes has it where classes are independent, and writes d/d kernel but once.
 
 Both forms, one loss an example below and their weighted sum in `_total`, compute the losses of a
 block by `_loss.losses`, so every rule about digits, infinities and dropped examples holds here too.

@@ -359,6 +359,29 @@ def test_every_platform_has_models_of_usual_sizes(member, examples, features, cl
         assert [x.shape for x in slopes] == [x.shape for x in arrays[1:]]
 
 
+@pytest.mark.usefixtures("usual_tiles")
+@pytest.mark.parametrize(("count", "in_one_block"), [(3, True), (12, True), (13, False)])
+def test_the_value_of_lists_on_a_tpu(count, in_one_block):
+    """Fused with the product, but for lists so long that their mask would be stored."""
+    rng = np.random.default_rng(0)
+    _, inputs, kernel = operands("sparse_sigmoid", examples=6, classes=40)
+    labels = rng.integers(-1, 40, (6, count))
+    labels[1:3, 0] = 40
+    inputs = inputs.at[3, 0].set(nan)
+    weights = jnp.array([1.0, 2.0, 0.0, 0.0, -1.0, 1.0])
+    f = partial(
+        scalar("sparse_sigmoid"), labels, weights=weights, class_block_size=4, reduction="none"
+    )
+    wanted = f(inputs, kernel)
+    np.testing.assert_array_equal(np.isnan(wanted), [0, 1, 0, 0, 0, 0])
+    with _dispatch.as_on("tpu"):
+        jax.clear_caches()
+        np.testing.assert_allclose(f(inputs, kernel), wanted, rtol=1e-6)
+        text = str(jax.make_jaxpr(f)(inputs, kernel))
+    assert ("f32[6,40]" in text) == in_one_block
+    assert ("f32[6,4]" in text) != in_one_block
+
+
 def test_examples_a_block_on_gpus():
     """None is filled up where that can be, and no block is larger than it must be."""
     for examples, size, fewest, wanted in (
