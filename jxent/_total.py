@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh, _projection
-from jxent._arithmetic import computing_dtype
+from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._loss import ByClasses, Data, Known, Summed
@@ -324,4 +324,5 @@ def _by_classes(
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
     values = before[0] if before else member.classes.across(sums.pop("values"))
-    return values, {**sums, **columns}
+    # As by blocks of examples, whose derivatives stand in for these in second order.
+    return values, jax.tree.map(widen, {**sums, **columns})

@@ -206,7 +206,7 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
             return getattr(jxent, name)(**arrays, **passed)
         return getattr(losses, name)(**arrays, **passed)
 
-    def truth(*, weights=None, **arrays):
+    def truth(*, weights=1.0, **arrays):
         each = plain(**arrays, **options)
         return each if reduction is None else reference.reduced(each, weights, reduction)
 

@@ -92,6 +92,7 @@ def projected(plain):
 
 
 def reduced(losses, weights, reduction):
+    weights = jnp.asarray(weights)
     if weights.ndim > losses.ndim:
         weights = weights[..., 0]
     w = jnp.broadcast_to(weights, losses.shape)
