@@ -251,17 +251,17 @@ def bytes_by_classes(chip: Chip, blocks: ClassCut, examples: int, kernel: Array)
     return moved
 
 
-def classes_pay(chip: Chip, blocks: Choice, examples: int, kernel: Array) -> bool:
-    """Whether blocks of classes take less time, with four products, than of examples with three.
+def classes_pay(chip: Chip, blocks: Choice, examples: int, kernel: Array, products: int) -> bool:
+    """Whether blocks of classes take less time, with so many more products, than of examples.
 
     As if products and traffic never overlapped.
     """
     if blocks.classes is None:
         return False
     features, classes = kernel.shape
-    product = 2 * examples * features * classes / chip.balance
+    more = products * 2 * examples * features * classes / chip.balance
     by_examples = bytes_by_examples(chip, blocks.examples, examples, kernel)
-    return bytes_by_classes(chip, blocks.classes, examples, kernel) + product < by_examples
+    return bytes_by_classes(chip, blocks.classes, examples, kernel) + more < by_examples
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:

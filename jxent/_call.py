@@ -87,11 +87,6 @@ def reduced_projection(
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     kind = _checks.reduction(reduction, Reduction)
-    if kind is Reduction.NONE and sizes.classes and not cast(ByClasses, member).independent:
-        raise ValueError(
-            "class_block_size must be None for exclusive classes where reduction is NONE, got "
-            f"{sizes.classes}; one loss an example has its gradients in blocks of examples"
-        )
     operands = Operands(labels, inputs, kernel, bias, parameters)
     blocks = _blocks_of(member, sizes, operands)
     return _reduced_projection(member, masks, kind, blocks, weights, operands)

@@ -18,6 +18,7 @@ def linear_sparse_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
@@ -44,6 +45,8 @@ def linear_sparse_softmax_cross_entropy(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples: the kernel's gradient is written
+        once. None, where `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -78,7 +81,7 @@ def linear_sparse_softmax_cross_entropy(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    sizes = _checks.block_sizes(block_size)
+    sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
         return _call.each_projected(member, sizes, labels, inputs, kernel, bias, None)
 

@@ -163,29 +163,103 @@ def deviation(
     return t - classes.sum(p * t)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Array:
+class Moment(NamedTuple):
+    """Of a row that is computed a block of classes at a time: 0, and the tangent of logsumexp.
+
+    That is the sum of the two, sum_j p_j t_j as in `deviation`: what the leader has, and the mean
+    of what the others have beyond it.
+    """
+
+    origin: Array
+    mean: Array
+
+
+class LabelNormalizer(NamedTuple):
+    """One number an example each; the class axis is kept, of size 1.
+
+    Their tangents are 0, as those of the pair are.
+    """
+
+    loss: Array  # -log p of the label, smoothed
+    log_normalizer: Array  # logsumexp
+    shift: Array  # p_j = exp(x_j - shift) * scale
+    scale: Array
+    complement: Array  # 1 - p of the label
+    share: Array | None = None  # what smoothing adds to every label, if there is smoothing
+    moment: Moment | None = None  # for a block of classes, whose row sums are those of all blocks
+
+    def smoothed(self, smoothing: float, share: Array, evenly: Array) -> "LabelNormalizer":
+        """The same of a smoothed label; `evenly` is what the shares of all classes cost."""
+        # At s = 1 the label has no part in it, at -inf neither.
+        loss = evenly + (1 - smoothing) * self.loss if smoothing < 1 else evenly
+        return self._replace(loss=loss, share=share)
+
+
+def log_normalizer(
+    x: Float[Array, "..."], known: Array, classes: Classes, moment: Moment | None = None
+) -> Array:
     """logsumexp, which is known; `x` is there to be differentiated."""
+    if moment is not None:
+        return known + (moment.origin + moment.mean)
+    return _log_normalizer(x, known, classes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Array:
     return known
 
 
 # d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
-@log_normalizer.defjvp
+@_log_normalizer.defjvp
 def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, known = primals
     p, _ = chances(x, *pair(x, classes), classes)
-    return log_normalizer(x, known, classes), classes.sum(p * tangents[0])
+    return _log_normalizer(x, known, classes), classes.sum(p * tangents[0])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
-def probabilities(x: Float[Array, "..."], shift: Array, scale: Array, classes: Classes) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def probabilities(x: Float[Array, "..."], normalizer: LabelNormalizer, classes: Classes) -> Array:
     """Probabilities from any normaliser: exp(x - shift) * scale."""
-    return exp(bounded(x) - shift) * scale
+    return exp(bounded(x) - normalizer.shift) * normalizer.scale
+
+
+_Normalized = tuple[Array, LabelNormalizer]
 
 
 @probabilities.defjvp
-def _probabilities_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    return probabilities(*primals, classes), softmax_tangent(primals[0], tangents[0], classes)
+def _probabilities_jvp(
+    classes: Classes, primals: _Normalized, tangents: _Normalized
+) -> tuple[Array, Array]:
+    return probabilities(*primals, classes), _change(classes, primals, tangents)
+
+
+def _change(classes: Classes, primals: _Normalized, tangents: _Normalized) -> Array:
+    """The tangent of the probabilities, of whole rows or of a block of their classes."""
+    (x, normalizer), (t, dnormalizer) = primals, tangents
+    if normalizer.moment is None:
+        return softmax_tangent(x, t, classes)
+    origin, mean = cast(Moment, dnormalizer.moment)
+    p = probabilities(x, normalizer, classes)
+    return p * (_beyond(p, t, origin) - mean)
+
+
+# A block may not find to the last digit the probabilities that another pass found. So whoever is
+# taken for the leader here, at more than 0.9, is one that was the origin there, at more than 0.6;
+# in between the two spellings of 0 differ by rounding, which the mean, 0.1 or more, outweighs.
+
+
+def origin_of(p: Array, t: Array, classes: Classes) -> Array:
+    """What a block adds to the moment's `origin`."""
+    return classes.sum(jnp.where(p > 0.6, t, 0))
+
+
+def mean_of(p: Array, t: Array, origin: Array, classes: Classes) -> Array:
+    """What a block adds to the moment's `mean`."""
+    return classes.sum(p * _beyond(p, t, origin))
+
+
+def _beyond(p: Array, t: Array, origin: Array) -> Array:
+    return jnp.where(p > 0.9, 0, t - origin)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -262,26 +336,6 @@ def labels_statistics(
     return LabelsStatistics(row_max, rest, share, total, loss)
 
 
-class LabelNormalizer(NamedTuple):
-    """One number an example each; the class axis is kept, of size 1.
-
-    Their tangents are 0, as those of the pair are.
-    """
-
-    loss: Array  # -log p of the label, smoothed
-    log_normalizer: Array  # logsumexp
-    shift: Array  # p_j = exp(x_j - shift) * scale
-    scale: Array
-    complement: Array  # 1 - p of the label
-    share: Array | None = None  # what smoothing adds to every label, if there is smoothing
-
-    def smoothed(self, smoothing: float, share: Array, evenly: Array) -> "LabelNormalizer":
-        """The same of a smoothed label; `evenly` is what the shares of all classes cost."""
-        # At s = 1 the label has no part in it, at -inf neither.
-        loss = evenly + (1 - smoothing) * self.loss if smoothing < 1 else evenly
-        return self._replace(loss=loss, share=share)
-
-
 @per_platform(statics=2)
 def label_statistics(
     classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
@@ -328,7 +382,7 @@ def label_slopes(
     At the label it is -(1 - p) unsmoothed. Smoothed, z = 1 - s + s / C there, and the difference is
     taken as (1 - z) p - z (1 - p): neither of these loses digits where p is near 0 or 1.
     """
-    p = probabilities(x, normalizer.shift, normalizer.scale, classes)
+    p = probabilities(x, normalizer, classes)
     labelled = classes.numbers(x) == ids
     if normalizer.share is None:
         return jnp.where(labelled, -normalizer.complement, p)
@@ -346,8 +400,9 @@ def _label_slopes_jvp(
     tangents: tuple[Array, Any, LabelNormalizer],
 ) -> tuple[Array, Array]:
     x, _, normalizer = primals
+    dx, _, dnormalizer = tangents
     known = jnp.where(
         jnp.isnan(normalizer.complement), jnp.nan, jnp.ones_like(normalizer.complement)
     )
-    change = known * softmax_tangent(x, tangents[0], classes)
+    change = known * _change(classes, (x, normalizer), (dx, dnormalizer))
     return label_slopes(classes, smoothing, *primals), change

@@ -77,6 +77,15 @@ class ByClasses(Summed, Protocol):
 
 
 @runtime_checkable
+class Exclusive(ByClasses, Protocol):
+    """One whose classes are not independent: a block's second derivative needs all of them."""
+
+    def moment_of_block(
+        self, logits: Array, dlogits: Array, statistics: Any, origin: Array | None
+    ) -> Array: ...
+
+
+@runtime_checkable
 class Total(Summed, Protocol):
     """A sum over classes and examples, whose `each` gives the losses."""
 

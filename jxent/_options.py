@@ -151,7 +151,9 @@ WORDS: dict[str, tuple[str, ...]] = {
         "its losses and its gradients at once, and the kernel's gradient is written once.",
         "Classes a block, in place of examples: after the losses each block has its gradients, a "
         "product more, but the kernel's gradient is written once. None, where `block_size` is None "
-        "too, leaves it to shapes and platform. Not with `Reduction.NONE`.",
+        "too, leaves it to shapes and platform.",
+        "Classes a block, in place of examples: the kernel's gradient is written once. None, where "
+        "`block_size` is None too, leaves it to shapes and platform.",
     ),
     "reduction": (
         'A `Reduction` or its value, e.g. `"weighted_mean"`.',

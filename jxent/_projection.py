@@ -21,7 +21,8 @@ from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Data, Summed
+from jxent._logsumexp import Moment
+from jxent._loss import ByClasses, Data, Exclusive, Summed
 
 
 def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
@@ -132,15 +133,27 @@ def _per_example_jvp(
     weights, operands = primals
     values, known = per_example(member, blocks, weights, operands)
     moving = _loss.present(tangents[1])
-    if isinstance(blocks, ClassCut) and cast(ByClasses, member).independent:
-        change = _change_by_classes(cast(ByClasses, member), blocks, known.kept, operands, moving)
-    else:
-        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
-        change = _change_by_examples(member, blocks, values, known, operands, moving)
-    return (values, known), (change, jax.tree.map(_loss.no_tangent, known))
+    dvalues = change(member, blocks, values, known, operands, moving)
+    return (values, known), (dvalues, jax.tree.map(_loss.no_tangent, known))
 
 
 per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
+
+
+@per_platform(statics=2)
+def change(
+    member: Summed,
+    blocks: AnyCut,
+    values: Array,
+    known: _loss.Known,
+    operands: Operands,
+    moving: Operands,
+) -> Array:
+    """The tangent of the losses."""
+    if isinstance(blocks, ClassCut):
+        return _change_by_classes(cast(ByClasses, member), blocks, known, operands, moving)
+    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    return _change_by_examples(member, blocks, values, known, operands, moving)
 
 
 def _change_of_block(
@@ -268,40 +281,119 @@ def no_losses(operands: Operands) -> Array:
     return jnp.sum(jnp.zeros_like(inputs, dtype=computing_dtype(inputs.dtype)), axis=1)
 
 
-# What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
-# would add up as many arrays of the kernel's size as there are blocks.
 def _change_by_classes(
     member: ByClasses,
     blocks: ClassCut,
-    kept: Array | None,
+    known: _loss.Known,
     operands: Operands,
     moving: Operands,
 ) -> Array:
+    """The tangent of the losses, a block of classes at a time."""
     operands, moving = _mesh.alike((operands, moving))
-    known = _loss.Known(None, kept)
-    columns = {
-        name: blocks.stacked(t)
-        for name, t in moving._asdict().items()
-        if t is not None and t.ndim and name != "inputs"
-    }
+    if not member.independent:
+        moment = _moment(cast(Exclusive, member), blocks, known, operands)
+        known = known._replace(statistics=known.statistics._replace(moment=moment))
+
+    def block(known: _loss.Known, own: Operands, change: Operands) -> Array:
+        return _change_of_block(member.whole, no_losses(own), known, own, change)
+
+    return _sum_over_blocks(member, blocks, block, known, operands, moving)
+
+
+# What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
+# would add up as many arrays of the kernel's size as there are blocks. What belongs to the examples
+# enters it in float32, which its transpose then accumulates in.
+def _sum_over_blocks(
+    member: ByClasses,
+    blocks: ClassCut,
+    of_own: Callable[[Any, Operands, Operands], Array],
+    of_rows: Any,
+    operands: Operands,
+    moving: Operands,
+) -> Array:
+    """The sum over the blocks of classes of what is linear in the tangents of each.
+
+    `of_rows`: what else the function takes. It must not close over anything with derivatives.
+    """
+    if moving.inputs is not None:
+        moving = moving._replace(inputs=moving.inputs.astype(computing_dtype(moving.inputs.dtype)))
 
     @partial(jax.checkpoint, static_argnums=0)
-    def block(width: int, number: int | Array, operands: Operands, moving: Operands) -> Array:
+    def block(
+        width: int, number: int | Array, of_rows: Any, operands: Operands, moving: Operands
+    ) -> Array:
         own = of_block(member, Block(blocks, width, number), operands)
-        return _change_of_block(member.whole, no_losses(operands), known, own, moving)
+        return of_own(of_rows, own, moving)
 
-    def step(width: int, change: Array, own: Any) -> tuple[Array, None]:
-        number, columns = own
-        return change + block(width, number, operands, moving._replace(**columns)), None
+    # Without it the derivative rules of what a block calls are lost to a third derivative.
+    @jax.checkpoint
+    def all_blocks(of_rows: Any, operands: Operands, moving: Operands) -> Array:
+        columns = {
+            name: blocks.stacked(t)
+            for name, t in moving._asdict().items()
+            if t is not None and t.ndim and name != "inputs"
+        }
 
-    full = {name: cut[0] for name, cut in columns.items()}
-    change, _ = jax.lax.scan(
-        partial(step, blocks.width), no_losses(operands), (blocks.numbers, full)
-    )
-    if blocks.rest:
-        rest = {name: cut[1] for name, cut in columns.items()}
-        change, _ = step(blocks.rest, change, (blocks.number, rest))
-    return member.classes.across(change)
+        def step(width: int, total: Array, own: Any) -> tuple[Array, None]:
+            number, columns = own
+            change = block(width, number, of_rows, operands, moving._replace(**columns))
+            return total + change, None
+
+        full = {name: cut[0] for name, cut in columns.items()}
+        start = no_losses(operands)
+        total, _ = jax.lax.scan(partial(step, blocks.width), start, (blocks.numbers, full))
+        if blocks.rest:
+            rest = {name: cut[1] for name, cut in columns.items()}
+            total, _ = step(blocks.rest, total, (blocks.number, rest))
+        return total
+
+    return member.classes.across(all_blocks(of_rows, operands, moving))
+
+
+# A block of exclusive classes has its gradient from the statistics of all of them, whose tangents
+# are 0: they are a cache. What the gradient's own derivative needs of the other blocks is in the
+# tangent of the moment, which costs nothing where nobody differentiates twice.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _moment(member: Exclusive, blocks: ClassCut, known: _loss.Known, operands: Operands) -> Moment:
+    none = jnp.expand_dims(no_losses(operands), member.axis)
+    return Moment(none, none)
+
+
+@_moment.defjvp
+def _moment_jvp(
+    member: Exclusive, blocks: ClassCut, primals: Any, tangents: Any
+) -> tuple[Moment, Moment]:
+    known, operands = primals
+    moment = _moment(member, blocks, known, operands)
+    statistics = known.statistics._replace(moment=moment)
+    # Ids have no tangent, nor has a loss with ids parameters.
+    moving = tangents[1]._replace(labels=None, parameters=None)
+
+    def block(rows: Any, own: Operands, change: Operands) -> Array:
+        origin, statistics = rows
+
+        def logits(inputs: Array, kernel: Array, bias: Array | None) -> Array:
+            _, x, _ = data_of(member, Operands(own.labels, inputs, kernel, bias, None))
+            if known.kept is None:
+                return x
+            kept: Array = _loss.without_dropped(member, known.kept)(x)
+            return kept
+
+        dinputs = change.inputs
+        if dinputs is not None:
+            dinputs = dinputs.astype(own.inputs.dtype)
+        x, dx = jax.jvp(
+            logits, (own.inputs, own.kernel, own.bias), (dinputs, change.kernel, change.bias)
+        )
+        whole = cast(Exclusive, member.whole)
+        return jnp.squeeze(whole.moment_of_block(x, dx, statistics, origin), member.axis)
+
+    def total(origin: Array | None) -> Array:
+        sums = _sum_over_blocks(member, blocks, block, (origin, statistics), operands, moving)
+        return jnp.expand_dims(sums, member.axis)
+
+    origin = total(None)
+    return moment, Moment(origin, total(origin))
 
 
 Narrow = tuple[Array, Callable[[Array], Array]]

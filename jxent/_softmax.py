@@ -14,7 +14,7 @@ from jxent import _logsumexp
 from jxent._arithmetic import largest_id, log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._logsumexp import LabelNormalizer
+from jxent._logsumexp import LabelNormalizer, Moment
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
@@ -52,9 +52,11 @@ class _Exclusive(Options):
             return x
         return stored(self._has_ids, x)
 
-    def _z_slope(self, x: Array, p: Array, log_normalizer: Array) -> Array:
+    def _z_slope(
+        self, x: Array, p: Array, log_normalizer: Array, moment: Moment | None = None
+    ) -> Array:
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
-        log_normalizer = _logsumexp.log_normalizer(x, log_normalizer, self.classes)
+        log_normalizer = _logsumexp.log_normalizer(x, log_normalizer, self.classes, moment)
         return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
 
 
@@ -137,15 +139,24 @@ class SparseSoftmax(_Exclusive):
         ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
         slope = _logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
         if self.z_loss:
-            _, log_normalizer, shift, scale, *_ = statistics
-            p = _logsumexp.probabilities(x, shift, scale, self.classes)
-            slope += self._z_slope(x, p, log_normalizer)
+            p = _logsumexp.probabilities(x, statistics, self.classes)
+            slope += self._z_slope(x, p, statistics.log_normalizer, statistics.moment)
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
         dlogits = cast(Array, tangents[1])  # of ids there is none
         slope = self.gradient(data, statistics)
         return self.classes.total(slope * widen(dlogits))
+
+    def moment_of_block(
+        self, logits: Array, dlogits: Array, statistics: LabelNormalizer, origin: Array | None
+    ) -> Array:
+        """What a block of classes adds to the moment: to its mean, if the origin is known."""
+        x, dx = jax.jvp(self._capped, (logits,), (dlogits,))
+        p = _logsumexp.probabilities(x, statistics, self.classes)
+        if origin is None:
+            return _logsumexp.origin_of(p, dx, self.classes)
+        return _logsumexp.mean_of(p, dx, origin, self.classes)
 
     def _in_range(self, labels: Array, x: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.

@@ -29,7 +29,7 @@ from jxent._projection import (
 _Pair = tuple[Array, Operands]  # weights and the rest
 _Names = frozenset[str]  # of arguments
 _Slopes = dict[str, Any]  # by the arguments' names
-_Swept = tuple[Array, _Slopes]
+_Swept = tuple[Array, _Slopes]  # losses, slopes of their total
 _Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -80,7 +80,6 @@ def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
     return inner
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def _sweep(
     member: Summed,
     blocks: AnyCut,
@@ -88,17 +87,18 @@ def _sweep(
     wanted: _Names,
     weights: Array,
     operands: Operands,
-) -> _Swept:
+) -> tuple[Array, _Slopes]:
     """The total, and d total / d each argument that is wanted, by its name."""
     if wanted <= {"weights"}:
         mask = weights if masks else None
         values, _ = _projection.per_example(member, blocks, mask, operands)
         return _finished(wanted, weights, values, {})
-    return value_and_gradients(member, blocks, masks, wanted, weights, operands)
+    values, slopes = _swept(member, blocks, masks, wanted - {"weights"}, weights, operands)
+    return _finished(wanted, weights, values, slopes)
 
 
-@per_platform(statics=4)
-def value_and_gradients(
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def _swept(
     member: Summed,
     blocks: AnyCut,
     masks: bool,
@@ -106,7 +106,20 @@ def value_and_gradients(
     weights: Array,
     operands: Operands,
 ) -> _Swept:
-    """What `_sweep` returns, where some gradient is wanted."""
+    """The losses of all examples, and the gradients of their total."""
+    return values_and_gradients(member, blocks, masks, wanted, weights, operands)
+
+
+@per_platform(statics=4)
+def values_and_gradients(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """What `_swept` returns."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
 
 
@@ -115,8 +128,12 @@ def value_and_gradients(
 # checkpoint in the sweep itself would be inlined when the rule above is linearised, and a second
 # reverse pass would keep all the logits. A block of classes has no second derivative of its own
 # where the others are in its statistics.
-@_sweep.defjvp
-def _sweep_jvp(
+#
+# The tangents come from a scan of their own, as a whole under `jax.checkpoint`: from a scan that
+# has primals and tangents JAX takes those that can be known before the transpose, and what they
+# call loses its derivative rule, which a third derivative then misses.
+@_swept.defjvp
+def _swept_jvp(
     member: Summed,
     blocks: AnyCut,
     masks: bool,
@@ -124,11 +141,18 @@ def _sweep_jvp(
     primals: _Pair,
     tangents: _Pair,
 ) -> tuple[_Swept, _Swept]:
+    results = _swept(member, blocks, masks, wanted, *primals)
     inputs, kernel = primals[1].inputs, primals[1].kernel
     if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
         blocks = of_examples(blocks, inputs.shape[0], kernel.shape)
     sweep = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
-    return jax.jvp(sweep, primals, tangents)
+
+    @jax.checkpoint
+    def changes(primals: _Pair, tangents: _Pair) -> _Swept:
+        tangent: _Swept = jax.jvp(sweep, primals, tangents)[1]
+        return tangent
+
+    return results, changes(primals, tangents)
 
 
 def _plain_sweep(
@@ -142,17 +166,17 @@ def _plain_sweep(
 ) -> _Swept:
     if isinstance(blocks, ClassCut):
         split = cast(ByClasses, member)
-        values, slopes = _by_classes(split, blocks, masks, wanted, protect, weights, operands)
-    else:
-        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
-        values, slopes = _by_examples(member, blocks, masks, wanted, protect, weights, operands)
-    return _finished(wanted, weights, values, slopes)
+        return _by_classes(split, blocks, masks, wanted, protect, weights, operands)
+    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    return _by_examples(member, blocks, masks, wanted, protect, weights, operands)
 
 
-def _finished(wanted: _Names, weights: Array, values: Array, slopes: _Slopes) -> _Swept:
+def _finished(
+    wanted: _Names, weights: Array, values: Array, slopes: _Slopes
+) -> tuple[Array, _Slopes]:
     """The total and the slopes, with that of the weights."""
     if "weights" in wanted:
-        slopes["weights"] = jnp.where(jnp.isfinite(values), values, 0)
+        slopes = {**slopes, "weights": jnp.where(jnp.isfinite(values), values, 0)}
     return jnp.sum(_loss.weigh(weights, values)), slopes
 
 
@@ -232,7 +256,7 @@ def _by_examples(
     protect: _Protect,
     weights: Array,
     operands: Operands,
-) -> tuple[Array, _Slopes]:
+) -> _Swept:
     """Losses and gradients, a block of examples at a time, with sums for what they share."""
     examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
@@ -272,7 +296,7 @@ def _by_classes(
     protect: _Protect,
     weights: Array,
     operands: Operands,
-) -> tuple[Array, _Slopes]:
+) -> _Swept:
     """Losses and gradients, a block of classes at a time, with sums for what they share."""
     weights, operands = _mesh.alike((weights, operands))
     before = None

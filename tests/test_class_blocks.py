@@ -250,6 +250,48 @@ def test_exclusive_classes_of_every_width(width):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), got, wanted)
 
 
+@pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
+@pytest.mark.parametrize("width", [1, 4, 13])
+@pytest.mark.usefixtures("_platform")
+def test_one_loss_an_example_of_exclusive_classes(width, options):
+    """In float64, to rounding: value, every gradient, and their derivatives up to the third."""
+    with jax.enable_x64(True):
+        labels, inputs, kernel = operands(
+            "sparse_softmax", examples=5, classes=13, dtype=np.float64
+        )
+        inputs = inputs.at[1].multiply(30)  # one class leads by far
+        rng = np.random.default_rng(1)
+        moving = {"inputs": inputs, "kernel": kernel, "bias": rng.standard_normal(13)}
+        moving["weights"] = np.array([1, 0.5, 0, 2, 3])
+        along = jax.tree.map(lambda x: rng.standard_normal(x.shape), moving)
+
+        @partial(quick, static_argnums=1)
+        def both(moving, sizes):
+            def total(moving):
+                each = SOFTMAX(labels, **moving, **options, **dict(sizes), reduction="none")
+                return jnp.sum(each * jnp.sin(each))
+
+            def slope(moving):
+                return jax.jvp(total, (moving,), (along,))[1]
+
+            twice = jax.grad(slope)
+            return (
+                jax.value_and_grad(total)(moving),
+                twice(moving),
+                jax.jvp(jax.grad(total), (moving,), (along,))[1],
+                jax.grad(lambda moving: sum_of(jax.grad(total)(moving), along))(moving),
+                jax.grad(lambda moving: sum_of(twice(moving), along))(moving),
+            )
+
+        wanted = both(moving, (("block_size", 5),))
+        got = both(moving, (("class_block_size", width),))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, wanted)
+
+
+def sum_of(a, b):
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+
+
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
 @pytest.mark.usefixtures("_platform")
 def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
@@ -304,14 +346,18 @@ def test_a_confident_example_keeps_its_digits():
     np.testing.assert_allclose(dx, slope @ k.T / 2, rtol=1e-5)
 
 
-def test_four_products_and_no_gradients_for_one_loss_an_example():
+def test_four_products_of_exclusive_classes():
     labels, inputs, kernel = operands("sparse_softmax", classes=12)
     f = partial(SOFTMAX, class_block_size=4)
     for moving, count in {None: 1, 1: 3, 2: 3, (1, 2): 4}.items():
         g = f if moving is None else jax.value_and_grad(f, moving)
         assert len(products(g, labels, inputs, kernel)) == count
-    with pytest.raises(ValueError, match="class_block_size must be None for exclusive classes"):
-        f(labels, inputs, kernel, reduction="none")
+
+    def each(*arguments):
+        return per_example("sparse_softmax")(*arguments, class_block_size=4).sum()
+
+    assert len(products(each, labels, inputs, kernel)) == 1
+    assert len(products(jax.value_and_grad(each, (1, 2)), labels, inputs, kernel)) == 4
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -397,18 +443,19 @@ def test_examples_a_block_on_gpus():
 
 
 def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
-    def pay(examples, features, classes, dtype=jnp.bfloat16):
+    def pay(examples, features, classes, dtype=jnp.bfloat16, products=1):
         kernel = jax.ShapeDtypeStruct((features, classes), dtype)
         choice = _blocks.Choice(
             _blocks.cut(examples, kernel.shape, None),
             _blocks.class_cut(examples, kernel.shape, 1, None),
         )
-        return _blocks.classes_pay(tpu.V5E, choice, examples, kernel)
+        return _blocks.classes_pay(tpu.V5E, choice, examples, kernel, products)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)
     assert pay(8192, 2304, 256000)
     assert not pay(8192, 16384, 32768)  # products are all that counts
+    assert pay(8192, 16384, 32768, products=0)  # but one loss an example has as many
 
 
 @pytest.mark.eight_devices

@@ -55,7 +55,7 @@ def linear_sparse_softmax_cross_entropy(
         global ones; pass it there.
       class_block_size: Classes a block, in place of examples: after the losses each block has its
         gradients, a product more, but the kernel's gradient is written once. None, where
-        `block_size` is None too, leaves it to shapes and platform. Not with `Reduction.NONE`.
+        `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`

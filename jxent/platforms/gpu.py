@@ -44,14 +44,14 @@ def _are_small(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
     return isinstance(blocks, Choice) and _larger(blocks, rest[-1]) != blocks.examples
 
 
-@way(_total.value_and_gradients, "cuda", applies=_are_small)
-@way(_total.value_and_gradients, "rocm", applies=_are_small)
+@way(_total.values_and_gradients, "cuda", applies=_are_small)
+@way(_total.values_and_gradients, "rocm", applies=_are_small)
 def _in_larger_blocks(member: Summed, blocks: Choice, *rest: Any) -> Any:
     """H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
 
     4.5 GB in place of 3.0 are held.
     """
-    return _total.value_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
+    return _total.values_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
 
 
 @way(_projection.once, "cuda")
