@@ -310,7 +310,11 @@ def _by_classes(
         def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
             own = of_block(member, Block(blocks, width, number), operands)
             if before is None:
-                return _of_block(member.whole, masks, wanted, once, weights, own)
+                found = _of_block(member.whole, masks, wanted, once, weights, own)
+                if found.kept is None:
+                    return found
+                # An example that one block drops has no loss, whatever the others find.
+                return found._replace(values=jnp.where(found.kept, found.values, jnp.inf))
             values, known = before
             # Not `data_of`: where the slope is stored alone, a cap may be fused with the product.
             data = (own.labels, project(own.inputs, own.kernel, own.bias), own.parameters)
@@ -320,9 +324,7 @@ def _by_classes(
                 *_slopes_of_block(member.whole, wanted, once, weights, values, known, data, own),
             )
 
-        values, kept, of_rows, of_shared = block(number, weights, operands)
-        # An example that one block drops has no loss, whatever the others find.
-        values = values if kept is None else jnp.where(kept, values, jnp.inf)
+        values, _, of_rows, of_shared = block(number, weights, operands)
         found = {"values": values, **of_rows, **of_shared}
         own = Block(blocks, width, number)
         return (
