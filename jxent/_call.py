@@ -10,11 +10,21 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent import _blocks, _checks, _loss, _mesh, _options, _projection, _reduction, _total
+from jxent import (
+    _blocks,
+    _checks,
+    _loss,
+    _mesh,
+    _operands,
+    _options,
+    _projection,
+    _reduction,
+    _total,
+)
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
 from jxent._loss import ByClasses, Data, Member, PerClass, Summed
-from jxent._projection import Operands
+from jxent._operands import Operands
 from jxent._reduction import Reduction
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -190,7 +200,7 @@ def _reduced_projection(
     each = jnp.broadcast_to(weights, batch).reshape(-1)
     labels, inputs = _blocks.flat(*operands.of_rows)
     if masks:
-        each, inputs = _projection.without_broken(each, inputs)
+        each, inputs = _operands.without_broken(each, inputs)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
         mask = each if masks else None

@@ -14,7 +14,7 @@ from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._loss import ByClasses, Data, Known, Summed
-from jxent._projection import (
+from jxent._operands import (
     Operands,
     data_of,
     inputs_gradient,

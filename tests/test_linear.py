@@ -11,7 +11,7 @@ import pytest
 
 import jxent
 from benchmarks import programs as projection
-from jxent import _blocks, _projection, losses
+from jxent import _blocks, _operands, losses
 from tests.quick import quick
 
 inf, nan = np.inf, np.nan
@@ -317,7 +317,7 @@ def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
 @pytest.mark.parametrize("odd", [0.0, inf, nan, 1e-45, 3e38])
 def test_scaling_a_float16_slope_loses_nothing(odd):
     slope = jnp.asarray([[1e-9, 2.0**-30, -1e-6], [odd, 0, 0]], jnp.float32)
-    low, restored = _projection.narrowed(slope, jnp.float16)
+    low, restored = _operands.narrowed(slope, jnp.float16)
     assert low.dtype == jnp.float16
     if odd in (0.0, 1e-45):
         np.testing.assert_allclose(

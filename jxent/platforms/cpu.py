@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent import _logsumexp, _loss, _mesh, _projection, _sigmoid
+from jxent import _logsumexp, _loss, _mesh, _operands, _sigmoid
 from jxent._arithmetic import bounded, exp, log, log1p, widen
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer, LabelsStatistics
@@ -362,7 +362,7 @@ def _zero_known_from_on_cpu(values: Array) -> Array:
     return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
 
 
-@way(_projection.transposed, "cpu")
+@way(_operands.transposed, "cpu")
 def _stored_transposed(inputs: Array) -> Array:
     """An array of its own.
 

@@ -5,12 +5,12 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jxent import _blocks, _projection, _sigmoid, _total
+from jxent import _blocks, _operands, _sigmoid, _total
 from jxent._blocks import AnyCut, Choice, Cut
 from jxent._dispatch import way
 from jxent._loss import Summed
 from jxent._mesh import Classes
-from jxent._projection import Operands
+from jxent._operands import Operands
 from jxent.platforms import _one_pass
 
 # Passes over 4096 x 32768 bfloat16 logits as compiled for an H100, value and gradient: ids 3.05
@@ -54,8 +54,8 @@ def _in_larger_blocks(member: Summed, blocks: Choice, *rest: Any) -> Any:
     return _total.values_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
 
 
-@way(_projection.once, "cuda")
-@way(_projection.once, "rocm")
+@way(_operands.once, "cuda")
+@way(_operands.once, "rocm")
 def _stored_slope(slope: Array) -> Array:
     """Else it is stored once for each of the two products."""
     stored: Array = jax.lax.optimization_barrier(slope)

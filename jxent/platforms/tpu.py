@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _blocks, _mesh, _projection, _sigmoid, _softmax, _total
+from jxent import _blocks, _mesh, _operands, _projection, _sigmoid, _softmax, _total
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
 from jxent._loss import Known, Summed
 from jxent._mesh import Classes
-from jxent._projection import Operands
+from jxent._operands import Operands
 from jxent.platforms import _one_pass
 
 # A v5e: 197 TFLOP/s, 819 GB/s, and 128 MiB of fast memory, of which products take a part.
@@ -96,14 +96,14 @@ def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
     return _projection.change.plain(member, blocks.classes, *rest)
 
 
-@way(_projection.uncapped, "tpu")
+@way(_operands.uncapped, "tpu")
 def _stored_logits(x: Array) -> Array:
     """With a cap on it the compiler takes minutes to fuse a product with what comes next."""
     stored: Array = jax.lax.optimization_barrier(x)
     return stored
 
 
-@way(_projection.once, "tpu")
+@way(_operands.once, "tpu")
 def _stored_slope(slope: Array) -> Array:
     """Else both products compute it again from logits in float32.
 

@@ -1,0 +1,141 @@
+"""What a projection's losses are computed from, and its three products."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jxent import _mesh
+from jxent._arithmetic import computing_dtype
+from jxent._blocks import Block
+from jxent._dispatch import per_platform
+from jxent._loss import ByClasses, Data, Summed
+
+
+class Operands(NamedTuple):
+    """What the losses of a projection are computed from, beside their weights."""
+
+    labels: Array
+    inputs: Float[Array, "examples features"]
+    kernel: Float[Array, "features classes"]
+    bias: Float[Array, "classes"] | None
+    parameters: Any  # the loss's own, such as a `pos_weight` of each class
+
+    @property
+    def of_rows(self) -> tuple[Any, Any]:
+        """What each example has of its own; of tangents, None for one that is zero."""
+        return self.labels, self.inputs
+
+    @property
+    def shared(self) -> tuple[Any, Any, Any]:
+        """What all examples share; None as above, and for no bias."""
+        return self.kernel, self.bias, self.parameters
+
+
+def of_block(member: ByClasses, block: Block, operands: Operands) -> Operands:
+    """The operands of a block of classes."""
+    labels, inputs, kernel, bias, parameters = operands
+    return Operands(
+        member.labels_of(block, labels),
+        inputs,
+        block.of(kernel),
+        None if bias is None else block.of(bias),
+        block.of(parameters) if parameters is not None and parameters.ndim else parameters,
+    )
+
+
+def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
+    """Weights and inputs with 0 in place of examples that weigh 0 and whose inputs are inf or NaN.
+
+    Before the projection: its derivative multiplies the inputs by the logits' cotangent, which is
+    0 there, and NaN with them. The weight is replaced as well, so that its slope is 0.
+    """
+    broken = (weights == 0) & ~jnp.all(jnp.isfinite(inputs), axis=1)
+    return (
+        jnp.where(broken, jnp.zeros_like(weights), weights),
+        jnp.where(broken[:, None], jnp.zeros_like(inputs), inputs),
+    )
+
+
+def no_losses(operands: Operands) -> Array:
+    """0 for each example, which varies and is split as the losses are."""
+    inputs = operands.inputs
+    return jnp.sum(jnp.zeros_like(inputs, dtype=computing_dtype(inputs.dtype)), axis=1)
+
+
+def project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
+    """The logits of a block, accumulated in float32 at least."""
+    x = jnp.matmul(
+        inputs,
+        kernel,
+        preferred_element_type=computing_dtype(kernel.dtype),
+        out_sharding=_mesh.split_of_product(inputs, kernel),
+    )
+    return x if bias is None else x + bias[None]
+
+
+@per_platform()
+def uncapped(x: Array) -> Array:
+    """The logits of a block, which a cap comes upon next."""
+    return x
+
+
+def data_of(member: Summed, operands: Operands) -> Data:
+    """What the member's losses are computed from, with the logits of a block."""
+    x = project(operands.inputs, operands.kernel, operands.bias)
+    if member.logit_softcap is not None:
+        x = uncapped(x)
+    return operands.labels, x, operands.parameters
+
+
+Narrow = tuple[Array, Callable[[Array], Array]]
+
+
+def inputs_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
+    """d/d inputs of a block."""
+    low, restored = slope
+    wide, split = computing_dtype(kernel.dtype), _mesh.split_of(inputs)
+    return restored(jnp.matmul(low, kernel.T, preferred_element_type=wide, out_sharding=split))
+
+
+def kernel_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
+    """d/d kernel of a block."""
+    low, restored = slope
+    wide, split = computing_dtype(kernel.dtype), _mesh.split_of(kernel)
+    return restored(
+        jnp.matmul(transposed(inputs), low, preferred_element_type=wide, out_sharding=split)
+    )
+
+
+def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
+    """The slope of a block in the dtype of its products, and what is left to do to them.
+
+    float16 has 5 bits of exponent: a probability over the number of examples is below its range.
+    So the largest element of a block is brought to between 2^13 and 2^14, by a power of two, which
+    rounds nothing; float16 then holds what is 2^27 times smaller with all its bits, and an element
+    that is 2^38 times smaller is 0. Where the largest is 0, inf or NaN nothing is scaled.
+    """
+    if dtype != jnp.float16:
+        return slope.astype(dtype), lambda product: product
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)), initial=0)
+    _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
+    usable = jnp.isfinite(largest) & (largest > 0)
+    # Beyond these ends the power of two would not be a normal number of float32.
+    exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
+    up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
+    return (slope * up).astype(dtype), lambda product: product * down
+
+
+@per_platform()
+def once(slope: Array) -> Array:
+    """The slope of a block of classes, which two products read."""
+    return slope
+
+
+@per_platform()
+def transposed(inputs: Array) -> Array:
+    """inputs.T, for d/d kernel = inputs.T @ slope."""
+    return jnp.transpose(inputs)
