@@ -29,6 +29,7 @@ from jxent._operands import (
     narrowed,
     no_losses,
     of_block,
+    once,
     transposed,
 )
 
@@ -95,9 +96,14 @@ def change(
 
 
 def _change_of_block(
-    member: Summed, values: Array, known: _loss.Known, operands: Operands, moving: Operands
+    member: Summed,
+    is_shared: bool,
+    values: Array,
+    known: _loss.Known,
+    operands: Operands,
+    moving: Operands,
 ) -> Array:
-    """The tangent of a block's losses.
+    """The tangent of a block's losses. `is_shared`: both products read one slope, rounded for them.
 
     Low precision: transposing x = inputs @ kernel as it stands would multiply a float32 cotangent
     by a bfloat16 operand. So the tangent of the inputs meets the finished product of the gradient
@@ -112,10 +118,15 @@ def _change_of_block(
     if known.kept is not None:  # a place that is filled up is not
         data, dothers = _loss.without_dropped(member, known.kept)((data, dothers))
     slope = member.gradient(data, known.statistics)
+    low, restored = narrowed(slope, kernel.dtype)
+    of_kernel = slope
+    if is_shared and kernel.dtype != jnp.float16:
+        low = once(low)
+        of_kernel = low.astype(wide)
     of_part = jnp.zeros_like(values)  # over the classes that this chip holds
     if dinputs is not None:
         of_part += jnp.sum(
-            inputs_gradient(narrowed(slope, kernel.dtype), inputs, kernel) * dinputs.astype(wide),
+            inputs_gradient((low, restored), inputs, kernel) * dinputs.astype(wide),
             axis=1,
         )
     if dkernel is not None:
@@ -127,7 +138,7 @@ def _change_of_block(
             dkernel.astype(product),
             out_sharding=_mesh.split_of_product(inputs, kernel),
         ).astype(wide)
-        of_part += jnp.sum(slope * pushed, axis=1)
+        of_part += jnp.sum(of_kernel * pushed, axis=1)
     if dbias is not None:
         of_part += jnp.sum(slope * dbias[None], axis=1)
     change = member.classes.across(of_part)
@@ -176,7 +187,7 @@ def _change_by_examples(
     def block(rows: Any, shared: Any) -> Array:
         values, known, of_rows, dof_rows = rows
         own, downs = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
-        return _change_of_block(member, values, known, own, downs)
+        return _change_of_block(member, False, values, known, own, downs)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> Array:
@@ -227,7 +238,7 @@ def _change_by_classes(
         known = known._replace(statistics=known.statistics._replace(moment=moment))
 
     def block(known: _loss.Known, own: Operands, change: Operands) -> Array:
-        return _change_of_block(member.whole, no_losses(own), known, own, change)
+        return _change_of_block(member.whole, True, no_losses(own), known, own, change)
 
     return _sum_over_blocks(member, blocks, block, known, operands, moving)
 
