@@ -164,10 +164,9 @@ def deviation(
 
 
 class Moment(NamedTuple):
-    """Of a row that is computed a block of classes at a time: 0, and the tangent of logsumexp.
+    """Of rows in blocks of classes: 0, whose tangents add up to that of logsumexp.
 
-    That is the sum of the two, sum_j p_j t_j as in `deviation`: what the leader has, and the mean
-    of what the others have beyond it.
+    What the leader has, and the mean of what the others have beyond it, as in `deviation`.
     """
 
     origin: Array
@@ -223,31 +222,23 @@ def probabilities(x: Float[Array, "..."], normalizer: LabelNormalizer, classes: 
     return exp(bounded(x) - normalizer.shift) * normalizer.scale
 
 
-_Normalized = tuple[Array, LabelNormalizer]
-
-
 @probabilities.defjvp
-def _probabilities_jvp(
-    classes: Classes, primals: _Normalized, tangents: _Normalized
-) -> tuple[Array, Array]:
+def _probabilities_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return probabilities(*primals, classes), _change(classes, primals, tangents)
 
 
-def _change(classes: Classes, primals: _Normalized, tangents: _Normalized) -> Array:
+def _change(classes: Classes, primals: Any, tangents: Any) -> Array:
     """The tangent of the probabilities, of whole rows or of a block of their classes."""
     (x, normalizer), (t, dnormalizer) = primals, tangents
-    if normalizer.moment is None:
+    if dnormalizer.moment is None:
         return softmax_tangent(x, t, classes)
-    origin, mean = cast(Moment, dnormalizer.moment)
-    p = probabilities(x, normalizer, classes)
-    return p * (_beyond(p, t, origin) - mean)
+    origin, mean = dnormalizer.moment
+    p: Array = probabilities(x, normalizer, classes)
+    change: Array = p * (_beyond(p, t, origin) - mean)
+    return change
 
 
-# A block may not find to the last digit the probabilities that another pass found. So whoever is
-# taken for the leader here, at more than 0.9, is one that was the origin there, at more than 0.6;
-# in between the two spellings of 0 differ by rounding, which the mean, 0.1 or more, outweighs.
-
-
+# Passes differ in the last digits: who leads here, above 0.9, was the origin there, above 0.6.
 def origin_of(p: Array, t: Array, classes: Classes) -> Array:
     """What a block adds to the moment's `origin`."""
     return classes.sum(jnp.where(p > 0.6, t, 0))

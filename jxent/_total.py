@@ -349,6 +349,7 @@ def _by_classes(
     if blocks.rest:
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
-    values = before[0] if before else member.classes.across(sums.pop("values"))
+    if before is None:
+        return member.classes.across(sums.pop("values")), {**sums, **columns}
     # As by blocks of examples, whose derivatives stand in for these in second order.
-    return values, jax.tree.map(widen, {**sums, **columns})
+    return before[0], jax.tree.map(widen, {**sums, **columns})

@@ -234,6 +234,8 @@ CLASSES_2 = {"class_block_size": 2}  # divides 6 classes; of 5 it leaves one
 FLOOR_2 = (
     _linear("sparse_softmax", (7, 5), 3, 2, bias=True),
     _linear("sparse_softmax", (2, 4, 5), 3, None, " all", options=CAP | Z | SMOOTH),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " by classes", bias=True,
+            options=CAP | Z | SMOOTH),
     _linear("softmax", (7, 5), 3, 3, " all", bias=True, options=Z | SMOOTH),
     _linear("sparse_sigmoid", (7, 5), 3, 3, pos_weight=(5,)),
     _linear("sigmoid", (7, 5), 3, 1, " all", bias=True, pos_weight=(), options=CAP | SMOOTH),

@@ -81,7 +81,9 @@ def test_the_family_takes_every_way(platform, monkeypatch):
             jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
         # Into how large blocks a projection is cut shows at the size of a model only.
         head = losses.linear_sparse_softmax_cross_entropy
-        jax.eval_shape(jax.grad(head, 2), *shapes(Case("projection, softmax ids", *GEMMA))[:3])
+        arrays = shapes(Case("projection, softmax ids", *GEMMA))[:3]
+        jax.eval_shape(jax.grad(head, 2), *arrays)
+        jax.eval_shape(jax.grad(lambda *a: jnp.sum(head(*a, reduction="none")), 2), *arrays)
     jax.clear_caches()
     ways = {
         w.function for f in _dispatch.PerPlatform.every for w in f.ways if w.platform == platform
