@@ -309,7 +309,7 @@ def _moment_jvp(
     known, operands = primals
     moment = _moment(member, blocks, known, operands)
     statistics = known.statistics._replace(moment=moment)
-    # Ids have no tangent, nor has a loss with ids parameters.
+    # Ids have no tangent, and exclusive classes have no parameters.
     moving = tangents[1]._replace(labels=None, parameters=None)
 
     def block(rows: Any, own: Operands, change: Operands) -> Array:

@@ -97,19 +97,6 @@ def _sweep(
     return _finished(wanted, weights, values, slopes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
-def _swept(
-    member: Summed,
-    blocks: AnyCut,
-    masks: bool,
-    wanted: _Names,
-    weights: Array,
-    operands: Operands,
-) -> _Swept:
-    """The losses of all examples, and the gradients of their total."""
-    return values_and_gradients(member, blocks, masks, wanted, weights, operands)
-
-
 @per_platform(statics=4)
 def values_and_gradients(
     member: Summed,
@@ -119,8 +106,11 @@ def values_and_gradients(
     weights: Array,
     operands: Operands,
 ) -> _Swept:
-    """What `_swept` returns."""
+    """The losses of all examples, and the gradients of their total."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
+
+
+_swept = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
 
 
 # The derivatives of the sweep (second order of the loss) are those of its scan, with each block
