@@ -292,6 +292,29 @@ def sum_of(a, b):
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
 
 
+@pytest.mark.usefixtures("_platform")
+def test_second_derivatives_of_a_leader_keep_their_digits():
+    """p (1 - p), for p across both ends of the moment's guard, 0.6 and 0.9, to 1 - 1e-25."""
+    ahead = np.concatenate([np.linspace(-1, 4, 60), np.linspace(5, 60, 56)]).astype(np.float32)
+    inputs = np.stack([ahead, np.ones_like(ahead)], 1)
+    kernel = np.array([[0, 0, 0, 1, 0], [0, -1, 0.5, 0, -0.3]], np.float32)
+    labels, along = np.full(len(ahead), 3), jnp.zeros(5).at[3].set(1)
+
+    def each(bias):
+        return SOFTMAX(labels, inputs, kernel, bias=bias, class_block_size=2, reduction="none")
+
+    def slope(bias):
+        return jax.jvp(each, (bias,), (along,))[1]
+
+    got = jax.jvp(slope, (jnp.zeros(5),), (along,))[1]
+    logits = inputs.astype(np.float64) @ kernel.astype(np.float64)
+    rest = np.exp(np.delete(logits, 3, 1) - logits[:, 3:4]).sum(1)
+    p = 1 / (1 + rest)
+    assert (np.abs(p - 0.6) < 0.02).any()
+    assert (np.abs(p - 0.9) < 0.02).any()
+    np.testing.assert_allclose(got, p * rest / (1 + rest), rtol=2e-6)
+
+
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
 @pytest.mark.usefixtures("_platform")
 def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):

@@ -266,6 +266,35 @@ def test_third_order(case):
 
 
 @each_loss
+@pytest.mark.one_in(4)
+def test_second_order_through_a_scan_of_the_user(case):
+    """As the README says to write it: the body and the whole scan under `jax.checkpoint`."""
+    f, moving = split(case, case.arrays())
+    line, total = directions(case), scalar(case, f)
+    factors = jnp.array([0.5, 1.0])
+
+    def scaled(factor, moving):
+        return total(jax.tree.map(lambda x: factor * x, moving))
+
+    def scanned(moving):
+        def step(sum_, factor):
+            return sum_ + jax.checkpoint(scaled)(factor, moving), None
+
+        return jax.lax.scan(step, jnp.zeros(()), factors)[0]
+
+    def unrolled(moving):
+        return sum(scaled(factor, moving) for factor in factors)
+
+    @quick
+    def program(moving):
+        slopes = (jax.grad(f) for f in (jax.checkpoint(scanned), unrolled))
+        return [jax.jvp(slope, (moving,), (line,))[1] for slope in slopes]
+
+    got, wanted = program(moving)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), got, wanted)
+
+
+@each_loss
 @pytest.mark.one_in(2)
 def test_vmap_is_a_loop(case):
     batches = [case.arrays(seed=s) for s in range(3)]
