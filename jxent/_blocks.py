@@ -212,19 +212,20 @@ class Chip(NamedTuple):
     fast: int  # bytes of its fast memory that a loop may keep its arrays in
 
 
-def bytes_by_examples(chip: Chip, blocks: Cut, examples: int, kernel: Array) -> float:
+def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Array) -> float:
     """What value and both gradients of a projection move, of exclusive classes.
 
     A block reads the kernel twice. It adds to the kernel's gradient in float32, which is narrowed
     at last, and stores its logits once and reads them three times: unless fast memory keeps them.
     The only block writes the gradient as it shall be.
     """
-    (features, classes), size = kernel.shape, kernel.dtype.itemsize
+    (examples, features), classes = inputs.shape, kernel.shape[1]
+    size, written = inputs.dtype.itemsize, kernel.dtype.itemsize
     moved, fast = 2.0 * size * features * classes * blocks.number, chip.fast
     if blocks.number == 1:
-        moved += size * features * classes
+        moved += written * features * classes
     elif 4 * features * classes > fast:
-        moved += features * classes * (8 * blocks.number + (4 + size) * (size < 4))
+        moved += features * classes * (8 * blocks.number + (4 + written) * (written < 4))
     else:
         fast -= 4 * features * classes
     if 4 * blocks.size * classes > fast:
@@ -232,15 +233,16 @@ def bytes_by_examples(chip: Chip, blocks: Cut, examples: int, kernel: Array) -> 
     return moved
 
 
-def bytes_by_classes(chip: Chip, blocks: ClassCut, examples: int, kernel: Array) -> float:
+def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Array) -> float:
     """The same by blocks of classes, where the statistics take one pass and store no logits.
 
     The kernel is read three times and its gradient written. Each block reads the inputs twice and
     adds to their gradient in float32, and its slopes are stored once and read twice: unless fast
     memory keeps them.
     """
-    (features, classes), size = kernel.shape, kernel.dtype.itemsize
-    moved, fast = 4.0 * size * features * classes, chip.fast
+    (examples, features), classes = inputs.shape, kernel.shape[1]
+    size, written = inputs.dtype.itemsize, kernel.dtype.itemsize
+    moved, fast = (3.0 * size + written) * features * classes, chip.fast
     of_inputs = examples * features * (4 + size)
     if of_inputs > fast:
         moved += (blocks.number + bool(blocks.rest)) * examples * features * (8 + 2 * size)
@@ -251,17 +253,16 @@ def bytes_by_classes(chip: Chip, blocks: ClassCut, examples: int, kernel: Array)
     return moved
 
 
-def classes_pay(chip: Chip, blocks: Choice, examples: int, kernel: Array, products: int) -> bool:
+def classes_pay(chip: Chip, blocks: Choice, inputs: Array, kernel: Array, products: int) -> bool:
     """Whether blocks of classes take less time, with so many more products, than of examples.
 
     As if products and traffic never overlapped.
     """
     if blocks.classes is None:
         return False
-    features, classes = kernel.shape
-    more = products * 2 * examples * features * classes / chip.balance
-    by_examples = bytes_by_examples(chip, blocks.examples, examples, kernel)
-    return bytes_by_classes(chip, blocks.classes, examples, kernel) + more < by_examples
+    more = products * 2 * inputs.shape[0] * kernel.size / chip.balance
+    by_examples = bytes_by_examples(chip, blocks.examples, inputs, kernel)
+    return bytes_by_classes(chip, blocks.classes, inputs, kernel) + more < by_examples
 
 
 def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:

@@ -228,8 +228,9 @@ def projection(
 ) -> tuple[Array, Array, Array | None, tuple[int, ...]]:
     """The three arrays of a projection, and the shape of its logits."""
     x, w = floating("inputs", inputs), floating("kernel", kernel)
-    if x.dtype != w.dtype:
-        raise TypeError(f"kernel must have the dtype of inputs, {x.dtype}, got {w.dtype}")
+    if w.dtype not in (x.dtype, computing_dtype(x.dtype)):
+        wide = "" if x.dtype == computing_dtype(x.dtype) else f", or {computing_dtype(x.dtype)}"
+        raise TypeError(f"kernel must have the dtype of inputs, {x.dtype}{wide}, got {w.dtype}")
     if x.ndim < 1:
         raise ValueError(f"inputs must be [*batch, features], got shape {x.shape}")
     if w.ndim != 2:

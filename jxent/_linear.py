@@ -33,8 +33,9 @@ def linear_sparse_softmax_cross_entropy(
     Args:
       labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
+        float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
@@ -57,8 +58,8 @@ def linear_sparse_softmax_cross_entropy(
       logits a second time; `jxent.losses.linear_sparse_softmax_cross_entropy` does not.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
-        or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        integer, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or an option
         is out of its range.
 
@@ -111,8 +112,9 @@ def linear_softmax_cross_entropy(
       labels: A weight for every class, in the inputs' dtype or float32; usually a distribution, but
         nothing has to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
+        float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
@@ -133,7 +135,7 @@ def linear_softmax_cross_entropy(
       logits a second time; `jxent.losses.linear_softmax_cross_entropy` does not.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` has another
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` has another
         dtype than `inputs` and is not float32, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`, or
         an option is out of its range.
@@ -189,8 +191,9 @@ def linear_sparse_sigmoid_cross_entropy(
         an id that appears twice counts once, and one that is too large makes its example's loss and
         gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
+        float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
@@ -213,8 +216,8 @@ def linear_sparse_sigmoid_cross_entropy(
       logits a second time; `jxent.losses.linear_sparse_sigmoid_cross_entropy` does not.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
-        `pos_weight` is not real, or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        integer, `pos_weight` is not real, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
         `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
 
@@ -267,8 +270,9 @@ def linear_sigmoid_cross_entropy(
       labels: Probability that the class is present, in the inputs' dtype or float32; usually 0 or
         1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
+        float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
@@ -291,7 +295,7 @@ def linear_sigmoid_cross_entropy(
       logits a second time; `jxent.losses.linear_sigmoid_cross_entropy` does not.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` has another
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` has another
         dtype than `inputs` and is not float32, `pos_weight` is not real, or an option is not a
         Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,

@@ -35,6 +35,12 @@ class Operands(NamedTuple):
         return self.kernel, self.bias, self.parameters
 
 
+def in_products(operands: Operands) -> Operands:
+    """With the kernel in the inputs' dtype, which all products are in."""
+    low: Operands = operands._replace(kernel=operands.kernel.astype(operands.inputs.dtype))
+    return low
+
+
 def of_block(member: ByClasses, block: Block, operands: Operands) -> Operands:
     """The operands of a block of classes."""
     labels, inputs, kernel, bias, parameters = operands

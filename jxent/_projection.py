@@ -25,6 +25,7 @@ from jxent._loss import ByClasses, Exclusive, Summed
 from jxent._operands import (
     Operands,
     data_of,
+    in_products,
     inputs_gradient,
     narrowed,
     no_losses,
@@ -151,7 +152,7 @@ def by_examples(
     member: Summed, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """What `per_example` returns, a block of examples at a time."""
-    operands = _mesh.alike(operands)
+    operands = in_products(_mesh.alike(operands))
     kernel, bias, parameters = operands.shared
 
     def block(_: None, rows: Any) -> tuple[None, tuple[Array, _loss.Known]]:
@@ -182,6 +183,7 @@ def _change_by_examples(
             kernel=moving.kernel.astype(computing_dtype(operands.inputs.dtype))
         )
     operands, moving = _mesh.alike((operands, moving))
+    operands = in_products(operands)
 
     @jax.checkpoint
     def block(rows: Any, shared: Any) -> Array:
@@ -204,6 +206,7 @@ def _by_classes(
     member: ByClasses, blocks: ClassCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     weights, operands = _mesh.alike((weights, operands))
+    operands = in_products(operands)
 
     def step(width: int, sums: tuple[Array, Array], number: int | Array) -> Any:
         data = data_of(member, of_block(member, Block(blocks, width, number), operands))
@@ -233,6 +236,7 @@ def _change_by_classes(
 ) -> Array:
     """The tangent of the losses, a block of classes at a time."""
     operands, moving = _mesh.alike((operands, moving))
+    operands = in_products(operands)
     if not member.independent:
         moment = _moment(cast(Exclusive, member), blocks, known, operands)
         known = known._replace(statistics=known.statistics._replace(moment=moment))

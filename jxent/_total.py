@@ -17,6 +17,7 @@ from jxent._loss import ByClasses, Data, Known, Summed
 from jxent._operands import (
     Operands,
     data_of,
+    in_products,
     inputs_gradient,
     kernel_gradient,
     narrowed,
@@ -251,7 +252,7 @@ def _by_examples(
     examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
     wide = computing_dtype(operands.inputs.dtype)
-    operands = _mesh.alike(operands)
+    operands = in_products(_mesh.alike(operands))
 
     @protect
     def block(weights: Array, labels: Array, inputs: Array, shared: Any) -> _OfBlock:
@@ -288,7 +289,9 @@ def _by_classes(
     operands: Operands,
 ) -> _Swept:
     """Losses and gradients, a block of classes at a time, with sums for what they share."""
+    given = operands.kernel.dtype
     weights, operands = _mesh.alike((weights, operands))
+    operands = in_products(operands)
     before = None
     if not member.independent:
         before = _projection.losses_and_known(member, blocks, weights if masks else None, operands)
@@ -324,7 +327,7 @@ def _by_classes(
 
     wide = computing_dtype(operands.inputs.dtype)
     # float16 has too few exponents for what a factor of the loss may still multiply.
-    stored = wide if operands.kernel.dtype == jnp.float16 else operands.kernel.dtype
+    stored = wide if given == jnp.float16 else given
     dtypes = {"kernel": stored, "inputs": wide, "bias": wide, "parameters": wide}
     start = {
         name: jnp.zeros_like(x, dtype=dtypes.get(name))

@@ -467,12 +467,13 @@ def test_examples_a_block_on_gpus():
 
 def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
     def pay(examples, features, classes, dtype=jnp.bfloat16, products=1):
+        inputs = jax.ShapeDtypeStruct((examples, features), dtype)
         kernel = jax.ShapeDtypeStruct((features, classes), dtype)
         choice = _blocks.Choice(
             _blocks.cut(examples, kernel.shape, None),
             _blocks.class_cut(examples, kernel.shape, 1, None),
         )
-        return _blocks.classes_pay(tpu.V5E, choice, examples, kernel, products)
+        return _blocks.classes_pay(tpu.V5E, choice, inputs, kernel, products)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)

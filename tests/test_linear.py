@@ -182,6 +182,79 @@ def test_bfloat16_gradients_are_accumulated_in_float32(form):
     np.testing.assert_allclose(np.float32(jax.grad(total)(kernel)), np.float32(truth), rtol=2**-7)
 
 
+# Master weights: a float32 kernel beside narrower inputs.
+
+BY_CLASSES = {"sigmoid": 2, "sparse_sigmoid": 2, "sparse_softmax": 2}
+WAYS = [(m, {"block_size": 3}) for m in MEMBERS]
+WAYS += [(m, {"class_block_size": n}) for m, n in BY_CLASSES.items()]
+
+
+@pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(("member", "sizes"), WAYS)
+@pytest.mark.one_in(3)
+def test_a_float32_kernel_is_that_of_the_products(form, dtype, member, sizes):
+    """Value and gradients of the rounded kernel, but its own gradient is a float32 array."""
+    labels, inputs, kernel = operands(member, dtype=dtype)
+    master = kernel.astype(jnp.float32) * (1 + 2**-13)  # rounded to the kernel again
+
+    def program(inputs, kernel):
+        def f(inputs, kernel):
+            return jnp.sum(form(member)(labels, inputs, kernel, **sizes))
+
+        return jax.value_and_grad(f, (0, 1))(inputs, kernel)
+
+    value, (dinputs, dkernel) = quick(program)(inputs, kernel)
+    same, (dsame, dmaster) = quick(program)(inputs, master)
+    np.testing.assert_array_equal(same, value)
+    np.testing.assert_array_equal(np.float32(dsame), np.float32(dinputs))
+    assert dmaster.dtype == jnp.float32
+    unit = float(np.max(np.abs(np.float32(dkernel)))) * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(dmaster, np.float32(dkernel), atol=unit)
+    found = products(program, inputs, master)
+    assert all(a == b for a, b in found), found
+
+
+@pytest.mark.parametrize(("member", "sizes"), WAYS)
+@pytest.mark.one_in(3)
+def test_the_gradient_of_a_float32_kernel_is_not_rounded(member, sizes):
+    """At logits of 0, and of 2^k examples, all that the products multiply is exact."""
+    _, inputs, _ = operands(member, examples=8, classes=4, dtype=jnp.bfloat16)
+    ids = np.arange(8) % 4
+    hot = np.eye(4, dtype=np.float32)[ids]
+    labels = {"sparse_softmax": ids, "sparse_sigmoid": ids[:, None]}.get(member, hot)
+    kernel = jnp.zeros((3, 4))
+    got = jax.grad(scalar(member), 2)(labels, inputs, kernel, **sizes)
+    p = 1 / 4 if "softmax" in member else 1 / 2
+    truth = np.float64(inputs).T @ (p - np.float64(hot)) / 8
+    np.testing.assert_allclose(got, truth, atol=1e-6 * np.max(np.abs(truth)), rtol=0)
+
+
+@pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.parametrize(("member", "sizes"), WAYS)
+@pytest.mark.one_in(3)
+def test_second_order_of_a_float32_kernel(form, member, sizes):
+    """As that of float32 inputs, to the roundings of bfloat16 products."""
+    labels, inputs, kernel = operands(member, dtype=jnp.bfloat16)
+    kernel = kernel.astype(jnp.float32)
+    line = jnp.asarray(np.random.default_rng(4).integers(-2, 3, kernel.shape), jnp.float32)
+
+    @partial(quick, static_argnums=2)
+    def program(inputs, kernel, reverse):
+        def slope(kernel):
+            return jax.grad(lambda w: jnp.sum(form(member)(labels, inputs, w, **sizes)))(kernel)
+
+        if reverse:
+            return jax.vjp(slope, kernel)[1](line)[0]
+        return jax.jvp(slope, (kernel,), (line,))[1]
+
+    truth = program(inputs.astype(jnp.float32), kernel, False)
+    for reverse in (False, True):
+        got = program(inputs, kernel, reverse)
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, truth, atol=0.02 * float(np.max(np.abs(truth))))
+
+
 # Blocks.
 
 
@@ -474,7 +547,9 @@ X, W, Y = np.zeros((2, 3), np.float32), np.zeros((3, 5), np.float32), np.zeros(2
         ({"kernel": np.zeros(3, np.float32)}, ValueError, "kernel must be"),
         ({"kernel": np.zeros((3, 0), np.float32)}, ValueError, "kernel must have at least one"),
         ({"kernel": np.zeros((3, 5), int)}, TypeError, "kernel must be floating"),
-        ({"kernel": jnp.zeros((3, 5), jnp.bfloat16)}, TypeError, "kernel must have the dtype"),
+        ({"kernel": jnp.zeros((3, 5), jnp.bfloat16)}, TypeError, "inputs, float32, got bfloat16"),
+        ({"inputs": jnp.zeros((2, 3), jnp.bfloat16), "kernel": jnp.zeros((3, 5), jnp.float16)},
+         TypeError, "kernel must have the dtype of inputs, bfloat16, or float32, got float16"),
         ({"bias": np.zeros(3)}, ValueError, r"bias must have one number a class, shape \(5,\)"),
         ({"bias": np.zeros((1, 5))}, ValueError, "bias must have one number a class"),
         ({"labels": np.zeros((5, 5, 5), np.float32)}, (TypeError, ValueError), "labels must"),

@@ -76,16 +76,17 @@ def test_the_bytes_by_which_blocks_are_chosen(
     loss = "projection, softmax ids"
     monkeypatch.setitem(SCALARS, loss, partial(SCALARS[loss], **sizes))
     case = Case(loss, examples, classes, features)
+    inputs = jax.ShapeDtypeStruct((examples, features), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((features, classes), jnp.bfloat16)
     found = compiled(chip, case, programs(case)["jxent"])
     assert found is not None
     if "block_size" in sizes:
         cut = _blocks.cut(examples, kernel.shape, sizes["block_size"])
-        model = _blocks.bytes_by_examples(V5E, cut, examples, kernel)
+        model = _blocks.bytes_by_examples(V5E, cut, inputs, kernel)
     else:
         width = sizes.get("class_block_size")
         by_classes = _blocks.class_cut(examples, kernel.shape, 1, width)
-        model = _blocks.bytes_by_classes(V5E, by_classes, examples, kernel)
+        model = _blocks.bytes_by_classes(V5E, by_classes, inputs, kernel)
     assert model == pytest.approx(found.cost.bytes, rel=0.15)
 
 

@@ -38,8 +38,10 @@ def linear_sparse_softmax_cross_entropy(
       labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its example
         NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least, and so are the
+        gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -68,8 +70,8 @@ def linear_sparse_softmax_cross_entropy(
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
-        `weights` are not real, or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        integer, `weights` are not real, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, `weights` do
         not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
 
@@ -131,8 +133,10 @@ def linear_softmax_cross_entropy(
       labels: A weight for every class, in any real dtype; usually a distribution, but nothing has
         to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least, and so are the
+        gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -159,8 +163,8 @@ def linear_softmax_cross_entropy(
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
-        `weights` are not real, or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        real, `weights` are not real, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
         `weights` do not fit the losses or are None, an option is out of its range, or `reduction`
         is unknown.
@@ -226,8 +230,10 @@ def linear_sparse_sigmoid_cross_entropy(
         an id that appears twice counts once, and one that is too large makes its example's loss and
         gradient NaN.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least, and so are the
+        gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -255,8 +261,8 @@ def linear_sparse_sigmoid_cross_entropy(
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not integer,
-        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        integer, `weights` or `pos_weight` are not real, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
         `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
         `[classes]`, an option is out of its range, or `reduction` is unknown.
@@ -321,8 +327,10 @@ def linear_sigmoid_cross_entropy(
       labels: Probability that the class is present, in any real dtype; usually 0 or 1.
         Differentiable.
       inputs: What the projection is applied to, features last.
-      kernel: The output projection, in the inputs' dtype. Products are accumulated in float32 at
-        least, and so are the gradients, which come back in the operands' dtype.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        Products are in the inputs' dtype, accumulated in float32 at least, and so are the
+        gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -351,8 +359,8 @@ def linear_sigmoid_cross_entropy(
       A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
 
     Raises:
-      TypeError: `inputs` or `kernel` is not floating, their dtypes differ, `labels` is not real,
-        `weights` or `pos_weight` are not real, or an option is not a Python value.
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        real, `weights` or `pos_weight` are not real, or an option is not a Python value.
       ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
         `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
         `[classes]`, an option is out of its range, or `reduction` is unknown.

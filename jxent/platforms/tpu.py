@@ -74,9 +74,8 @@ def _classes_pay_each(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
 
 
 def _pay(blocks: AnyCut, operands: Operands, products: int) -> bool:
-    examples = operands.inputs.shape[0]
     return isinstance(blocks, Choice) and _blocks.classes_pay(
-        V5E, blocks, examples, operands.kernel, products
+        V5E, blocks, operands.inputs, operands.kernel, products
     )
 
 
