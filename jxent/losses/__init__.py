@@ -16,30 +16,30 @@ Array(1.3862944, dtype=float32)
 """
 
 from jxent._reduction import Reduction as Reduction
-from jxent.losses._linear import (
+from jxent.losses._linear_sigmoid import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
 )
-from jxent.losses._linear import (
-    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
-)
-from jxent.losses._linear import (
+from jxent.losses._linear_sigmoid import (
     linear_sparse_sigmoid_cross_entropy as linear_sparse_sigmoid_cross_entropy,
 )
-from jxent.losses._linear import (
+from jxent.losses._linear_softmax import (
+    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
+)
+from jxent.losses._linear_softmax import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
 )
-from jxent.losses._logits import (
-    compute_weighted_loss as compute_weighted_loss,
-)
-from jxent.losses._logits import (
+from jxent.losses._sigmoid import (
     sigmoid_cross_entropy as sigmoid_cross_entropy,
 )
-from jxent.losses._logits import (
-    softmax_cross_entropy as softmax_cross_entropy,
-)
-from jxent.losses._logits import (
+from jxent.losses._sigmoid import (
     sparse_sigmoid_cross_entropy as sparse_sigmoid_cross_entropy,
 )
-from jxent.losses._logits import (
+from jxent.losses._softmax import (
+    softmax_cross_entropy as softmax_cross_entropy,
+)
+from jxent.losses._softmax import (
     sparse_softmax_cross_entropy as sparse_softmax_cross_entropy,
+)
+from jxent.losses._weighted import (
+    compute_weighted_loss as compute_weighted_loss,
 )
