@@ -23,7 +23,7 @@ from jxent import (
 )
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
-from jxent._loss import ByClasses, Data, Member, PerClass, Summed
+from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed
 from jxent._operands import Operands
 from jxent._reduction import Reduction
 
@@ -73,12 +73,12 @@ def reduced(
     labels: Array,
     logits: Array,
     parameters: Array | None = None,
-) -> Array:
-    """The losses of logits in memory, weighted and reduced."""
+) -> Any:
+    """The losses of logits in memory, weighted and reduced; beside them what is asked for."""
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
-    kind = _checks.reduction(reduction, Reduction)
+    kind = _kind(member, reduction)
     return _reduced(member, masks, kind, weights, labels, logits, parameters)
 
 
@@ -92,11 +92,11 @@ def reduced_projection(
     kernel: Array,
     bias: Array | None,
     parameters: Array | None = None,
-) -> Array:
-    """The losses of a projection, weighted and reduced."""
+) -> Any:
+    """The losses of a projection, weighted and reduced; beside them what is asked for."""
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    kind = _checks.reduction(reduction, Reduction)
+    kind = _kind(member, reduction)
     operands = Operands(labels, inputs, kernel, bias, parameters)
     blocks = _blocks_of(member, sizes, operands)
     return _reduced_projection(member, masks, kind, blocks, weights, operands)
@@ -141,6 +141,17 @@ def _blocks_of(member: Summed, sizes: Sizes, operands: Operands) -> AnyCut:
     return Choice(of_examples, of_classes)
 
 
+def _kind(member: Member, reduction: Reduction | str) -> Reduction:
+    """The reduction that is meant, which a loss in parts must have."""
+    kind = _checks.reduction(reduction, Reduction)
+    if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
+        raise ValueError(
+            "has_aux must be False for Reduction.NONE: the parts are of a reduced loss, and one "
+            "loss an example is reduced to none"
+        )
+    return kind
+
+
 def _checked_weights(
     weights: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, *, per_example: bool
 ) -> tuple[bool, Array]:
@@ -159,7 +170,7 @@ def _reduced(
     labels: Array,
     logits: Array,
     parameters: Array | None,
-) -> Array:
+) -> Any:
     _options.in_dtype(member, logits.dtype)
     data: Data = (labels, logits, parameters)
     shape = logits.shape if member.axis is None else logits.shape[:-1]
@@ -172,6 +183,13 @@ def _reduced(
         return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
             logits.dtype
         )
+    if isinstance(member, InParts) and member.has_aux:
+        values, known = _loss.losses(member, True, weights if masks else None, *data)
+        denominator = _reduction.count(reduction, weights, shape)
+        weights = _mesh.filled(weights, values)
+        total = _reduction.divided(jnp.sum(_loss.weigh(weights, values)), denominator)
+        aux = _reduction.aux(member.parts(known.statistics), weights, denominator)
+        return total.astype(logits.dtype), aux
     if masks:
         weighted = _loss.weighted_losses(member, weights, *data)
     else:
@@ -194,7 +212,7 @@ def _reduced_projection(
     blocks: AnyCut,
     weights: Array,
     operands: Operands,
-) -> Array:
+) -> Any:
     _options.in_dtype(member, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
     each = jnp.broadcast_to(weights, batch).reshape(-1)
@@ -208,5 +226,7 @@ def _reduced_projection(
         return _loss.weigh(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
-    each = _reduction.divided(each, _reduction.count(reduction, weights, batch))
-    return _total.total(member, blocks, masks, each, operands)
+    denominator = _reduction.count(reduction, weights, batch)
+    shares = _reduction.divided(each, denominator)
+    total, parts = _total.total(member, blocks, masks, shares, operands)
+    return total if parts is None else (total, _reduction.aux(parts, each, denominator))

@@ -312,6 +312,14 @@ def _static(name: str, sizes: Iterable[int]) -> None:
         raise ValueError(f"{name} must have classes and features of known number, got {sizes}")
 
 
+def flag(name: str, value: bool) -> bool:
+    """A Python bool."""
+    not_traced(name, value, "bool")
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
 def axis_name(value: Hashable | None) -> Hashable | None:
     """A mesh axis that a surrounding `shard_map` binds."""
     if value is not None:

@@ -185,6 +185,7 @@ class LabelNormalizer(NamedTuple):
     scale: Array
     complement: Array  # 1 - p of the label
     share: Array | None = None  # what smoothing adds to every label, if there is smoothing
+    right: Array | None = None  # 1 where the label is the predicted class, if that is asked for
     moment: Moment | None = None  # for a block of classes, whose row sums are those of all blocks
 
     def smoothed(self, smoothing: float, share: Array, evenly: Array) -> "LabelNormalizer":
@@ -305,6 +306,13 @@ def expected(
     return jnp.where(jnp.isnan(more), jnp.nan, total)
 
 
+@per_platform(statics=1)
+def first_largest(classes: Classes, x: Float[Array, "..."]) -> Integer[Array, "..."]:
+    """The class of the largest logit, the lowest number among equals; any for a row with a NaN."""
+    numbers = jnp.where(x == classes.max(x), classes.numbers(x), classes.count(x))
+    return classes.min(numbers)
+
+
 class LabelsStatistics(NamedTuple):
     """Of dense labels, the class axis kept, of size 1; their tangents are 0, as the pair's are."""
 
@@ -313,6 +321,7 @@ class LabelsStatistics(NamedTuple):
     share: Array | None  # what smoothing adds to every label, if there is smoothing
     total: Array  # the sum of the labels
     loss: Array  # what `expected` gives
+    right: Array | None = None  # 1 where the predicted class has the largest label, if asked for
 
 
 @per_platform(statics=2)
@@ -328,6 +337,21 @@ def labels_statistics(
 
 
 @per_platform(statics=2)
+def labels_statistics_and_prediction(
+    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Float[Array, "..."]
+) -> LabelsStatistics:
+    """The same, and whether the prediction is right."""
+    known = labels_statistics(classes, smoothing, x, z)
+    of_predicted = label_logit(classes, first_largest(classes, x), z)
+    return known._replace(right=as_right(of_predicted == classes.max(z), known.rest))
+
+
+def as_right(right: Array, rest: Array) -> Array:
+    """1 where a prediction is right; none is in a row of NaN."""
+    return (right & ~jnp.isnan(rest)).astype(rest.dtype)
+
+
+@per_platform(statics=2)
 def label_statistics(
     classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
 ) -> LabelNormalizer:
@@ -340,6 +364,16 @@ def label_statistics(
         return normalizer
     evenly = expected(classes, smoothing, x, row_max, log1p(rest), share, None)
     return normalizer.smoothed(smoothing, share, evenly)
+
+
+@per_platform(statics=2)
+def label_statistics_and_prediction(
+    classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> LabelNormalizer:
+    """The same, and whether the prediction is right."""
+    normalizer = label_statistics(classes, smoothing, x, ids)
+    predicted = first_largest(classes, x)
+    return normalizer._replace(right=as_right(predicted == ids, normalizer.loss))
 
 
 def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:

@@ -85,6 +85,29 @@ class Exclusive(ByClasses, Protocol):
     ) -> Array: ...
 
 
+class Parts(NamedTuple):
+    """What a loss is made of, one number an example."""
+
+    cross_entropy: Array
+    z_loss: Array
+    right: Array  # 1 where the prediction is, else 0
+
+
+@runtime_checkable
+class InParts(Summed, Protocol):
+    """A loss that may be asked for its parts."""
+
+    @property
+    def has_aux(self) -> bool: ...
+
+    def parts(self, statistics: Any, /) -> Parts: ...
+
+
+def parts(member: Member, statistics: Any) -> Parts | None:
+    """Those of the losses, where they are asked for."""
+    return member.parts(statistics) if isinstance(member, InParts) and member.has_aux else None
+
+
 @runtime_checkable
 class Total(Summed, Protocol):
     """A sum over classes and examples, whose `each` gives the losses."""

@@ -55,6 +55,11 @@ class Classes:
         top = jnp.max(x, self.axis, keepdims=True)
         return top if self.name is None else jax.lax.pmax(top, self.name)
 
+    def min(self, x: Array) -> Array:
+        """The minimum over all classes; the axis is kept, of size 1. It has no derivative."""
+        least = jnp.min(x, self.axis, keepdims=True)
+        return least if self.name is None else jax.lax.pmin(least, self.name)
+
     def count(self, x: Array) -> int:
         """The number of all classes."""
         return self.width(x) * (1 if self.name is None else jax.lax.axis_size(self.name))
@@ -138,8 +143,10 @@ def filled(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape, out_sharding=split_of(like))
 
 
-def alike(arrays: Any) -> Any:
+def alike(arrays: Any, integers: bool = False) -> Any:
     """The same tree, its floating arrays varying over the same axes of a surrounding `shard_map`.
+
+    `integers`: these too.
 
     An array that is the same on all chips has the sum of the chips' derivatives as its own, and
     JAX takes that sum where such an array meets one that varies: here, once, not in every block.
@@ -149,13 +156,13 @@ def alike(arrays: Any) -> Any:
         varying: frozenset[Any] = jax.typeof(x).manual_axis_type.varying
         return varying
 
-    def is_floating(x: Array) -> bool:
-        return jnp.issubdtype(x.dtype, jnp.floating)
+    def is_one(x: Array) -> bool:
+        return jnp.issubdtype(x.dtype, jnp.number if integers else jnp.floating)
 
-    wanted = {axis for x in jax.tree.leaves(arrays) if is_floating(x) for axis in axes(x)}
+    wanted = {axis for x in jax.tree.leaves(arrays) if is_one(x) for axis in axes(x)}
 
     def varying(x: Array) -> Array:
-        missing = tuple(wanted - axes(x)) if is_floating(x) else ()
+        missing = tuple(wanted - axes(x)) if is_one(x) else ()
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(varying, arrays)

@@ -160,6 +160,10 @@ WORDS: dict[str, tuple[str, ...]] = {
         'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
         "reverse mode.",
     ),
+    "has_aux": (
+        "True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as "
+        "`jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.",
+    ),
     "name": (_NAMES,),
     "scope": (_NAMES,),
 }

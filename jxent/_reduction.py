@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from enum import Enum
 from functools import reduce
 from math import prod
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jxent import _loss
 
@@ -32,6 +33,49 @@ class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() 
 
     SUM_OVER_NONZERO_WEIGHTS = SUM_BY_NONZERO_WEIGHTS
     """TensorFlow's older name of the same."""
+
+
+class SoftmaxAux(NamedTuple):
+    """What is reported beside a reduced softmax loss: scalars, float32 at least.
+
+    Constants to differentiation: a gradient of them is 0.
+    """
+
+    cross_entropy: Float[Array, ""]
+    """The reduced loss without its z-loss."""
+
+    z_loss: Float[Array, ""]
+    """The reduced z-loss; the two add up to the loss."""
+
+    accuracy: Float[Array, ""]
+    """sum(w right) / sum(w), and 0 where nothing is left.
+
+    An example is right where its label is the class of the largest logit, the lowest id among
+    equals; by dense labels, where that class has the row's largest label, before smoothing.
+    """
+
+    weight_sum: Float[Array, ""]
+    """sum(w): adds accuracies up over micro-batches and chips."""
+
+    denominator: Float[Array, ""]
+    """What the reduction divided by: adds losses up."""
+
+
+def aux(parts: _loss.Parts, weights: Array, denominator: Array) -> SoftmaxAux:
+    """Of examples with these weights, one each."""
+    weights, denominator = jax.lax.stop_gradient((weights, denominator))
+    weight_sum = jnp.sum(weights)
+
+    def sums(x: Array) -> Array:
+        return jnp.sum(_loss.weigh(weights, x))
+
+    return SoftmaxAux(
+        divided(sums(parts.cross_entropy), denominator),
+        divided(sums(parts.z_loss), denominator),
+        divided(sums(parts.right), weight_sum),
+        weight_sum,
+        denominator,
+    )
 
 
 def reduced(reduction: Reduction, weights: Array, weighted: Array, shape: tuple[int, ...]) -> Array:

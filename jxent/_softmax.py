@@ -14,13 +14,11 @@ from jxent import _logsumexp
 from jxent._arithmetic import largest_id, log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._logsumexp import LabelNormalizer, Moment
-from jxent._loss import Data, Tangents
+from jxent._logsumexp import LabelNormalizer, LabelsStatistics, Moment
+from jxent._loss import Data, Parts, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
-
-Statistics = tuple[Array, Array, Array | None, Array]  # row_max, rest, share, the labels' sum
 
 
 # The product is computed again in every fusion, here and there as one fused multiply-add: without
@@ -40,6 +38,7 @@ class _Exclusive(Options):
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_softcap: float | None = None
+    has_aux: bool = False
     _has_ids: ClassVar[bool] = False
 
     @property
@@ -51,6 +50,12 @@ class _Exclusive(Options):
         if self.logit_softcap is None:
             return x
         return stored(self._has_ids, x)
+
+    def _parts(self, loss: Array, log_normalizer: Array, right: Array | None) -> Parts:
+        z_loss = jnp.zeros_like(loss)
+        if self.z_loss:
+            z_loss = self.z_loss * jnp.square(log_normalizer)
+        return Parts(*(jnp.squeeze(cast(Array, x), self.axis) for x in (loss, z_loss, right)))
 
     def _z_slope(
         self, x: Array, p: Array, log_normalizer: Array, moment: Moment | None = None
@@ -66,21 +71,28 @@ class Softmax(_Exclusive):
 
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
-    ) -> tuple[Array, Statistics]:
+    ) -> tuple[Array, LabelsStatistics]:
         x = self._capped(logits)
         z = labels.astype(x.dtype)
-        row_max, rest, share, total, loss = _logsumexp.labels_statistics(
-            self.classes, self.label_smoothing, x, z
-        )
+        statistics = _logsumexp.labels_statistics
+        if self.has_aux:
+            statistics = _logsumexp.labels_statistics_and_prediction
+        known = statistics(self.classes, self.label_smoothing, x, z)
+        loss = known.loss
         if self.z_loss:
-            loss += self.z_loss * jnp.square(row_max + log1p(rest))
-        if share is not None:
-            total = (1 - self.label_smoothing) * total + self.label_smoothing
-        return jnp.squeeze(loss, self.axis), (row_max, rest, share, total)
+            loss += self.z_loss * jnp.square(known.row_max + log1p(known.rest))
+        if known.share is not None:
+            total = (1 - self.label_smoothing) * known.total + self.label_smoothing
+            known = known._replace(total=total)
+        return jnp.squeeze(loss, self.axis), known
 
-    def gradient(self, data: Data, statistics: Statistics) -> Array:
+    def parts(self, known: LabelsStatistics) -> Parts:
+        """What the losses are made of."""
+        return self._parts(known.loss, known.row_max + log1p(known.rest), known.right)
+
+    def gradient(self, data: Data, statistics: LabelsStatistics) -> Array:
         labels, logits, _ = data
-        row_max, rest, share, total = statistics
+        row_max, rest, share, total, *_ = statistics
         x = self._capped(logits)
         z = _logsumexp.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
         slope = _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
@@ -89,7 +101,7 @@ class Softmax(_Exclusive):
             slope += self._z_slope(x, p, row_max + log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
-    def tangent(self, data: Data, statistics: Statistics, tangents: Tangents) -> Array:
+    def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
         row_max, rest, *_ = statistics
         change = jnp.zeros_like(jnp.squeeze(row_max, self.axis))
@@ -122,15 +134,29 @@ class SparseSoftmax(_Exclusive):
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        normalizer = _logsumexp.label_statistics(self.classes, self.label_smoothing, x, ids)
+        statistics = _logsumexp.label_statistics
+        if self.has_aux:
+            statistics = _logsumexp.label_statistics_and_prediction
+        normalizer = statistics(self.classes, self.label_smoothing, x, ids)
         loss = normalizer.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
         in_range = self._in_range(labels, x)
-        loss, scale, complement = (
-            jnp.where(in_range, a, jnp.nan) for a in (loss, normalizer.scale, normalizer.complement)
-        )
-        return jnp.squeeze(loss, self.axis), normalizer._replace(scale=scale, complement=complement)
+
+        def known(x: Array, otherwise: float = jnp.nan) -> Array:
+            return jnp.where(in_range, x, otherwise)
+
+        scale, complement = normalizer.scale, normalizer.complement
+        loss, scale, complement = map(known, (loss, scale, complement))
+        if normalizer.right is not None:
+            right = known(normalizer.right, 0)
+            normalizer = normalizer._replace(loss=known(normalizer.loss), right=right)
+        normalizer = normalizer._replace(scale=scale, complement=complement)
+        return jnp.squeeze(loss, self.axis), normalizer
+
+    def parts(self, normalizer: LabelNormalizer) -> Parts:
+        """What the losses are made of."""
+        return self._parts(normalizer.loss, normalizer.log_normalizer, normalizer.right)
 
     def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data

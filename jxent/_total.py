@@ -13,7 +13,7 @@ from jxent import _loss, _mesh, _projection
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Data, Known, Summed
+from jxent._loss import ByClasses, Data, Known, Parts, Summed
 from jxent._operands import (
     Operands,
     data_of,
@@ -30,7 +30,7 @@ from jxent._operands import (
 _Pair = tuple[Array, Operands]  # weights and the rest
 _Names = frozenset[str]  # of arguments
 _Slopes = dict[str, Any]  # by the arguments' names
-_Swept = tuple[Array, _Slopes]  # losses, slopes of their total
+_Swept = tuple[Array, Parts | None, _Slopes]  # losses, their parts, slopes of their total
 _Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -41,12 +41,13 @@ def total(
     masks: bool,
     weights: Float[Array, "examples"],
     operands: Operands,
-) -> Float[Array, ""]:
-    """sum(weights * losses), weights in the computing dtype.
+) -> tuple[Float[Array, ""], Parts | None]:
+    """sum(weights * losses), weights in the computing dtype, and the losses' parts if asked for.
 
     `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
     """
-    return _sweep(member, blocks, masks, frozenset(), weights, operands)[0]
+    value, parts, _ = _sweep(member, blocks, masks, frozenset(), weights, operands)
+    return value, parts
 
 
 # The loss is a scalar, so its derivatives need no cotangent to be known: one sweep over the blocks
@@ -55,16 +56,17 @@ def total(
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(
     member: Summed, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
-) -> tuple[Array, Array]:
+) -> tuple[Any, Any]:
     dweights, moving = _loss.present(tangents)
     changes = {k: t for k, t in moving._asdict().items() if t is not None}
     if dweights is not None:
         changes["weights"] = dweights
-    value, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
+    value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
     change = {k: _inner(slopes[k], t, value.dtype) for k, t in changes.items()}
     # All but the weights act through the classes that this chip holds.
     of_weights = change.pop("weights", jnp.zeros_like(value))
-    return value, of_weights + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
+    dvalue = of_weights + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
+    return (value, parts), (dvalue, jax.tree.map(jnp.zeros_like, parts))
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
@@ -88,14 +90,18 @@ def _sweep(
     wanted: _Names,
     weights: Array,
     operands: Operands,
-) -> tuple[Array, _Slopes]:
-    """The total, and d total / d each argument that is wanted, by its name."""
+) -> _Swept:
+    """The total, parts, and d total / d each argument that is wanted, by its name."""
     if wanted <= {"weights"}:
         mask = weights if masks else None
-        values, _ = _projection.per_example(member, blocks, mask, operands)
-        return _finished(wanted, weights, values, {})
-    values, slopes = _swept(member, blocks, masks, wanted - {"weights"}, weights, operands)
-    return _finished(wanted, weights, values, slopes)
+        values, known = _projection.per_example(member, blocks, mask, operands)
+        parts, slopes = _loss.parts(member, known.statistics), _Slopes()
+    else:
+        names = wanted - {"weights"}
+        values, parts, slopes = _swept(member, blocks, masks, names, weights, operands)
+    if "weights" in wanted:
+        slopes = {**slopes, "weights": jnp.where(jnp.isfinite(values), values, 0)}
+    return jnp.sum(_loss.weigh(weights, values)), parts, slopes
 
 
 @per_platform(statics=4)
@@ -107,7 +113,7 @@ def values_and_gradients(
     weights: Array,
     operands: Operands,
 ) -> _Swept:
-    """The losses of all examples, and the gradients of their total."""
+    """The losses of all examples, their parts, and the gradients of their total."""
     return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
 
 
@@ -162,19 +168,11 @@ def _plain_sweep(
     return _by_examples(member, blocks, masks, wanted, protect, weights, operands)
 
 
-def _finished(
-    wanted: _Names, weights: Array, values: Array, slopes: _Slopes
-) -> tuple[Array, _Slopes]:
-    """The total and the slopes, with that of the weights."""
-    if "weights" in wanted:
-        slopes = {**slopes, "weights": jnp.where(jnp.isfinite(values), values, 0)}
-    return jnp.sum(_loss.weigh(weights, values)), slopes
-
-
 class _OfBlock(NamedTuple):
     """What a block gives; gradients by their arguments' names, of its own examples and shared."""
 
     values: Array
+    parts: Parts | None
     kept: Array | None
     of_rows: _Slopes
     of_shared: _Slopes
@@ -192,7 +190,7 @@ def _of_block(
     data = data_of(member, operands)
     values, known = _loss.losses(member, False, weights if masks else None, *data)
     slopes = _slopes_of_block(member, wanted, shared, weights, values, known, data, operands)
-    return _OfBlock(values, known.kept, *slopes)
+    return _OfBlock(values, _loss.parts(member, known.statistics), known.kept, *slopes)
 
 
 def _slopes_of_block(
@@ -261,8 +259,8 @@ def _by_examples(
         )
 
     def step(sums: _Slopes, rows: Any) -> tuple[_Slopes, Any]:
-        values, _, of_rows, of_shared = block(*rows, operands.shared)
-        return jax.tree.map(jnp.add, sums, of_shared), (values, of_rows)
+        values, parts, _, of_rows, of_shared = block(*rows, operands.shared)
+        return jax.tree.map(jnp.add, sums, of_shared), (values, parts, of_rows)
 
     start: _Slopes = {
         name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))
@@ -270,9 +268,9 @@ def _by_examples(
         if name in wanted
     }
     rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
-    sums, (values, of_rows) = jax.lax.scan(step, start, rows)
-    values, of_rows = jax.tree.map(partial(blocks.from_blocks, examples), (values, of_rows))
-    return values, {**sums, **of_rows}
+    sums, results = jax.lax.scan(step, start, rows)
+    values, parts, of_rows = jax.tree.map(partial(blocks.from_blocks, examples), results)
+    return values, parts, {**sums, **of_rows}
 
 
 # Independent classes need no statistics of their example, so a block of classes has its losses and
@@ -314,10 +312,11 @@ def _by_classes(
             return _OfBlock(
                 values,
                 None,
+                None,
                 *_slopes_of_block(member.whole, wanted, once, weights, values, known, data, own),
             )
 
-        values, _, of_rows, of_shared = block(number, weights, operands)
+        values, _, _, of_rows, of_shared = block(number, weights, operands)
         found = {"values": values, **of_rows, **of_shared}
         own = Block(blocks, width, number)
         return (
@@ -343,6 +342,8 @@ def _by_classes(
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
     if before is None:
-        return member.classes.across(sums.pop("values")), {**sums, **columns}
+        return member.classes.across(sums.pop("values")), None, {**sums, **columns}
     # As by blocks of examples, whose derivatives stand in for these in second order.
-    return before[0], jax.tree.map(widen, {**sums, **columns})
+    values, known = before
+    parts = _loss.parts(member, known.statistics)
+    return values, parts, jax.tree.map(widen, {**sums, **columns})

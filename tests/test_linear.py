@@ -226,7 +226,7 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded(member, sizes):
     kernel = jnp.zeros((3, 4))
     got = jax.grad(scalar(member), 2)(labels, inputs, kernel, **sizes)
     p = 1 / 4 if "softmax" in member else 1 / 2
-    truth = np.float64(inputs).T @ (p - np.float64(hot)) / 8
+    truth = np.asarray(inputs, np.float64).T @ (p - hot) / 8
     np.testing.assert_allclose(got, truth, atol=1e-6 * np.max(np.abs(truth)), rtol=0)
 
 

@@ -16,6 +16,7 @@ Array(1.3862944, dtype=float32)
 """
 
 from jxent._reduction import Reduction as Reduction
+from jxent._reduction import SoftmaxAux as SoftmaxAux
 from jxent.losses._linear_sigmoid import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
 )

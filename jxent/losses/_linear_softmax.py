@@ -1,12 +1,54 @@
 """Floor 3, exclusive classes, straight from the output projection."""
 
+from typing import Literal, overload
+
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jxent import _call, _checks, _softmax
 from jxent._arithmetic import Bias, Dense, Ids, Numbers
 from jxent._mesh import Classes
-from jxent._reduction import Reduction
+from jxent._reduction import Reduction, SoftmaxAux
+
+
+@overload
+def linear_sparse_softmax_cross_entropy(
+    labels: Ids,
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Bias | None = ...,
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    class_block_size: int | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[False] = ...,
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def linear_sparse_softmax_cross_entropy(
+    labels: Ids,
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Bias | None = ...,
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    class_block_size: int | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[True],
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
 def linear_sparse_softmax_cross_entropy(
@@ -22,9 +64,10 @@ def linear_sparse_softmax_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    has_aux: bool = False,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
-) -> Float[Array, "..."]:
+) -> Float[Array, "..."] | tuple[Float[Array, ""], SoftmaxAux]:
     r"""`sparse_softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
 
     $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
@@ -62,6 +105,8 @@ def linear_sparse_softmax_cross_entropy(
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
         and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
+      has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
+        `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
         in reverse mode.
@@ -91,6 +136,7 @@ def linear_sparse_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
         return _call.reduced_projection(
@@ -105,6 +151,44 @@ def linear_sparse_softmax_cross_entropy(
         )
 
 
+@overload
+def linear_softmax_cross_entropy(
+    labels: Dense,
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Bias | None = ...,
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[False] = ...,
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def linear_softmax_cross_entropy(
+    labels: Dense,
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"],
+    *,
+    bias: Bias | None = ...,
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    block_size: int | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[True],
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> tuple[Float[Array, ""], SoftmaxAux]: ...
+
+
 def linear_softmax_cross_entropy(
     labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
@@ -117,9 +201,10 @@ def linear_softmax_cross_entropy(
     logit_softcap: float | None = None,
     block_size: int | None = None,
     axis_name: str | None = None,
+    has_aux: bool = False,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
-) -> Float[Array, "..."]:
+) -> Float[Array, "..."] | tuple[Float[Array, ""], SoftmaxAux]:
     r"""`softmax_cross_entropy` of `inputs @ kernel + bias`, without these logits.
 
     $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
@@ -155,6 +240,8 @@ def linear_softmax_cross_entropy(
         `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
         take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
         split by `jit` alone.
+      has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
+        `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
         in reverse mode.
@@ -185,6 +272,7 @@ def linear_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
         return _call.reduced_projection(

@@ -1,12 +1,46 @@
 """Floor 3, exclusive classes, from logits in memory."""
 
+from typing import Literal, overload
+
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jxent import _call, _checks, _softmax
 from jxent._arithmetic import Dense, Ids, Numbers
 from jxent._mesh import Classes
-from jxent._reduction import Reduction
+from jxent._reduction import Reduction, SoftmaxAux
+
+
+@overload
+def softmax_cross_entropy(
+    onehot_labels: Dense,
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[False] = ...,
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def softmax_cross_entropy(
+    onehot_labels: Dense,
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[True],
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
 def softmax_cross_entropy(
@@ -18,9 +52,10 @@ def softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
+    has_aux: bool = False,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
-) -> Float[Array, "..."]:
+) -> Float[Array, "..."] | tuple[Float[Array, ""], SoftmaxAux]:
     r"""Softmax cross-entropy, in nats, of exclusive classes, weighted and reduced.
 
     $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
@@ -47,6 +82,8 @@ def softmax_cross_entropy(
         `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
         take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
         split by `jit` alone.
+      has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
+        `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -76,9 +113,42 @@ def softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "softmax_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits)
+
+
+@overload
+def sparse_softmax_cross_entropy(
+    labels: Ids,
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[False] = ...,
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def sparse_softmax_cross_entropy(
+    labels: Ids,
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Numbers = ...,
+    label_smoothing: float = ...,
+    *,
+    z_loss: float = ...,
+    logit_softcap: float | None = ...,
+    axis_name: str | None = ...,
+    has_aux: Literal[True],
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
 def sparse_softmax_cross_entropy(
@@ -90,9 +160,10 @@ def sparse_softmax_cross_entropy(
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
+    has_aux: bool = False,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
-) -> Float[Array, "..."]:
+) -> Float[Array, "..."] | tuple[Float[Array, ""], SoftmaxAux]:
     r"""Softmax cross-entropy, in nats, of class ids, weighted and reduced.
 
     $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
@@ -119,6 +190,8 @@ def sparse_softmax_cross_entropy(
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
         and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
+      has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
+        `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -148,6 +221,7 @@ def sparse_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits)

@@ -7,6 +7,7 @@ XLA:CPU reduces sequentially, which costs digits, and time too.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -27,6 +28,14 @@ class Weighed(NamedTuple):
     below: Array  # sum w (row_max - x); nothing where w = 0, at -inf too
 
 
+class Predicted(NamedTuple):
+    """The class of the largest logit, the lowest number among equals, and what labels say of it."""
+
+    number: Array
+    label: Array | None = None  # of that class
+    largest: Array | None = None  # of all labels
+
+
 class Row(NamedTuple):
     """What is known of some classes of a row; of each alone: `row_of_one`; of none: `empty`."""
 
@@ -35,6 +44,7 @@ class Row(NamedTuple):
     logit: Array | None = None  # of the label, 0 where it is not among them
     labels: Weighed | None = None
     left: Weighed | None = None  # a unit for each class that is not at -inf
+    predicted: Predicted | None = None
 
 
 def apart(a: Array, b: Array) -> tuple[Array, Array]:
@@ -57,8 +67,9 @@ def merged(a: Row, b: Row) -> Row:
 
     NaN, whatever a maximum makes of it, is in `rest`: no select depends on it alone.
     """
-    gap, e = apart(a.row_max, b.row_max)
-    first = a.row_max >= b.row_max
+    a_max, b_max = a.row_max, b.row_max
+    gap, e = apart(a_max, b_max)
+    first = a_max >= b_max
     rest = jnp.where(first, a.rest + (1 + b.rest) * e, b.rest + (1 + a.rest) * e)
 
     # All terms of a sum are measured from the new maximum: no differences, nothing cancels.
@@ -66,17 +77,31 @@ def merged(a: Row, b: Row) -> Row:
         moved = zero_times(jnp.where(first, b.total, a.total), gap)
         return Weighed(a.total + b.total, a.below + b.below + moved)
 
+    def predicted(a: Predicted, b: Predicted) -> Predicted:
+        ties = (a_max == b_max) & (a.number <= b.number)
+        takes = (a_max > b_max) | ties
+        number = jnp.where(takes, a.number, b.number)
+        if a.label is None:
+            return Predicted(number)
+        largest = jnp.maximum(cast(Array, a.largest), cast(Array, b.largest))
+        return Predicted(number, jnp.where(takes, a.label, cast(Array, b.label)), largest)
+
     return Row(
-        jnp.maximum(a.row_max, b.row_max),
+        jnp.maximum(a_max, b_max),
         rest,
         None if a.logit is None else a.logit + cast(Array, b.logit),
         None if a.labels is None else weighed(a.labels, cast(Weighed, b.labels)),
         None if a.left is None else weighed(a.left, cast(Weighed, b.left)),
+        None if a.predicted is None else predicted(a.predicted, cast(Predicted, b.predicted)),
     )
 
 
 def row_of_one(
-    x: Array, logit: Array | None = None, labels: Array | None = None, unit: float | None = None
+    x: Array,
+    logit: Array | None = None,
+    labels: Array | None = None,
+    unit: float | None = None,
+    predicted: Predicted | None = None,
 ) -> Row:
     """Each class alone, of the logits `x`."""
     zero = jnp.zeros_like(x)
@@ -86,20 +111,26 @@ def row_of_one(
         logit,
         None if labels is None else Weighed(labels, zero),
         None if unit is None else Weighed(jnp.where(x > -jnp.inf, unit, zero), zero),
+        predicted,
     )
 
 
 def empty(like: Row) -> Row:
     """No class: 1 + rest is 0, and merged with any row it changes nothing."""
     dtype = like.row_max.dtype
-    nothing: Row = jax.tree.map(lambda _: jnp.zeros((), dtype), like)
-    return nothing._replace(row_max=jnp.full((), -jnp.inf, dtype), rest=jnp.full((), -1, dtype))
+    least = jnp.full((), -jnp.inf, dtype)
+    nothing: Row = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
+    if nothing.predicted is not None:
+        last = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
+        largest = None if nothing.predicted.largest is None else least
+        nothing = nothing._replace(predicted=Predicted(last, nothing.predicted.label, largest))
+    return nothing._replace(row_max=least, rest=jnp.full((), -1, dtype))
 
 
 def reduced(classes: Classes, row: Row) -> Row:
     """All classes of a row together; the axis is kept, of size 1."""
     axis = classes.one % row.row_max.ndim
-    row, start = _mesh.alike((row, empty(row)))
+    row, start = _mesh.alike((row, empty(row)), integers=True)
     row = jax.lax.reduce(row, start, merged, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.
@@ -118,6 +149,15 @@ def across(classes: Classes, row: Row) -> Row:
     def weighed(a: Weighed) -> Weighed:
         return Weighed(a.total, a.below + zero_times(a.total, gap))
 
+    predicted = row.predicted
+    if predicted is not None:
+        own = jnp.where(at_top, predicted.number, jnp.iinfo(jnp.int32).max)
+        number = jax.lax.pmin(own, classes.name)
+        label, largest = predicted.label, predicted.largest
+        if label is not None:
+            label = classes.across(jnp.where(own == number, label, 0))
+            largest = jax.lax.pmax(cast(Array, largest), classes.name)
+        predicted = Predicted(number, label, largest)
     here = (
         others,
         at_top.astype(row_max.dtype),
@@ -125,8 +165,8 @@ def across(classes: Classes, row: Row) -> Row:
         None if row.labels is None else weighed(row.labels),
         None if row.left is None else weighed(row.left),
     )
-    others, ties, *sums = jax.tree.map(classes.across, here)
-    return Row(row_max, others + (ties - 1), *sums)
+    others, ties, logit, labels, left = jax.tree.map(classes.across, here)
+    return Row(row_max, others + (ties - 1), logit, labels, left, predicted)
 
 
 def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
@@ -135,21 +175,35 @@ def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     return row.row_max, row.rest
 
 
-def label_statistics(classes: Classes, smoothing: float, x: Array, ids: Array) -> LabelNormalizer:
+def label_statistics(
+    classes: Classes, smoothing: float, x: Array, ids: Array, predicts: bool = False
+) -> LabelNormalizer:
     """As `_logsumexp.label_statistics`."""
-    logit = jnp.where(classes.numbers(x) == ids, x, 0)
-    row = reduced(classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x)))
+    numbers = classes.numbers(x)
+    logit = jnp.where(numbers == ids, x, 0)
+    predicted = Predicted(numbers) if predicts else None
+    row = reduced(
+        classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x), predicted=predicted)
+    )
     pair = _logsumexp.defined(row.row_max, row.rest)
     normalizer = _logsumexp.of_pair(cast(Array, row.logit), *pair)
+    if row.predicted is not None:
+        right = _logsumexp.as_right(row.predicted.number == ids, pair[1])
+        normalizer = normalizer._replace(right=right)
     if row.left is None:
         return normalizer
     share, evenly = _shares(classes, smoothing, x, row.left, pair[1])
     return normalizer.smoothed(smoothing, share, evenly)
 
 
-def labels_statistics(classes: Classes, smoothing: float, x: Array, z: Array) -> LabelsStatistics:
+def labels_statistics(
+    classes: Classes, smoothing: float, x: Array, z: Array, predicts: bool = False
+) -> LabelsStatistics:
     """As `_logsumexp.labels_statistics`."""
-    row = reduced(classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x)))
+    predicted = Predicted(classes.numbers(x), z, z) if predicts else None
+    row = reduced(
+        classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x), predicted=predicted)
+    )
     row_max, rest = _logsumexp.defined(row.row_max, row.rest)
     labels = cast(Weighed, row.labels)
     loss = _cost(labels, rest)
@@ -157,7 +211,11 @@ def labels_statistics(classes: Classes, smoothing: float, x: Array, z: Array) ->
     if row.left is not None:
         share, evenly = _shares(classes, smoothing, x, row.left, rest)
         loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly
-    return LabelsStatistics(row_max, rest, share, labels.total, loss)
+    right = None
+    if row.predicted is not None:
+        of_predicted, largest = cast(tuple[Array, Array], row.predicted[1:])
+        right = _logsumexp.as_right(of_predicted == largest, rest)
+    return LabelsStatistics(row_max, rest, share, labels.total, loss, right)
 
 
 def _cost(w: Weighed, rest: Array) -> Array:
@@ -183,5 +241,7 @@ def _shares(
 WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
     _logsumexp.pair_of_rows: pair_of_rows,
     _logsumexp.label_statistics: label_statistics,
+    _logsumexp.label_statistics_and_prediction: partial(label_statistics, predicts=True),
     _logsumexp.labels_statistics: labels_statistics,
+    _logsumexp.labels_statistics_and_prediction: partial(labels_statistics, predicts=True),
 }

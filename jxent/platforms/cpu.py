@@ -139,6 +139,23 @@ def _counted_on_cpu(classes: Classes, x: Array) -> Array:
     return count
 
 
+@way(
+    _logsumexp.first_largest,
+    "cpu",
+    applies=lambda classes, x: classes.are_last(x) and are_whole(x),
+)
+def _first_largest_of_rows(classes: Classes, x: Array) -> Array:
+    """A comparison is stored: of the one piece of each row that has the maximum, or of few rows."""
+    piece = piece_length(x)
+    if not piece:
+        return by_rows(partial(_logsumexp.first_largest.plain, classes))(x)
+    pieces = in_pieces(x, piece)
+    tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
+    row_max = jnp.max(tops, -1, keepdims=True)
+    which = first_place(tops, row_max)
+    return which * piece + first_place(piece_at(pieces, which), row_max)
+
+
 # Of the functions below, where nothing better applies: their parts have ways of their own, and so
 # they are decided on together.
 @way(_logsumexp.labels_statistics, "cpu")
