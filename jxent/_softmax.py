@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp
+from jxent import _logsumexp, _statistics
 from jxent._arithmetic import largest_id, log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._logsumexp import LabelNormalizer, LabelsStatistics, Moment
+from jxent._logsumexp import LabelNormalizer, Moment
 from jxent._loss import Data, Parts, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
+from jxent._statistics import LabelsStatistics
 
 
 # The product is computed again in every fusion, here and there as one fused multiply-add: without
@@ -74,9 +75,9 @@ class Softmax(_Exclusive):
     ) -> tuple[Array, LabelsStatistics]:
         x = self._capped(logits)
         z = labels.astype(x.dtype)
-        statistics = _logsumexp.labels_statistics
+        statistics = _statistics.labels_statistics
         if self.has_aux:
-            statistics = _logsumexp.labels_statistics_and_prediction
+            statistics = _statistics.labels_statistics_and_prediction
         known = statistics(self.classes, self.label_smoothing, x, z)
         loss = known.loss
         if self.z_loss:
@@ -94,7 +95,7 @@ class Softmax(_Exclusive):
         labels, logits, _ = data
         row_max, rest, share, total, *_ = statistics
         x = self._capped(logits)
-        z = _logsumexp.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
+        z = _statistics.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
         slope = _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
         if self.z_loss:
             p, _ = _logsumexp.chances(x, row_max, rest, self.classes)
@@ -134,9 +135,9 @@ class SparseSoftmax(_Exclusive):
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
         ids = self._ids(labels, x)
-        statistics = _logsumexp.label_statistics
+        statistics = _statistics.label_statistics
         if self.has_aux:
-            statistics = _logsumexp.label_statistics_and_prediction
+            statistics = _statistics.label_statistics_and_prediction
         normalizer = statistics(self.classes, self.label_smoothing, x, ids)
         loss = normalizer.loss
         if self.z_loss:

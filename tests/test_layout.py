@@ -24,6 +24,7 @@ LEVELS = (  # a room imports from lower levels only
     ("_checks",),
     ("_mesh",),
     ("_logsumexp", "_loss"),
+    ("_statistics",),
     ("_sigmoid", "_softmax", "_operands"),
     ("_projection",),
     ("_total",),

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import jxent
 from benchmarks.collectives import collectives
-from jxent import _dispatch, _logsumexp, losses
+from jxent import _dispatch, _logsumexp, _statistics, losses
 from jxent._mesh import Classes
 from jxent.platforms import _one_pass
 from jxent.platforms._one_pass import Row
@@ -131,8 +131,8 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
     x, ids, z = edges
     classes = Classes(-1)
     for one, plain, data in (
-        (_one_pass.label_statistics, _logsumexp.label_statistics.plain, (x, ids[:, None])),
-        (_one_pass.labels_statistics, _logsumexp.labels_statistics.plain, (x, z)),
+        (_one_pass.label_statistics, _statistics.label_statistics.plain, (x, ids[:, None])),
+        (_one_pass.labels_statistics, _statistics.labels_statistics.plain, (x, z)),
     ):
         got = jax.jit(partial(one, classes, smoothing))(*data)
         with _dispatch.as_on("none"):
@@ -159,7 +159,7 @@ def in_order(x, ids, lanes):
     while row.row_max.shape[-1] > 1:
         row = _one_pass.merged(*halves(row))
     pair = _logsumexp.defined(row.row_max, row.rest)
-    normalizer = _logsumexp.of_pair(row.logit, *pair)
+    normalizer = _statistics.of_pair(row.logit, *pair)
     return normalizer.loss, normalizer.complement
 
 

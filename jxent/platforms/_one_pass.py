@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp, _mesh
+from jxent import _logsumexp, _mesh, _statistics
 from jxent._arithmetic import exp, log1p, zero_times
 from jxent._dispatch import PerPlatform
-from jxent._logsumexp import LabelNormalizer, LabelsStatistics
+from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
+from jxent._statistics import LabelsStatistics
 
 
 class Weighed(NamedTuple):
@@ -178,7 +179,7 @@ def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
 def label_statistics(
     classes: Classes, smoothing: float, x: Array, ids: Array, predicts: bool = False
 ) -> LabelNormalizer:
-    """As `_logsumexp.label_statistics`."""
+    """As `_statistics.label_statistics`."""
     numbers = classes.numbers(x)
     logit = jnp.where(numbers == ids, x, 0)
     predicted = Predicted(numbers) if predicts else None
@@ -186,9 +187,9 @@ def label_statistics(
         classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x), predicted=predicted)
     )
     pair = _logsumexp.defined(row.row_max, row.rest)
-    normalizer = _logsumexp.of_pair(cast(Array, row.logit), *pair)
+    normalizer = _statistics.of_pair(cast(Array, row.logit), *pair)
     if row.predicted is not None:
-        right = _logsumexp.as_right(row.predicted.number == ids, pair[1])
+        right = _statistics.as_right(row.predicted.number == ids, pair[1])
         normalizer = normalizer._replace(right=right)
     if row.left is None:
         return normalizer
@@ -199,7 +200,7 @@ def label_statistics(
 def labels_statistics(
     classes: Classes, smoothing: float, x: Array, z: Array, predicts: bool = False
 ) -> LabelsStatistics:
-    """As `_logsumexp.labels_statistics`."""
+    """As `_statistics.labels_statistics`."""
     predicted = Predicted(classes.numbers(x), z, z) if predicts else None
     row = reduced(
         classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x), predicted=predicted)
@@ -214,7 +215,7 @@ def labels_statistics(
     right = None
     if row.predicted is not None:
         of_predicted, largest = cast(tuple[Array, Array], row.predicted[1:])
-        right = _logsumexp.as_right(of_predicted == largest, rest)
+        right = _statistics.as_right(of_predicted == largest, rest)
     return LabelsStatistics(row_max, rest, share, labels.total, loss, right)
 
 
@@ -240,8 +241,8 @@ def _shares(
 # Each platform registers these as they are: what several share is traced once.
 WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
     _logsumexp.pair_of_rows: pair_of_rows,
-    _logsumexp.label_statistics: label_statistics,
-    _logsumexp.label_statistics_and_prediction: partial(label_statistics, predicts=True),
-    _logsumexp.labels_statistics: labels_statistics,
-    _logsumexp.labels_statistics_and_prediction: partial(labels_statistics, predicts=True),
+    _statistics.label_statistics: label_statistics,
+    _statistics.label_statistics_and_prediction: partial(label_statistics, predicts=True),
+    _statistics.labels_statistics: labels_statistics,
+    _statistics.labels_statistics_and_prediction: partial(labels_statistics, predicts=True),
 }

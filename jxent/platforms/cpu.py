@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent import _logsumexp, _loss, _mesh, _operands, _sigmoid
+from jxent import _logsumexp, _loss, _mesh, _operands, _sigmoid, _statistics
 from jxent._arithmetic import bounded, exp, log, log1p, widen
 from jxent._dispatch import way
-from jxent._logsumexp import LabelNormalizer, LabelsStatistics
+from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
 from jxent._sigmoid import SigmoidSum
 from jxent._softcap import tanh
+from jxent._statistics import LabelsStatistics
 from jxent.platforms._xla_cpu import (
     are_whole,
     attempt,
@@ -140,7 +141,7 @@ def _counted_on_cpu(classes: Classes, x: Array) -> Array:
 
 
 @way(
-    _logsumexp.first_largest,
+    _statistics.first_largest,
     "cpu",
     applies=lambda classes, x: classes.are_last(x) and are_whole(x),
 )
@@ -148,7 +149,7 @@ def _first_largest_of_rows(classes: Classes, x: Array) -> Array:
     """A comparison is stored: of the one piece of each row that has the maximum, or of few rows."""
     piece = piece_length(x)
     if not piece:
-        return by_rows(partial(_logsumexp.first_largest.plain, classes))(x)
+        return by_rows(partial(_statistics.first_largest.plain, classes))(x)
     pieces = in_pieces(x, piece)
     tops = jax.lax.optimization_barrier(jnp.max(pieces, -1))
     row_max = jnp.max(tops, -1, keepdims=True)
@@ -158,9 +159,9 @@ def _first_largest_of_rows(classes: Classes, x: Array) -> Array:
 
 # Of the functions below, where nothing better applies: their parts have ways of their own, and so
 # they are decided on together.
-@way(_logsumexp.labels_statistics, "cpu")
+@way(_statistics.labels_statistics, "cpu")
 def _labels_statistics_in_parts(*arguments: Any) -> LabelsStatistics:
-    return _logsumexp.labels_statistics.plain(*arguments)
+    return _statistics.labels_statistics.plain(*arguments)
 
 
 def _are_integers_exact(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
@@ -168,19 +169,19 @@ def _are_integers_exact(classes: Classes, smoothing: float, x: Array, _: Array) 
     return not smoothing and _are_rows(classes, x) and x.shape[-1] <= exact
 
 
-@way(_logsumexp.label_statistics, "cpu", applies=_are_integers_exact)
+@way(_statistics.label_statistics, "cpu", applies=_are_integers_exact)
 def _label_statistics_on_cpu(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
     def exact(x: Array, _: Array, logit: Array) -> LabelNormalizer:
-        return _logsumexp.of_pair(logit, *_logsumexp.pair(x, classes))
+        return _statistics.of_pair(logit, *_logsumexp.pair(x, classes))
 
-    logit = _logsumexp.label_logit(classes, ids, x)
+    logit = _statistics.label_logit(classes, ids, x)
     normalizer: LabelNormalizer = attempt(_without_shift, exact)(x, ids, logit)
     return normalizer
 
 
-@way(_logsumexp.label_statistics, "cpu")
+@way(_statistics.label_statistics, "cpu")
 def _label_statistics_in_parts(*arguments: Any) -> LabelNormalizer:
-    return _logsumexp.label_statistics.plain(*arguments)
+    return _statistics.label_statistics.plain(*arguments)
 
 
 # The maximum costs as much as a third of the loss on CPU. Without a shift there is nothing to
@@ -261,7 +262,7 @@ def _without(ids: Array, x: Array, most: float) -> Array:
 
 
 @way(
-    _logsumexp.label_logit,
+    _statistics.label_logit,
     "cpu",
     applies=lambda classes, _, x: classes.name is None and not _mesh.is_split(x),
 )
@@ -270,13 +271,13 @@ def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
     return jnp.take_along_axis(x, ids, classes.one, mode="promise_in_bounds")
 
 
-@way(_logsumexp.labels_total, "cpu")
+@way(_statistics.labels_total, "cpu")
 def _labels_total_computed_once(classes: Classes, z: Array, rest: Array) -> Array:
     """The select keeps the sum from being fused with the gradient, which would store it."""
     return jnp.where(rest >= 0, classes.sum(z), jnp.nan)
 
 
-@way(_logsumexp.expected, "cpu", applies=lambda classes, _, *data: _are_rows(classes, *data))
+@way(_statistics.expected, "cpu", applies=lambda classes, _, *data: _are_rows(classes, *data))
 def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) -> Array:
     # A sum that is finite has no infinite logit in it, and no class is ruled out.
     def of_finite(
@@ -292,7 +293,7 @@ def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) ->
             total = classes.sum(z * surprises)
         return jnp.isfinite(total), total
 
-    exact = partial(_logsumexp.expected.plain, classes, smoothing)
+    exact = partial(_statistics.expected.plain, classes, smoothing)
     loss: Array = attempt(of_finite, by_rows(exact))(*data)
     return loss
 
