@@ -15,6 +15,8 @@ from benchmarks.programs import EACH, SCALARS, chained_products, mean_of_each, o
 BARE = "three bare products"
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4, "logit_softcap": 30.0}
 WEIGHTS = "weights"  # the one option that is an array
+HAS_AUX = "has_aux"  # beside the loss its parts, and whether the prediction is right
+MASTER = "float32 kernel"  # beside narrower inputs
 GEMMA = (8192, 256000, 2304)  # tokens, vocabulary and features of the head of Gemma 2 2B
 
 
@@ -71,9 +73,10 @@ def shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:
     ids = {"softmax ids": (n,), "sigmoid ids": (n, case.ids)}.get(case.loss.split(", ")[-1])
     operands = (logits,) if d is None else ((n, d), (d, c))
     dtype = jnp.dtype(case.dtype)
+    dtypes = (dtype, jnp.float32 if case.option == MASTER else dtype)
     return (
         jax.ShapeDtypeStruct(ids, jnp.int32) if ids else jax.ShapeDtypeStruct((n, c), dtype),
-        *(jax.ShapeDtypeStruct(shape, dtype) for shape in operands),
+        *map(jax.ShapeDtypeStruct, operands, dtypes),
         jax.ShapeDtypeStruct((n,) if case.option == WEIGHTS else (0,), jnp.float32),
     )
 
@@ -92,7 +95,8 @@ def differentiated(case: Case, mean: Callable) -> Callable:
     """The mean, or the mean and its gradients."""
     if case.value_only:
         return mean
-    return jax.value_and_grad(mean, (1,) if case.features is None else (1, 2))
+    moving = (1,) if case.features is None else (1, 2)
+    return jax.value_and_grad(mean, moving, has_aux=case.option == HAS_AUX)
 
 
 def _jxent(case: Case, labels, *operands_and_weights):
@@ -107,6 +111,8 @@ def _jxent(case: Case, labels, *operands_and_weights):
         return jax.vmap(lambda y, x: one(labels=y, logits=x))(labels, *operands).mean()
     if case.option == WEIGHTS:
         return SCALARS[case.loss](labels, *operands, weights=weights)
+    if case.option == HAS_AUX:
+        return SCALARS[case.loss](labels, *operands, has_aux=True)
     return SCALARS[case.loss](labels, *operands, **options)
 
 
@@ -115,7 +121,10 @@ def _jxent(case: Case, labels, *operands_and_weights):
 
 def _optax(case: Case, labels, *operands_and_weights):
     *operands, weights = operands_and_weights
-    logits = operands[0] if case.features is None else operands[0] @ operands[1]
+    logits = operands[0]
+    if case.features is not None:
+        inputs, kernel = operands
+        logits = inputs @ kernel.astype(inputs.dtype)
     if case.option == "logit_softcap":
         logits = OPTIONS[case.option] * jnp.tanh(logits / OPTIONS[case.option])
     losses = _optax_each(case, labels, logits)
@@ -123,6 +132,9 @@ def _optax(case: Case, labels, *operands_and_weights):
         losses += OPTIONS[case.option] * jax.nn.logsumexp(logits, -1) ** 2
     if case.option == WEIGHTS:
         return (weights * losses).sum() / (weights != 0).sum()
+    if case.option == HAS_AUX:
+        right = labels if case.loss.endswith("ids") else labels.argmax(-1)
+        return losses.mean(), (logits.argmax(-1) == right).mean()
     return losses.mean()
 
 
