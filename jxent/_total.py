@@ -288,11 +288,11 @@ def _by_classes(
 ) -> _Swept:
     """Losses and gradients, a block of classes at a time, with sums for what they share."""
     given = operands.kernel.dtype
+    before = None
+    if not member.independent:  # of weights that vary as they were given, so that losses do
+        before = _projection.losses_and_known(member, blocks, weights if masks else None, operands)
     weights, operands = _mesh.alike((weights, operands))
     operands = in_products(operands)
-    before = None
-    if not member.independent:
-        before = _projection.losses_and_known(member, blocks, weights if masks else None, operands)
 
     def step(width: int, carry: tuple[_Slopes, _Slopes], number: int | Array) -> Any:
         sums, columns = carry
