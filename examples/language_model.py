@@ -45,6 +45,8 @@ import jxent
 mpl.use("agg")
 import matplotlib.pyplot as plt
 
+HEAD_DTYPE = jnp.bfloat16  # of the output projection's products; its weights are float32
+Z_LOSS = 1e-4
 PADDING = -1  # the label where a piece of text is shorter than the others
 NOT_TEXT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}  # folders left out
 HELD_OUT = 0.05  # of the files
@@ -204,23 +206,46 @@ class Transformer(nnx.Module):
         return self.norm(x)
 
 
-Loss = Callable[..., jax.Array]  # of (labels, features, kernel); the mean over all but padding
+class Metrics(NamedTuple):
+    """What is logged of a step beside its loss."""
+
+    z_loss: jax.Array
+    accuracy: jax.Array  # the share of tokens that were the likeliest
 
 
-def fused(labels: jax.Array, features: jax.Array, kernel: jax.Array, **options: Any) -> jax.Array:
-    """The loss of this example: the logits are never made."""
-    return jxent.losses.linear_sparse_softmax_cross_entropy(
-        labels, features, kernel, weights=labels != PADDING, **options
+Loss = Callable[..., tuple[jax.Array, Metrics]]  # means over all tokens but padding
+
+
+def fused(labels: jax.Array, features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, Metrics]:
+    """The loss of this example: the logits are never made, and the weights stay float32."""
+    loss, aux = jxent.losses.linear_sparse_softmax_cross_entropy(
+        labels,
+        features.astype(HEAD_DTYPE),
+        kernel,
+        weights=labels != PADDING,
+        z_loss=Z_LOSS,
+        has_aux=True,
     )
+    return loss, Metrics(aux.z_loss, aux.accuracy)
 
 
-def with_logits(labels: jax.Array, features: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The usual way to the same number, for comparison."""
+def with_logits(
+    labels: jax.Array, features: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, Metrics]:
+    """The usual way to the same numbers, for comparison."""
     counts = labels != PADDING
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        features @ kernel, jnp.where(counts, labels, 0)
+    labels = jnp.where(counts, labels, 0)
+    logits = jnp.matmul(
+        features.astype(HEAD_DTYPE), kernel.astype(HEAD_DTYPE), preferred_element_type=jnp.float32
     )
-    return jnp.sum(losses * counts) / jnp.sum(counts)
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.sum(x * counts) / jnp.sum(counts)
+
+    z_loss = mean(Z_LOSS * jax.nn.logsumexp(logits, axis=-1) ** 2)
+    accuracy = mean(jnp.argmax(logits, axis=-1) == labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return mean(losses) + z_loss, Metrics(z_loss, accuracy)
 
 
 class State(NamedTuple):
@@ -250,7 +275,7 @@ def make_state(settings: Settings) -> State:
 
 
 def make_step(settings: Settings, loss: Loss) -> jax.stages.Wrapped:
-    """One step of training, `(state, labels) -> (state, loss)`, with its state donated."""
+    """A step of training, `(state, labels) -> (state, (loss, metrics))`, its state donated."""
     structure, _ = nnx.eval_shape(lambda: make_model(settings))
     optimizer = make_optimizer(settings)
 
@@ -259,9 +284,9 @@ def make_step(settings: Settings, loss: Loss) -> jax.stages.Wrapped:
         return loss(labels, model(labels), model.kernel[...])
 
     def step(state, labels):
-        value, gradient = jax.value_and_grad(loss_fn)(state.params, labels)
+        found, gradient = jax.value_and_grad(loss_fn, has_aux=True)(state.params, labels)
         updates, memory = optimizer.update(gradient, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), memory), value
+        return State(optax.apply_updates(state.params, updates), memory), found
 
     return jax.jit(step, donate_argnums=0)
 
@@ -290,7 +315,13 @@ def make_evaluation(settings: Settings, text: Text) -> Callable[[nnx.State, int]
     @jax.jit
     def nats(params, labels):
         model = nnx.merge(structure, params)
-        return fused(labels, model(labels), model.kernel[...], reduction="weighted_sum")
+        return jxent.losses.linear_sparse_softmax_cross_entropy(
+            labels,
+            model(labels).astype(HEAD_DTYPE),
+            model.kernel[...],
+            weights=labels != PADDING,
+            reduction="weighted_sum",
+        )
 
     def bits_per_byte(params, every):
         pieces, counts = text.held_out[::every], text.held_out_bytes[::every]
@@ -304,9 +335,11 @@ def make_evaluation(settings: Settings, text: Text) -> Callable[[nnx.State, int]
 
 
 class Log(NamedTuple):
-    """What a run has to tell: the loss of every step; bits per byte at `evaluation_steps`."""
+    """What a run has to tell of every step; bits per byte at `evaluation_steps`."""
 
     losses: np.ndarray
+    z_losses: np.ndarray
+    accuracies: np.ndarray
     bits_per_byte: np.ndarray
     tokens: np.ndarray  # of every step, without padding
     seconds: np.ndarray  # of every step, without compilation, evaluation and saving
@@ -319,10 +352,9 @@ def evaluation_steps(settings: Settings) -> list[int]:
 
 def empty_log(settings: Settings) -> Log:
     """Before the first step."""
-    points = len(evaluation_steps(settings))
-    return Log(
-        *(np.full(n, np.nan) for n in (settings.steps, points, settings.steps, settings.steps))
-    )
+    sizes = dict.fromkeys(Log._fields, settings.steps)
+    sizes["bits_per_byte"] = len(evaluation_steps(settings))
+    return Log(**{name: np.full(n, np.nan) for name, n in sizes.items()})
 
 
 class Checkpoints:
@@ -399,14 +431,17 @@ def train(settings: Settings, text: Text, folder: Path, every: int) -> tuple[Sta
             for i in progress:
                 labels = batch_of(i, text.training, settings)
                 start = time.perf_counter()
-                state, value = step(state, labels)
-                log.losses[i], log.tokens[i] = value, np.count_nonzero(labels != PADDING)
+                state, (loss, metrics) = step(state, labels)
+                log.losses[i], log.tokens[i] = loss, np.count_nonzero(labels != PADDING)
+                log.z_losses[i], log.accuracies[i] = metrics
                 log.seconds[i] = time.perf_counter() - start
                 if i + 1 in points:
                     every = 1 if i + 1 == settings.steps else SAMPLE
                     log.bits_per_byte[points.index(i + 1)] = evaluate(state.params, every)
                 checkpoints.save(i + 1, state, log)
-                progress.set_postfix(loss=f"{log.losses[i]:.3f}", refresh=False)
+                progress.set_postfix(
+                    loss=f"{loss:.3f}", accuracy=f"{metrics.accuracy:.2f}", refresh=False
+                )
     return state, log
 
 
@@ -539,7 +574,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     numbers = {
         "bits per byte, held out": float(log.bits_per_byte[-1]),
-        "nats per token, last step": float(log.losses[-1]),
+        "nats per token, last step": float(log.losses[-1] - log.z_losses[-1]),
+        "z-loss, last step": float(log.z_losses[-1]),
+        "accuracy, last step": float(log.accuracies[-1]),
         "tokens per second": float(np.sum(log.tokens) / np.sum(log.seconds)),
     }
     print(tabulate(numbers.items(), floatfmt=".3f"))
