@@ -2,7 +2,7 @@
 
 `jxent.*_with_logits` give one loss per example (per class for sigmoid), `jxent.linear_*` the same
 straight from the output projection, and `jxent.losses` the weighted and reduced scalar that a
-training step differentiates.
+training step differentiates. `jxent.*_statistics` tell what a softmax predicts.
 """
 
 from importlib.metadata import version as _version
@@ -21,6 +21,13 @@ from jxent._linear import (
 )
 from jxent._linear import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
+)
+from jxent._prediction import SoftmaxStatistics as SoftmaxStatistics
+from jxent._softmax_statistics import (
+    linear_sparse_softmax_statistics as linear_sparse_softmax_statistics,
+)
+from jxent._softmax_statistics import (
+    sparse_softmax_statistics_with_logits as sparse_softmax_statistics_with_logits,
 )
 from jxent._with_logits import (
     sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,

@@ -17,6 +17,7 @@ from jxent import (
     _mesh,
     _operands,
     _options,
+    _prediction,
     _projection,
     _reduction,
     _total,
@@ -25,6 +26,7 @@ from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
 from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed
 from jxent._operands import Operands
+from jxent._prediction import Prediction, SoftmaxStatistics
 from jxent._reduction import Reduction
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -64,6 +66,34 @@ def each_projected(
     blocks = _blocks_of(member, sizes, operands)
     losses, _ = _projection.per_example(member, blocks, None, operands)
     return losses.reshape(batch)
+
+
+@_compiled(0)
+def predicted(
+    member: Prediction, labels: Array, logits: Array, temperature: Array | None
+) -> SoftmaxStatistics:
+    """The statistics of a prediction from logits in memory, in float32 at least."""
+    _options.in_dtype(member, logits.dtype)
+    return _prediction.predicted(member, labels, logits, temperature)[0]
+
+
+@_compiled(0, 1)
+def predicted_by_projection(
+    member: Prediction,
+    sizes: Sizes,
+    labels: Array,
+    inputs: Array,
+    kernel: Array,
+    bias: Array | None,
+    temperature: Array | None,
+) -> SoftmaxStatistics:
+    """The statistics of a prediction from a projection, in float32 at least."""
+    _options.in_dtype(member, inputs.dtype)
+    batch = inputs.shape[:-1]
+    operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, temperature)
+    blocks = _blocks_of(member, sizes, operands)
+    values, _ = _prediction.projected(member, blocks, operands)
+    return SoftmaxStatistics(*(x.reshape(batch) for x in values))
 
 
 def reduced(
@@ -110,7 +140,7 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
     return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
 
 
-def _blocks_of(member: Summed, sizes: Sizes, operands: Operands) -> AnyCut:
+def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) -> AnyCut:
     """How the projection is cut: as the caller says, or as shapes and platform ask.
 
     Independent classes, whose losses need nothing of their example's other logits, are cut where

@@ -187,6 +187,22 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
     return q.astype(dtype)
 
 
+def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
+    """A positive number, which may be traced, in the computing dtype; None for the number 1."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if not 0 < value < np.inf:
+            raise ValueError(f"temperature must be in (0, inf), got {shown(value)}")
+        if value == 1:
+            return None
+    dtype = computing_dtype(dtype)
+    t = array("temperature", value, dtype)
+    _real("temperature", t)
+    if t.ndim or t.dtype == bool:
+        what = "a bool" if t.dtype == bool else f"shape {t.shape}"
+        raise ValueError(f"temperature must be one positive number, got {what}")
+    return t.astype(dtype)
+
+
 def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
     """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
     q = value if isinstance(value, numbers.Real) else array("pos_weight", value)

@@ -46,8 +46,15 @@ class Member(Protocol):
     def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
 
 
+class Capped(Protocol):
+    """What asks for logits that may be capped."""
+
+    @property
+    def logit_softcap(self) -> float | None: ...
+
+
 @runtime_checkable
-class Summed(Member, Protocol):
+class Summed(Member, Capped, Protocol):
     """A loss that sums over the classes, as the projection in `_projection` asks."""
 
     @property
@@ -55,9 +62,6 @@ class Summed(Member, Protocol):
 
     @property
     def classes(self) -> Classes: ...
-
-    @property
-    def logit_softcap(self) -> float | None: ...
 
 
 @runtime_checkable

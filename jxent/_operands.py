@@ -1,5 +1,6 @@
 """What a projection's losses are computed from, and its three products."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from jxent import _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Data, Summed
+from jxent._loss import ByClasses, Capped, Data
 
 
 class Operands(NamedTuple):
@@ -83,13 +84,39 @@ def project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "b
     return x if bias is None else x + bias[None]
 
 
+def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"] | None:
+    """The tangent of a block's logits, of operands in the products' dtype; None for zero.
+
+    Its products have their operands' dtype, so that the transposed ones, whose operand is the
+    cotangent, do. float16 is too narrow for a slope times its example's cotangent.
+    """
+    _, inputs, kernel, _, _ = operands
+    wide = computing_dtype(inputs.dtype)
+    product = wide if inputs.dtype == jnp.float16 else inputs.dtype
+    split = _mesh.split_of_product(inputs, kernel)
+
+    def times(rows: Array, columns: Array) -> Array:
+        rows, columns = rows.astype(product), columns.astype(product)
+        return jnp.matmul(rows, columns, out_sharding=split).astype(wide)
+
+    moved = []
+    if change.inputs is not None:
+        moved.append(times(change.inputs, kernel))
+    if change.kernel is not None:
+        moved.append(times(inputs, change.kernel))
+    if change.bias is not None:
+        rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
+        moved.append(rows + change.bias[None])
+    return functools.reduce(jnp.add, moved) if moved else None
+
+
 @per_platform()
 def uncapped(x: Array) -> Array:
     """The logits of a block, which a cap comes upon next."""
     return x
 
 
-def data_of(member: Summed, operands: Operands) -> Data:
+def data_of(member: Capped, operands: Operands) -> Data:
     """What the member's losses are computed from, with the logits of a block."""
     x = project(operands.inputs, operands.kernel, operands.bias)
     if member.logit_softcap is not None:

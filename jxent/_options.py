@@ -160,6 +160,10 @@ WORDS: dict[str, tuple[str, ...]] = {
         'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
         "reverse mode.",
     ),
+    "temperature": (
+        "A positive number, which may be traced: divides the float32 logits, after the cap. "
+        "Differentiable; NaN comes of one that is not positive.",
+    ),
     "has_aux": (
         "True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as "
         "`jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.",

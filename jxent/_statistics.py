@@ -112,6 +112,34 @@ def label_statistics_and_prediction(
     return normalizer._replace(right=as_right(predicted == ids, normalizer.loss))
 
 
+class PredictionStatistics(NamedTuple):
+    """Of the prediction and one label; the class axis is kept, of size 1. No tangents."""
+
+    logit: Array  # of the label
+    row_max: Array
+    rest: Array
+    gaps: Array  # sum of exp(x - row_max) (row_max - x); nothing at -inf
+    prediction: Array
+
+
+@per_platform(statics=1)
+def of_prediction(
+    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> PredictionStatistics:
+    """From the logits and the labels' ids in range."""
+    row_max, rest = pair(x, classes)
+    gaps = sum_of_gaps(classes, x, row_max)
+    logit, prediction = label_logit(classes, ids, x), first_largest(classes, x)
+    return PredictionStatistics(logit, row_max, rest, gaps, prediction)
+
+
+@per_platform(statics=1)
+def sum_of_gaps(classes: Classes, x: Array, row_max: Array) -> Array:
+    """Sum of exp(x - row_max) (row_max - x)."""
+    below = gap(x, row_max)
+    return classes.sum(zero_times(exp(-below), below))
+
+
 def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:
     """From the pair (max, rest) of the row."""
     apart = gap(logit, row_max)

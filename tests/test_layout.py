@@ -26,12 +26,12 @@ LEVELS = (  # a room imports from lower levels only
     ("_logsumexp", "_loss"),
     ("_statistics",),
     ("_sigmoid", "_softmax", "_operands"),
-    ("_projection",),
+    ("_projection", "_prediction"),
     ("_total",),
     ("platforms",),
     ("_reduction",),
     ("_call",),
-    ("_with_logits", "_linear", "losses"),
+    ("_with_logits", "_linear", "_softmax_statistics", "losses"),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -108,6 +108,9 @@ def test_the_package_says_what_it_exports():
     public = {name for name in vars(jxent) if not name.startswith("_")} - {"platforms"}
     assert public == {
         "losses",
+        "SoftmaxStatistics",
+        "sparse_softmax_statistics_with_logits",
+        "linear_sparse_softmax_statistics",
         "sigmoid_cross_entropy_with_logits",
         "weighted_cross_entropy_with_logits",
         "softmax_cross_entropy_with_logits",

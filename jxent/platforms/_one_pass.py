@@ -19,7 +19,7 @@ from jxent._arithmetic import exp, log1p, zero_times
 from jxent._dispatch import PerPlatform
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
-from jxent._statistics import LabelsStatistics
+from jxent._statistics import LabelsStatistics, PredictionStatistics
 
 
 class Weighed(NamedTuple):
@@ -46,6 +46,7 @@ class Row(NamedTuple):
     labels: Weighed | None = None
     left: Weighed | None = None  # a unit for each class that is not at -inf
     predicted: Predicted | None = None
+    gaps: Array | None = None  # sum of exp(x - row_max) (row_max - x); nothing at -inf
 
 
 def apart(a: Array, b: Array) -> tuple[Array, Array]:
@@ -87,6 +88,11 @@ def merged(a: Row, b: Row) -> Row:
         largest = jnp.maximum(cast(Array, a.largest), cast(Array, b.largest))
         return Predicted(number, jnp.where(takes, a.label, cast(Array, b.label)), largest)
 
+    def gaps(a_gaps: Array, b_gaps: Array) -> Array:
+        higher, lower = jnp.where(first, a_gaps, b_gaps), jnp.where(first, b_gaps, a_gaps)
+        moved = zero_times(1 + jnp.where(first, b.rest, a.rest), gap)
+        return higher + zero_times(e, lower + moved)
+
     return Row(
         jnp.maximum(a_max, b_max),
         rest,
@@ -94,6 +100,7 @@ def merged(a: Row, b: Row) -> Row:
         None if a.labels is None else weighed(a.labels, cast(Weighed, b.labels)),
         None if a.left is None else weighed(a.left, cast(Weighed, b.left)),
         None if a.predicted is None else predicted(a.predicted, cast(Predicted, b.predicted)),
+        None if a.gaps is None else gaps(a.gaps, cast(Array, b.gaps)),
     )
 
 
@@ -103,6 +110,7 @@ def row_of_one(
     labels: Array | None = None,
     unit: float | None = None,
     predicted: Predicted | None = None,
+    gaps: bool = False,
 ) -> Row:
     """Each class alone, of the logits `x`."""
     zero = jnp.zeros_like(x)
@@ -113,6 +121,7 @@ def row_of_one(
         None if labels is None else Weighed(labels, zero),
         None if unit is None else Weighed(jnp.where(x > -jnp.inf, unit, zero), zero),
         predicted,
+        zero if gaps else None,
     )
 
 
@@ -165,9 +174,10 @@ def across(classes: Classes, row: Row) -> Row:
         row.logit,
         None if row.labels is None else weighed(row.labels),
         None if row.left is None else weighed(row.left),
+        None if row.gaps is None else zero_times(e, row.gaps + zero_times(1 + row.rest, gap)),
     )
-    others, ties, logit, labels, left = jax.tree.map(classes.across, here)
-    return Row(row_max, others + (ties - 1), logit, labels, left, predicted)
+    others, ties, logit, labels, left, gaps = jax.tree.map(classes.across, here)
+    return Row(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
 
 
 def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
@@ -219,6 +229,16 @@ def labels_statistics(
     return LabelsStatistics(row_max, rest, share, labels.total, loss, right)
 
 
+def of_prediction(classes: Classes, x: Array, ids: Array) -> PredictionStatistics:
+    """As `_statistics.of_prediction`."""
+    numbers = classes.numbers(x)
+    logit = jnp.where(numbers == ids, x, 0)
+    row = reduced(classes, row_of_one(x, logit, predicted=Predicted(numbers), gaps=True))
+    predicted = cast(Predicted, row.predicted).number
+    logit, gaps = cast(Array, row.logit), cast(Array, row.gaps)
+    return PredictionStatistics(logit, row.row_max, row.rest, gaps, predicted)
+
+
 def _cost(w: Weighed, rest: Array) -> Array:
     """Sum w (-log p): NaN in a row of NaN, whatever its labels are."""
     return w.below + w.total * log1p(rest)
@@ -244,5 +264,6 @@ WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
     _statistics.label_statistics: label_statistics,
     _statistics.label_statistics_and_prediction: partial(label_statistics, predicts=True),
     _statistics.labels_statistics: labels_statistics,
+    _statistics.of_prediction: of_prediction,
     _statistics.labels_statistics_and_prediction: partial(labels_statistics, predicts=True),
 }

@@ -140,6 +140,19 @@ def _counted_on_cpu(classes: Classes, x: Array) -> Array:
     return count
 
 
+@way(_statistics.sum_of_gaps, "cpu", applies=_are_rows)
+def _sum_of_gaps_on_cpu(classes: Classes, x: Array, row_max: Array) -> Array:
+    # A sum that is finite has no infinite logit in it.
+    def of_finite(x: Array, row_max: Array) -> tuple[Array, Array]:
+        below = row_max - x
+        total = classes.sum(below * exp(-below))
+        return jnp.isfinite(total), total
+
+    exact = by_rows(partial(_statistics.sum_of_gaps.plain, classes))
+    total: Array = attempt(of_finite, exact)(x, row_max)
+    return total
+
+
 @way(
     _statistics.first_largest,
     "cpu",

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _blocks, _mesh, _operands, _projection, _sigmoid, _softmax, _total
+from jxent import _blocks, _mesh, _operands, _prediction, _projection, _sigmoid, _softmax, _total
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
 from jxent._loss import Known, Summed
 from jxent._mesh import Classes
 from jxent._operands import Operands
+from jxent._prediction import Found, Prediction
 from jxent.platforms import _one_pass
 
 # A v5e: 197 TFLOP/s, 819 GB/s, and 128 MiB of fast memory, of which products take a part.
@@ -93,6 +94,17 @@ def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
 def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
     """The same of one loss an example."""
     return _projection.change.plain(member, blocks.classes, *rest)
+
+
+def _is_uncapped(member: Prediction, blocks: AnyCut, *_: Any) -> bool:
+    return member.logit_softcap is None and isinstance(blocks, Choice)
+
+
+@way(_prediction.statistics_of_projection, "tpu", applies=_is_uncapped)
+def _statistics_in_one_block(member: Prediction, _: AnyCut, operands: Operands) -> Found:
+    """As `_in_one_block`."""
+    whole = Cut(1, operands.inputs.shape[0])
+    return _prediction.by_examples(member, whole, operands)
 
 
 @way(_operands.uncapped, "tpu")
