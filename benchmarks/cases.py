@@ -10,12 +10,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.programs import EACH, SCALARS, chained_products, mean_of_each, of_label_ids
+from benchmarks.programs import (
+    BONUS,
+    EACH,
+    SCALARS,
+    chained_products,
+    mean_of_each,
+    of_label_ids,
+    policy_loss,
+)
 
 BARE = "three bare products"
 OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-4, "logit_softcap": 30.0}
 WEIGHTS = "weights"  # the one option that is an array
 HAS_AUX = "has_aux"  # beside the loss its parts, and whether the prediction is right
+STATISTICS = "statistics"  # log-probability, entropy and prediction: a policy gradient with a bonus
 MASTER = "float32 kernel"  # beside narrower inputs
 GEMMA = (8192, 256000, 2304)  # tokens, vocabulary and features of the head of Gemma 2 2B
 
@@ -96,12 +105,13 @@ def differentiated(case: Case, mean: Callable) -> Callable:
     if case.value_only:
         return mean
     moving = (1,) if case.features is None else (1, 2)
-    return jax.value_and_grad(mean, moving, has_aux=case.option == HAS_AUX)
+    return jax.value_and_grad(mean, moving, has_aux=case.option in (HAS_AUX, STATISTICS))
 
 
 def _jxent(case: Case, labels, *operands_and_weights):
     *operands, weights = operands_and_weights
-    options = {case.option: OPTIONS[case.option]} if case.option in OPTIONS else {}
+    named = OPTIONS | {HAS_AUX: True, WEIGHTS: weights}
+    options = {case.option: named[case.option]} if case.option in named else {}
     if case.form == "each":
         return mean_of_each(case.loss, labels, *operands)
     if case.form == "axis 0":
@@ -109,10 +119,8 @@ def _jxent(case: Case, labels, *operands_and_weights):
     if case.form == "vmap":
         one = EACH[case.loss]
         return jax.vmap(lambda y, x: one(labels=y, logits=x))(labels, *operands).mean()
-    if case.option == WEIGHTS:
-        return SCALARS[case.loss](labels, *operands, weights=weights)
-    if case.option == HAS_AUX:
-        return SCALARS[case.loss](labels, *operands, has_aux=True)
+    if case.option == STATISTICS:
+        return policy_loss(labels, *operands)
     return SCALARS[case.loss](labels, *operands, **options)
 
 
@@ -127,6 +135,11 @@ def _optax(case: Case, labels, *operands_and_weights):
         logits = inputs @ kernel.astype(inputs.dtype)
     if case.option == "logit_softcap":
         logits = OPTIONS[case.option] * jnp.tanh(logits / OPTIONS[case.option])
+    if case.option == STATISTICS:
+        log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_prob = jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0]
+        entropy = -(jnp.exp(log_p) * log_p).sum(-1)
+        return (-log_prob - BONUS * entropy).mean(), logits.argmax(-1)
     losses = _optax_each(case, labels, logits)
     if case.option == "z_loss":
         losses += OPTIONS[case.option] * jax.nn.logsumexp(logits, -1) ** 2

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import bounds
-from benchmarks.cases import GEMMA, HAS_AUX, Case
+from benchmarks.cases import GEMMA, HAS_AUX, STATISTICS, Case
 from benchmarks.command import Options
 from benchmarks.compiled import NOTE, Chip, rows, tiny
 from benchmarks.report import Table
@@ -34,6 +34,7 @@ IN_BFLOAT16 = (
     Case("softmax ids", 4096, 32768),
     Case("softmax ids", 4096, 32768, value_only=True),
     Case("softmax ids", 4096, 32768, option=HAS_AUX),
+    Case("softmax ids", 4096, 32768, option=STATISTICS),
     Case("softmax ids", 8192, 128256),  # Llama 3's vocabulary
     Case("softmax ids", 8192, 128256, value_only=True),
     Case("softmax ids", 32768, 1000),  # ImageNet's classes

@@ -35,6 +35,19 @@ def mean_of_each(loss: str, labels, *operands, **options):
     return EACH[loss](labels=labels, **named, **options).mean()
 
 
+BONUS = 0.01  # on the entropy
+
+
+def policy_loss(labels, *operands):
+    """Minus the log-probability with a bonus on the entropy, and the predictions beside it."""
+    if len(operands) == 1:
+        found = jxent.sparse_softmax_statistics_with_logits(labels=labels, logits=operands[0])
+    else:
+        inputs, kernel = operands
+        found = jxent.linear_sparse_softmax_statistics(labels=labels, inputs=inputs, kernel=kernel)
+    return (-found.log_prob - BONUS * found.entropy).mean(), found.prediction
+
+
 # With logits: (logits, labels) -> the mean loss.
 
 

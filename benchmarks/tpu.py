@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import bounds, command
-from benchmarks.cases import GEMMA, HAS_AUX, MASTER, OPTIONS, WEIGHTS, Case
+from benchmarks.cases import GEMMA, HAS_AUX, MASTER, OPTIONS, STATISTICS, WEIGHTS, Case
 from benchmarks.command import Options
 from benchmarks.compiled import NOTE, Chip, rows, tiny, use_no_chip
 from benchmarks.report import Table
@@ -51,6 +51,8 @@ CASES = (
     Case("softmax ids", 4096, 32768, form="axis 0"),
     *(Case("softmax ids", 4096, 32768, option=name) for name in (*OPTIONS, WEIGHTS, HAS_AUX)),
     Case("softmax", 4096, 32768, option=HAS_AUX),
+    Case("softmax ids", 4096, 32768, option=STATISTICS),
+    Case("softmax ids", 4096, 32768, option=STATISTICS, value_only=True),
     Case("softmax ids", 4096, 50257),  # GPT-2's vocabulary, which no tile divides
     Case("softmax ids", 4096, 50257, value_only=True),
     *(Case("sigmoid ids", 4096, 131072, ids=n) for n in (8, 24, 64)),
@@ -64,6 +66,8 @@ CASES = (
     Case("projection, softmax ids", 8192, 65536, 256),
     Case("projection, softmax ids", 8192, 65536, 256, option=HAS_AUX),
     Case("projection, softmax ids", 8192, 131072, 1024, option=MASTER),
+    Case("projection, softmax ids", 8192, 131072, 1024, option=STATISTICS),
+    Case("projection, softmax ids", *GEMMA, option=STATISTICS, value_only=True),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),

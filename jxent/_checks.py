@@ -189,7 +189,9 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
 
 def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
     """A positive number, which may be traced, in the computing dtype; None for the number 1."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"temperature must be a number, got {shown(value)}")
+    if isinstance(value, numbers.Real):
         if not 0 < value < np.inf:
             raise ValueError(f"temperature must be in (0, inf), got {shown(value)}")
         if value == 1:
@@ -197,9 +199,10 @@ def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
     dtype = computing_dtype(dtype)
     t = array("temperature", value, dtype)
     _real("temperature", t)
-    if t.ndim or t.dtype == bool:
-        what = "a bool" if t.dtype == bool else f"shape {t.shape}"
-        raise ValueError(f"temperature must be one positive number, got {what}")
+    if t.dtype == bool:
+        raise TypeError(f"temperature must be a number, got {t.dtype}")
+    if t.ndim:
+        raise ValueError(f"temperature must be one positive number, got shape {t.shape}")
     return t.astype(dtype)
 
 

@@ -46,6 +46,7 @@ class Member(Protocol):
     def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
 
 
+@runtime_checkable
 class Capped(Protocol):
     """What asks for logits that may be capped."""
 

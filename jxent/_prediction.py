@@ -97,8 +97,10 @@ class Prediction(Options):
     def changes(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
         """The tangents of the fields along `dy`."""
         p = _logsumexp.probabilities(y, row.normalizer, self.classes)
+        scale = row.normalizer.scale
+        scale = jnp.where(jnp.isnan(row.normalizer.complement), jnp.nan, scale)
         of_label = _logsumexp.label_slopes(
-            self.classes, 0.0, y, self._ids(labels, y), row.normalizer
+            self.classes, 0.0, y, self._ids(labels, y), row.normalizer._replace(scale=scale)
         )
         slopes = {
             "log_prob": -of_label,
@@ -120,7 +122,7 @@ class Prediction(Options):
 
 @jax.custom_jvp
 def _divided(y: Array, temperature: Array) -> Array:
-    """Y / temperature, NaN unless that is positive."""
+    """The quotient, NaN unless the temperature is positive."""
     # Else a constant's inverse is multiplied by, here and there in one operation with the
     # subtraction of the maximum, which then equals none of the quotients.
     temperature = jax.lax.optimization_barrier(temperature)

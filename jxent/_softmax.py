@@ -150,7 +150,7 @@ class SparseSoftmax(_Exclusive):
         scale, complement = normalizer.scale, normalizer.complement
         loss, scale, complement = map(known, (loss, scale, complement))
         if normalizer.right is not None:
-            right = known(normalizer.right, 0)
+            right = known(normalizer.right, 0.0)
             normalizer = normalizer._replace(loss=known(normalizer.loss), right=right)
         normalizer = normalizer._replace(scale=scale, complement=complement)
         return jnp.squeeze(loss, self.axis), normalizer

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,6 +32,8 @@ class Case:
     options: dict = field(default_factory=dict, hash=False)
     passed: dict = field(default_factory=dict, hash=False)  # all that `loss` passes beside arrays
     labels_name: str = "labels"
+    pick: Callable[[Any], Any] = lambda result: result  # of several results the one that is meant
+    is_wide: bool = False  # in float32 at least, whatever the dtype
 
     def __str__(self):
         return self.name
@@ -38,7 +42,7 @@ class Case:
         """The loss by this function, which another copy of the package may have."""
 
         def loss(*, labels, **arrays):
-            return function(**{self.labels_name: labels}, **arrays, **self.passed)
+            return self.pick(function(**{self.labels_name: labels}, **arrays, **self.passed))
 
         return loss
 
@@ -106,9 +110,13 @@ def _floor_1(name, function, plain, shape, suffix="", **kwargs):
 
 def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
     options = kwargs.pop("options", {})
+    passed = {**options, "reduction": reduction}
+    if kwargs.pop("has_aux", False):
+        passed["has_aux"], kwargs["pick"] = True, itemgetter(0)
+    pick = kwargs.get("pick", lambda result: result)
 
     def loss(*, labels, **arrays):
-        return function(**{labels_name: labels}, **arrays, **options, reduction=reduction)
+        return pick(function(**{labels_name: labels}, **arrays, **passed))
 
     def truth(*, weights, labels, **arrays):
         if kwargs.get("labels") == "hard":
@@ -118,7 +126,7 @@ def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
     title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
     return Case(
         title, public, loss, truth, shape, options=options,
-        passed={**options, "reduction": reduction}, labels_name=labels_name, **kwargs,
+        passed=passed, labels_name=labels_name, **kwargs,
     )  # fmt: skip
 
 
@@ -169,6 +177,7 @@ FLOOR_3 = (
     _floor_3(
         "softmax", losses.softmax_cross_entropy, reference.softmax, (3, 2, 5),
         "onehot_labels", "weighted_sum_over_batch_size", weights=(3, 1), options=CAP | Z | SMOOTH,
+        has_aux=True,
     ),
     _floor_3(
         "sparse", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
@@ -177,6 +186,7 @@ FLOOR_3 = (
     _floor_3(
         "sparse", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
         "labels", "weighted_mean", labels="ids", weights=(3,), options=CAP | Z | SMOOTH,
+        has_aux=True,
     ),
 )  # fmt: skip
 
@@ -198,13 +208,14 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     passed = {**options, **blocks}
     if reduction is not None:
         passed["reduction"] = reduction
+    if kwargs.pop("has_aux", False):
+        passed["has_aux"], kwargs["pick"] = True, itemgetter(0)
+    pick = kwargs.get("pick", lambda result: result)
     name = f"linear_{member}_cross_entropy"
     plain = reference.projected(plain)
 
     def loss(**arrays):
-        if reduction is None:
-            return getattr(jxent, name)(**arrays, **passed)
-        return getattr(losses, name)(**arrays, **passed)
+        return pick(getattr(jxent if reduction is None else losses, name)(**arrays, **passed))
 
     def truth(*, weights=1.0, **arrays):
         each = plain(**arrays, **options)
@@ -247,12 +258,13 @@ FLOOR_2 = (
 LINEAR_LOSSES = (
     _linear("sparse_softmax", (7, 5), 3, 2, "", "weighted_mean", weights=(7,)),
     _linear("sparse_softmax", (7, 5), 3, 3, " all", "weighted_sum", weights=(7,), bias=True,
-            options=CAP | Z | SMOOTH),
+            options=CAP | Z | SMOOTH, has_aux=True),
     _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " by classes", "weighted_mean", weights=(3,),
             bias=True, options=CAP | Z | SMOOTH),
     # Where classes are as many as this, some platforms cut them by themselves.
     _linear("sparse_softmax", (2, 12), 2, None, " wide", "weighted_sum", bias=True, options=Z),
-    _linear("softmax", (7, 5), 3, 3, "", "weighted_sum_over_batch_size", weights=(7, 1)),
+    _linear("softmax", (7, 5), 3, 3, "", "weighted_sum_over_batch_size", weights=(7, 1),
+            has_aux=True),
     _linear("softmax", (2, 4, 5), 3, 8, " all", "none", weights=(2, 1), bias=True,
             options=Z | SMOOTH),
     _linear("sparse_sigmoid", (7, 5), 3, 4, "", "weighted_sum_by_nonzero_weights", weights=(7,),
@@ -264,4 +276,38 @@ LINEAR_LOSSES = (
             pos_weight=(5,), options=CAP),
 )  # fmt: skip
 
-CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES
+
+def _statistics(field, shape, features=None, axis=-1, **kwargs):
+    """One field of what a softmax predicts; with features, from a projection."""
+    options = kwargs.pop("options", {})
+    blocks = kwargs.pop("blocks", {} if axis == -1 else {"axis": axis})
+    name = "sparse_softmax_statistics_with_logits"
+    plain = partial(reference.statistics, field)
+    if features is not None:
+        name, plain = "linear_sparse_softmax_statistics", reference.projected(plain)
+    of_axis = {} if axis == -1 else {"axis": axis}
+    passed = {**options, **blocks}
+
+    def loss(**arrays):
+        return getattr(getattr(jxent, name)(**arrays, **passed), field)
+
+    def truth(**arrays):
+        return plain(**arrays, **options, **of_axis)
+
+    title = " ".join([*["linear"] * (features is not None), field, *options])
+    return Case(
+        title, f"jxent.{name}", loss, truth, shape, axis=axis, labels="ids", features=features,
+        options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
+    )  # fmt: skip
+
+
+WARM = {"temperature": 1.7}
+STATISTICS = (
+    _statistics("log_prob", (2, 5, 3), axis=-2),
+    _statistics("log_normalizer", (7,), options=WARM),
+    _statistics("entropy", (3, 5), options=WARM | CAP),
+    _statistics("log_prob", (2, 4, 5), 3, blocks={}, options=WARM),
+    _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=WARM | CAP),
+)
+
+CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS

@@ -68,6 +68,19 @@ def sparse_softmax(labels, logits, axis=-1, **options):
     return softmax(onehot, logits, axis, **options)
 
 
+def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=None):
+    """Log-probability of the label, entropy, or log-normaliser."""
+    x = capped(logits, logit_softcap) / temperature
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True))
+    log_p = x - log_normalizer
+    if field == "log_prob":
+        onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
+        return jnp.sum(onehot * log_p, axis)
+    if field == "entropy":
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis)
+    return jnp.squeeze(log_normalizer, axis)
+
+
 def sparse_sigmoid(labels, logits, **options):
     """Sum over classes; ids below 0 are padding, repeated ones count once."""
     listed = np.asarray(labels)[..., None] == np.arange(logits.shape[-1])

@@ -16,7 +16,7 @@ GOOD = {
     "logits": X, "losses": X, "inputs": X, "kernel": np.ones((3, 3), np.float32),
     "bias": np.zeros(3, np.float32), "weights": 1.0, "pos_weight": 2.0, "label_smoothing": 0.1,
     "z_loss": 0.1, "logit_softcap": 5.0, "block_size": 2, "class_block_size": None, "axis": -1,
-    "axis_name": None, "has_aux": False, "name": "head", "scope": "head",
+    "axis_name": None, "temperature": 2.0, "has_aux": False, "name": "head", "scope": "head",
     "reduction": "weighted_mean",
 }  # fmt: skip
 DENSE, IDS, LISTS = np.full((2, 3), 0.5, np.float32), np.array([2, 0]), np.array([[2, -1], [0, 1]])
@@ -26,7 +26,7 @@ FUNCTIONS = {
     for name, function in vars(module).items()
     if inspect.isfunction(function) and not name.startswith("_")
     and (function.__module__ or "").startswith("jxent") and name not in ("partial",)
-    and ("cross_entropy" in name or name == "compute_weighted_loss")
+    and ("cross_entropy" in name or "statistics" in name or name == "compute_weighted_loss")
 }  # fmt: skip
 
 
@@ -102,6 +102,8 @@ ALSO = {  # and these, beside it
     "axis": ("None", "a string", "a bool", "a NumPy scalar", "0-d", "a negative float", "NaN",
              "huge"),
     "axis_name": ("a string", "negative", "an empty tuple", "an empty list", "huge", "NaN"),
+    "temperature": ("None", "a string", "a bool", "bools", "a list of bools", "negative", "NaN",
+                    "a negative float", "infinite", "huge", "an empty list", "too many"),
     "has_aux": ("None", "a string", "bools", "a list of bools", "an empty tuple", "0-d", "negative",
                 "a JAX number", "a NumPy scalar", "NaN"),
     "name": ("a bool", "negative", "NaN", "an empty tuple"),
