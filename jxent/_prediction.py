@@ -11,7 +11,7 @@ leader rounds to 0.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +171,10 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
     found = predicted(member, *primals)
     moving = _loss.present(tangents[1:])
 
-    def change(name: str, row: Row, data: Any, moving: Any) -> Array:
+    def change(name: str, value: Array, row: Row, data: Any, moving: Any) -> Array:
+        # After the field itself, see `_loss`: a step writes the new logits over the old ones.
+        zero = jnp.expand_dims(_loss.zero_known_from(value), cast(int, member.axis))
+        (_, *data), row = _loss.after(zero, (labels, *data), row)
         y, dy = _pushed(member.scaled, data, moving)
         return member.changes(labels, y, dy, row)[name]
 
@@ -179,7 +182,7 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
     if jax.tree.leaves(moving):
         for name in FIELDS:
             tangent = jax.checkpoint(partial(change, name), prevent_cse=False)
-            changes[name] = tangent(found[1], data, moving)
+            changes[name] = tangent(getattr(found[0], name), found[1], data, moving)
     return found, _with(changes, found)
 
 
