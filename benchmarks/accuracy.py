@@ -122,6 +122,27 @@ def softmax_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
     return found
 
 
+def entropy_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
+    """Errors of the entropy of one peer's prediction; of the gradient, by its row's largest."""
+    found = []
+    for sample in softmax_samples(dtype, rows):
+        if sample.kind.endswith("wrong"):  # the same logits as right
+            continue
+        value, slope, *_ = reference.wide_entropy(sample.logits, np.zeros_like(sample.logits))
+        largest = np.abs(slope).max(-1, keepdims=True)
+        got = peer.entropy(sample.logits)
+        record = partial(_errors, "entropy", sample.kind, peer=peer.name, dtype=dtype)
+
+        def size(a):
+            return np.abs(np.log(np.maximum(a, np.finfo(np.float64).tiny)).astype(np.float64))
+
+        found += [
+            record("value", got=got[0], truth=value, condition=size(value)),
+            record("d/dx", got=got[1], truth=slope, scale=largest, condition=size(largest)),
+        ]
+    return found
+
+
 def measure(
     dtype,
     peers: Sequence[Callable[[], Peer | None]] = PEERS,
@@ -137,9 +158,10 @@ def measure(
             for errors in (
                 *sigmoid_errors(peer, dtype, points),
                 *softmax_errors(peer, dtype, rows),
+                *entropy_errors(peer, dtype, rows),
             )
         ]
-    order = {"sigmoid": 0, "softmax ids": 1}
+    order = {"sigmoid": 0, "softmax ids": 1, "entropy": 2}
     return sorted(found, key=lambda e: (order[e.loss], e.quantity))
 
 

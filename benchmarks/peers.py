@@ -2,7 +2,8 @@
 
 A peer is made by a function that returns None where its library is not installed. Each is called
 on NumPy arrays and returns NumPy arrays: for sigmoid elementwise; for softmax the losses, their
-gradients, and of the second derivative the label's own element of the diagonal.
+gradients, and of the second derivative the label's own element of the diagonal; of the entropy of a
+prediction value and gradient.
 """
 
 from collections.abc import Callable
@@ -19,15 +20,16 @@ Results = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's two losses."""
+    """A library's two losses, and the entropy as its users write it."""
 
     name: str
     sigmoid: Callable[[np.ndarray, np.ndarray, np.floating], Results]
     softmax: Callable[[np.ndarray, np.ndarray], Results]
+    entropy: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     has_pos_weight: bool
 
 
-def _jax_peer(name, sigmoid, softmax, has_pos_weight) -> Peer:
+def _jax_peer(name, sigmoid, softmax, entropy, has_pos_weight) -> Peer:
     @jax.jit
     def sigmoid_results(z, x, q):
         ones = jnp.ones_like(x)
@@ -46,6 +48,10 @@ def _jax_peer(name, sigmoid, softmax, has_pos_weight) -> Peer:
 
         return jax.vmap(of_row)(y, x)
 
+    @jax.jit
+    def entropy_results(x):
+        return entropy(x), jax.grad(lambda x: jnp.sum(entropy(x)))(x)
+
     def to_numpy(function):
         return lambda *args: tuple(np.asarray(a) for a in function(*map(jnp.asarray, args)))
 
@@ -53,6 +59,7 @@ def _jax_peer(name, sigmoid, softmax, has_pos_weight) -> Peer:
         name,
         to_numpy(sigmoid_results),
         to_numpy(softmax_results),
+        to_numpy(entropy_results),
         has_pos_weight,
     )
 
@@ -66,7 +73,11 @@ def jxent_peer() -> Peer:
     def softmax(y, x):
         return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
 
-    return _jax_peer("jxent", sigmoid, softmax, True)
+    def entropy(x):
+        labels = np.zeros(len(x), int)
+        return jxent.sparse_softmax_statistics_with_logits(labels=labels, logits=x).entropy
+
+    return _jax_peer("jxent", sigmoid, softmax, entropy, True)
 
 
 def optax_peer() -> Peer | None:
@@ -75,10 +86,16 @@ def optax_peer() -> Peer | None:
         import optax  # noqa: PLC0415
     except ImportError:
         return None
+
+    def entropy(x):
+        log_p = jax.nn.log_softmax(x)
+        return -jnp.sum(jnp.exp(log_p) * log_p, -1)
+
     return _jax_peer(
         "optax",
         lambda z, x, q: optax.sigmoid_binary_cross_entropy(x, z),
         lambda y, x: optax.softmax_cross_entropy_with_integer_labels(x, y),
+        entropy,
         False,
     )
 
@@ -118,7 +135,13 @@ def torch_peer() -> Peer | None:
         value, slope, curved = second(value, x, lambda s: s.gather(1, y[:, None]))
         return value, slope, np.take_along_axis(curved, y.numpy()[:, None], 1)[:, 0]
 
-    return Peer("PyTorch", sigmoid, softmax, True)
+    def entropy(x):
+        x = tensor(x).requires_grad_()
+        value = torch.distributions.Categorical(logits=x).entropy()
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        return array(value), array(slope)
+
+    return Peer("PyTorch", sigmoid, softmax, entropy, True)
 
 
 def tensorflow_peer() -> Peer | None:
@@ -151,7 +174,15 @@ def tensorflow_peer() -> Peer | None:
         )
         return value, slope, np.take_along_axis(curved, y[:, None], 1)[:, 0]
 
-    return Peer("TensorFlow", sigmoid, softmax, True)
+    def entropy(x):
+        x = tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            log_p = tf.nn.log_softmax(x)
+            value = -tf.reduce_sum(tf.exp(log_p) * log_p, -1)
+        return value.numpy(), tape.gradient(value, x).numpy()
+
+    return Peer("TensorFlow", sigmoid, softmax, entropy, True)
 
 
 PEERS: list[Callable[[], Peer | None]] = [jxent_peer, optax_peer, torch_peer, tensorflow_peer]

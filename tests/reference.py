@@ -143,6 +143,26 @@ def wide_softmax_of_class(y: int, x):
     return value, np.where(others, p, -rest), p * rest
 
 
+def wide_entropy(x, t):
+    """The entropy of rows, its gradient, the product of its Hessian and `t`, and that one's terms.
+
+    These truly cancel: at a leader of six tenths what is left is a hundredth of them.
+    """
+    x, t = np.asarray(x, WIDE), np.asarray(t, WIDE)
+    gap = x.max(-1, keepdims=True) - x
+    odds = np.exp(-gap)
+    leads = np.arange(x.shape[-1]) == odds.argmax(-1)[..., None]
+    rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+    p = odds / (1 + rest)
+    mean_gap = (p * gap).sum(-1, keepdims=True)
+    slope = p * (gap - mean_gap)
+    apart = t - np.where(leads, t, 0).sum(-1, keepdims=True)
+    dev = apart - (p * apart).sum(-1, keepdims=True)
+    curve = dev * (slope - p) - p * (dev * slope).sum(-1, keepdims=True)
+    size = np.abs(dev) * (np.abs(slope) + p) + p * (np.abs(dev * slope)).sum(-1, keepdims=True)
+    return (np.log1p(rest) + mean_gap)[..., 0], slope, curve, size
+
+
 # Wide formulas of whole arrays at any logits: infinite, masked, NaN. Classes are the last axis.
 
 

@@ -22,6 +22,8 @@ BOUNDS = {
     ("softmax ids", "d/dx_label"): 8,
     ("softmax ids", "d/dx_other"): 8,
     ("softmax ids", "d2/dx_label2"): 8,
+    ("entropy", "value"): 8,
+    ("entropy", "d/dx"): 8,
 }
 
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from jxent import _dispatch
 from tests.quick import quick
-from tests.reference import WIDE, ulps
+from tests.reference import ulps, wide_entropy
 from tests.test_linear import products
 
 inf, nan = np.inf, np.nan
@@ -24,26 +24,6 @@ FIELDS = ("log_prob", "entropy", "log_normalizer")
 IDENTITY = np.eye(5, dtype=np.float32)
 
 # Digits, against long double.
-
-
-def truth(x, t):
-    """The entropy of rows, its gradient, the product of its Hessian and `t`, and that one's terms.
-
-    These truly cancel: at a leader of six tenths what is left is a hundredth of them.
-    """
-    x, t = np.asarray(x, WIDE), np.asarray(t, WIDE)
-    gap = x.max(-1, keepdims=True) - x
-    odds = np.exp(-gap)
-    leads = np.arange(x.shape[-1]) == odds.argmax(-1)[..., None]
-    rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
-    p = odds / (1 + rest)
-    mean_gap = (p * gap).sum(-1, keepdims=True)
-    slope = p * (gap - mean_gap)
-    apart = t - np.where(leads, t, 0).sum(-1, keepdims=True)
-    dev = apart - (p * apart).sum(-1, keepdims=True)
-    curve = dev * (slope - p) - p * (dev * slope).sum(-1, keepdims=True)
-    size = np.abs(dev) * (np.abs(slope) + p) + p * (np.abs(dev * slope)).sum(-1, keepdims=True)
-    return (np.log1p(rest) + mean_gap)[..., 0], slope, curve, size
 
 
 def confident_rows(spread, rows=64, classes=33, seed=0):
@@ -71,7 +51,7 @@ def test_the_entropy_keeps_its_digits(platform, spread):
     with _dispatch.as_on(platform):
         value, slope, curve = jax.jit(program)(x, t)
     jax.clear_caches()
-    right = truth(x, t)
+    right = wide_entropy(x, t)
     # A difference of logits is rounded: an error of |gap| units in each term.
     assert np.max(ulps(value, right[0], np.float32)) <= 8 + spread / 2
     for got, wanted, size in ((slope, right[1], right[1]), (curve, right[2], right[3])):
@@ -220,7 +200,7 @@ def test_a_temperature_may_be_traced_and_differentiated(form):
     traced, slope = jax.jvp(entropy, (jnp.float32(3.7),), (jnp.float32(1),))
     np.testing.assert_allclose(entropy(3.7), traced, rtol=3e-6)
     scaled = np.asarray(x, np.float64) / 3.7
-    right = truth(scaled, 0 * scaled)
+    right = wide_entropy(scaled, 0 * scaled)
     np.testing.assert_allclose(traced, right[0].astype(float), rtol=2e-5)
     by_temperature = (right[1] * -scaled / 3.7).sum(-1).astype(float)
     np.testing.assert_allclose(slope, by_temperature, rtol=2e-5)
