@@ -123,13 +123,20 @@ def softmax_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
 
 
 def entropy_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
-    """Errors of the entropy of one peer's prediction; of the gradient, by its row's largest."""
+    """Errors of the entropy of one peer's prediction; of the gradient, by its row's largest term.
+
+    It is a difference of two, p (max x - x) and p times their sum.
+    """
     found = []
     for sample in softmax_samples(dtype, rows):
         if sample.kind.endswith("wrong"):  # the same logits as right
             continue
         value, slope, *_ = reference.wide_entropy(sample.logits, np.zeros_like(sample.logits))
-        largest = np.abs(slope).max(-1, keepdims=True)
+        gap = sample.logits.max(-1, keepdims=True) - np.asarray(sample.logits, np.longdouble)
+        p = np.exp(-gap)
+        p /= p.sum(-1, keepdims=True)
+        terms = p * (gap + (p * gap).sum(-1, keepdims=True))
+        largest = terms.max(-1, keepdims=True)
         got = peer.entropy(sample.logits)
         record = partial(_errors, "entropy", sample.kind, peer=peer.name, dtype=dtype)
 

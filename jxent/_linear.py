@@ -17,6 +17,7 @@ def linear_sparse_softmax_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -42,6 +43,9 @@ def linear_sparse_softmax_cross_entropy(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
+      focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
+        the label, so that well classified examples count little; z-loss is not. Not with
+        `label_smoothing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -81,6 +85,7 @@ def linear_sparse_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        focusing=focusing,
     )
     sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
@@ -173,6 +178,8 @@ def linear_sparse_sigmoid_cross_entropy(
     pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -199,6 +206,10 @@ def linear_sparse_sigmoid_cross_entropy(
         Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -239,6 +250,8 @@ def linear_sparse_sigmoid_cross_entropy(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_sigmoid_cross_entropy"):
@@ -254,6 +267,8 @@ def linear_sigmoid_cross_entropy(
     pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -278,6 +293,10 @@ def linear_sigmoid_cross_entropy(
         Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -319,6 +338,8 @@ def linear_sigmoid_cross_entropy(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sigmoid_cross_entropy"):

@@ -312,3 +312,25 @@ def _label_slopes_jvp(
     )
     change = known * _change(classes, (x, normalizer), (dx, dnormalizer))
     return label_slopes(classes, smoothing, *primals), change
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def label_loss(
+    classes: Classes,
+    x: Float[Array, "..."],
+    ids: Integer[Array, "..."],
+    normalizer: LabelNormalizer,
+) -> Array:
+    """-log p of the label, unsmoothed, which is known; `x` is there to be differentiated."""
+    return normalizer.loss
+
+
+# Of whole rows: there is no moment for what a block of classes would need of the others.
+@label_loss.defjvp
+def _label_loss_jvp(
+    classes: Classes,
+    primals: tuple[Array, Array, LabelNormalizer],
+    tangents: tuple[Array, Any, LabelNormalizer],
+) -> tuple[Array, Array]:
+    slopes = label_slopes(classes, 0.0, *primals)
+    return label_loss(classes, *primals), classes.sum(slopes * tangents[0])

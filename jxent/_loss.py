@@ -77,6 +77,10 @@ class ByClasses(Summed, Protocol):
     def independent(self) -> bool:
         """Whether each class has its loss too from its own logit alone."""
 
+    @property
+    def curves_by_classes(self) -> bool:
+        """Whether a block's second derivatives can be told from it and the `moment`."""
+
     def labels_of(self, block: Block, labels: Array) -> Array:
         """The labels of a block of classes."""
 

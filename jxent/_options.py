@@ -46,6 +46,8 @@ _LARGEST = float(np.finfo(np.float64).max)
 OPTIONS = {
     "label_smoothing": Option(0.0, 0, 1, "[0, 1]"),
     "z_loss": Option(0.0, 0, _LARGEST, "[0, inf)"),
+    "focusing": Option(0.0, 0, _LARGEST, "[0, inf)"),
+    "negative_focusing": Option(None, 0, _LARGEST, "[0, inf), or None for that of `focusing`"),
     "logit_softcap": Option(
         None, 1 / _LARGEST, _LARGEST, "(0, inf), a positive number, or None for no cap"
     ),
@@ -114,6 +116,16 @@ WORDS: dict[str, tuple[str, ...]] = {
         "A positive number c: the logits become c tanh(logits / c), after the bias.",
         "A positive number c: the logits become c tanh(logits / c), after the bias. A class at "
         "-inf stays ruled out.",
+    ),
+    "focusing": (
+        "A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that is "
+        "given to what the label says, so that well classified ones count little.",
+        "A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of the "
+        "label, so that well classified examples count little; z-loss is not. Not with "
+        "`label_smoothing`.",
+    ),
+    "negative_focusing": (
+        "Another power for the term of negative labels, 1 - z; None for that of `focusing`.",
     ),
     "pos_weight": (
         "The factor q on positive labels: a number, or an array that broadcasts to the logits, "

@@ -90,7 +90,7 @@ def change(
     moving: Operands,
 ) -> Array:
     """The tangent of the losses."""
-    if isinstance(blocks, ClassCut):
+    if isinstance(blocks, ClassCut) and cast(ByClasses, member).curves_by_classes:
         return _change_by_classes(cast(ByClasses, member), blocks, known, operands, moving)
     blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
     return _change_by_examples(member, blocks, values, known, operands, moving)

@@ -3,6 +3,7 @@
 Each class is a yes-or-no question of its own: a picture may show a dog and an elephant.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -18,24 +19,43 @@ from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
+from jxent._terms import finite_term, sigmoid, softplus, term, term_slope
+
+
+class _Focused:
+    """The powers by which the terms of present and of absent classes are focused."""
+
+    focusing: float
+    negative_focusing: float | None
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Of present classes, of absent ones."""
+        absent = self.focusing if self.negative_focusing is None else self.negative_focusing
+        return self.focusing, absent
 
 
 @dataclass(frozen=True)
-class Sigmoid(Options):
+class Sigmoid(_Focused, Options):
     """Independent classes, dense labels: the member that `_loss` differentiates."""
 
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
     axis = None
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         x = softcap(widen(logits), self.logit_softcap)
-        return class_losses(self.smoothed(labels, x.dtype), pos_weight, x), None
+        z = self.smoothed(labels, x.dtype)
+        if any(self.powers):
+            return focused_losses(self.powers, z, pos_weight, x), None
+        return class_losses(z, pos_weight, x), None
 
     def total(self, ndim: int) -> "SigmoidSum":
         """The member that gives the sum of all these losses."""
         axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
-        return SigmoidSum(Classes(axes), self.label_smoothing, self.logit_softcap)
+        return SigmoidSum(Classes(axes), **vars(self))
 
     def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
@@ -43,7 +63,12 @@ class Sigmoid(Options):
         z = self.smoothed(labels, x.dtype)
         positive = z if pos_weight is None else pos_weight * z
         capped = softcap(x, self.logit_softcap)
-        return _slope(1 - z, positive, capped) * softcap_slope(x, self.logit_softcap)
+        if any(self.powers):
+            present, absent = self.powers
+            slope = (1 - z) * term_slope(absent, capped) - positive * term_slope(present, -capped)
+        else:
+            slope = _slope(1 - z, positive, capped)
+        return slope * softcap_slope(x, self.logit_softcap)
 
     def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, pos_weight = data
@@ -54,10 +79,14 @@ class Sigmoid(Options):
         if dlogits is not None:
             change += self.gradient(data, statistics) * widen(dlogits)
         if dlabels is not None:
-            change += (1 - self.label_smoothing) * _label_slope(x, q) * widen(dlabels)
+            slope = _label_slope(x, q)
+            if any(self.powers):
+                present, absent = self.powers
+                slope = q * finite_term(present, -x) - finite_term(absent, x)
+            change += (1 - self.label_smoothing) * slope * widen(dlabels)
         if dpos_weight is not None:
             z = self.smoothed(labels, x.dtype)
-            change += z * _finite_softplus(-x) * dpos_weight
+            change += z * finite_term(self.focusing, -x) * dpos_weight
         return change
 
     def smoothed(self, labels: Array, dtype: DTypeLike) -> Array:
@@ -68,18 +97,21 @@ class Sigmoid(Options):
 
 
 @dataclass(frozen=True)
-class SigmoidSum(Options):
+class SigmoidSum(_Focused, Options):
     """The sum over independent classes, dense labels: a member of one loss an example."""
 
     classes: Classes
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
 
     @property
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
     independent = True
+    curves_by_classes = True
 
     @property
     def whole(self) -> "SigmoidSum":
@@ -91,7 +123,8 @@ class SigmoidSum(Options):
     @property
     def each(self) -> Sigmoid:
         """The member of one loss a class."""
-        return Sigmoid(self.label_smoothing, self.logit_softcap)
+        options = {name: value for name, value in vars(self).items() if name != "classes"}
+        return Sigmoid(**options)
 
     def losses(
         self,
@@ -135,12 +168,16 @@ def weighted_class_losses(
 ) -> Array:
     """The losses of all classes times their weights."""
     x = softcap(widen(logits), member.logit_softcap)
-    each = class_losses.plain(member.each.smoothed(labels, x.dtype), pos_weight, x)
+    z = member.each.smoothed(labels, x.dtype)
+    if any(member.powers):
+        each = focused_losses(member.powers, z, pos_weight, x)
+    else:
+        each = class_losses.plain(z, pos_weight, x)
     return each if weights is None else _loss.weigh(weights, each)
 
 
 @dataclass(frozen=True)
-class SparseSigmoid(Options):
+class SparseSigmoid(_Focused, Options):
     """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
 
     In terms of v, which is -x for the listed classes and x for the others, every class has the
@@ -151,12 +188,15 @@ class SparseSigmoid(Options):
     classes: Classes
     label_smoothing: float = 0.0
     logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
 
     @property
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
     independent = True
+    curves_by_classes = True
 
     @property
     def whole(self) -> "SparseSigmoid":
@@ -170,9 +210,10 @@ class SparseSigmoid(Options):
         listed = listed_classes(self.classes, labels, x)
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -x, x)
-        losses = _softplus(v) if a is None else zero_times(a, _softplus(v))
+        own = self._by_label(term, listed, v)
+        losses = own if a is None else zero_times(a, own)
         if b is not None:
-            losses += zero_times(b, _softplus(-v))
+            losses += zero_times(b, self._by_label(term, ~listed, -v))
         total = self.classes.total(losses)
         return jnp.where(self._in_range(labels, x), total, jnp.nan), None
 
@@ -184,9 +225,12 @@ class SparseSigmoid(Options):
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -capped, capped)
         if a is None:
-            slope = _sigmoid(v)
+            slope = self._by_label(term_slope, listed, v)
         elif b is None:
-            slope = a * _sigmoid(v)
+            slope = a * self._by_label(term_slope, listed, v)
+        elif any(self.powers):
+            slope = a * self._by_label(term_slope, listed, v)
+            slope -= b * self._by_label(term_slope, ~listed, -v)
         else:
             slope = _slope(a, b, v)
         slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
@@ -208,8 +252,17 @@ class SparseSigmoid(Options):
             )
             in_range = _mesh.filled(self._in_range(labels, x)[..., None], x)
             positive = jnp.where(in_range, positive, jnp.nan)
-            change += positive * _finite_softplus(-x) * dpos_weight
+            change += positive * finite_term(self.focusing, -x) * dpos_weight
         return self.classes.total(change)
+
+    def _by_label(
+        self, function: Callable[[float, Array], Array], listed: Array, v: Array
+    ) -> Array:
+        """A function of a power and `v`, with the power of listed classes and of the others."""
+        present, absent = self.powers
+        if present == absent:
+            return function(present, v)
+        return jnp.where(listed, function(present, v), function(absent, v))
 
     def _factors(
         self, listed: Array, x: Array, pos_weight: Array | None
@@ -263,21 +316,18 @@ def read_again(ids: Integer[Array, "*batch ids"]) -> Integer[Array, "*batch ids"
 def class_losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - z) softplus(x) + q z softplus(-x), in terms that do not cancel for z in [0, 1]."""
     positive = z if q is None else q * z
-    loss = zero_times(1 - z, _softplus(x)) + zero_times(positive, _softplus(-x))
+    loss = zero_times(1 - z, softplus(x)) + zero_times(positive, softplus(-x))
     return jnp.where(jnp.isnan(x), x, loss)
 
 
-@jax.custom_jvp
-def _sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return 1 / (1 + exp(-x))
-
-
-# sigmoid(x) sigmoid(-x), never sigmoid(x) (1 - sigmoid(x)).
-@_sigmoid.defjvp
-def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (t,) = primals, tangents
-    value = _sigmoid(x)
-    return value, value * _sigmoid(-x) * t
+def focused_losses(
+    powers: tuple[float, float], z: Array, q: Array | None, x: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """The same of focused terms."""
+    present, absent = powers
+    positive = z if q is None else q * z
+    loss = zero_times(1 - z, term(absent, x)) + zero_times(positive, term(present, -x))
+    return jnp.where(jnp.isnan(x), x, loss)
 
 
 @jax.custom_jvp
@@ -300,25 +350,9 @@ def _slope_jvp(
     primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
     (negative, positive, x), (dnegative, dpositive, dx) = primals, tangents
-    change = (negative + positive) * (_sigmoid(x) * _sigmoid(-x)) * dx
-    change += dnegative * _sigmoid(x) - dpositive * _sigmoid(-x)
+    change = (negative + positive) * (sigmoid(x) * sigmoid(-x)) * dx
+    change += dnegative * sigmoid(x) - dpositive * sigmoid(-x)
     return _slope(negative, positive, x), change
-
-
-def _softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jnp.maximum(x, 0) + log1p(exp(-jnp.abs(x)))
-
-
-@jax.custom_jvp
-def _finite_softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """softplus(x), and 0 where that is infinite: a factor of tangents, which may be 0."""
-    return jnp.where(jnp.isinf(x), 0, _softplus(x))
-
-
-@_finite_softplus.defjvp
-def _finite_softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (t,) = primals, tangents
-    return _finite_softplus(x), _sigmoid(x) * t
 
 
 @jax.custom_jvp
@@ -333,5 +367,5 @@ def _label_slope_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (x, q), (dx, dq) = primals, tangents
-    change = dq * _finite_softplus(-x) - (q * _sigmoid(-x) + _sigmoid(x)) * dx
+    change = dq * finite_term(0.0, -x) - (q * sigmoid(-x) + sigmoid(x)) * dx
     return _label_slope(x, q), change

@@ -14,6 +14,7 @@ from jxent import _logsumexp, _statistics
 from jxent._arithmetic import largest_id, log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
+from jxent._focal import focused, focused_slope
 from jxent._logsumexp import LabelNormalizer, Moment
 from jxent._loss import Data, Parts, Tangents
 from jxent._mesh import Classes
@@ -120,8 +121,22 @@ class Softmax(_Exclusive):
 class SparseSoftmax(_Exclusive):
     """Exclusive classes, ids: the member that `_loss` differentiates."""
 
+    focusing: float = 0.0
     _has_ids = True
     independent = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.focusing and self.label_smoothing:
+            raise ValueError(
+                "focusing must be 0 where labels are smoothed, got "
+                f"{self.focusing} with label_smoothing={self.label_smoothing}"
+            )
+
+    @property
+    def curves_by_classes(self) -> bool:
+        """A focused slope depends on its example's loss, so on all blocks."""
+        return not self.focusing
 
     @property
     def whole(self) -> "SparseSoftmax":
@@ -140,6 +155,8 @@ class SparseSoftmax(_Exclusive):
             statistics = _statistics.label_statistics_and_prediction
         normalizer = statistics(self.classes, self.label_smoothing, x, ids)
         loss = normalizer.loss
+        if self.focusing:
+            loss = focused(self.focusing, loss)
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
         in_range = self._in_range(labels, x)
@@ -149,15 +166,19 @@ class SparseSoftmax(_Exclusive):
 
         scale, complement = normalizer.scale, normalizer.complement
         loss, scale, complement = map(known, (loss, scale, complement))
+        if self.has_aux or self.focusing:
+            normalizer = normalizer._replace(loss=known(normalizer.loss))
         if normalizer.right is not None:
-            right = known(normalizer.right, 0.0)
-            normalizer = normalizer._replace(loss=known(normalizer.loss), right=right)
+            normalizer = normalizer._replace(right=known(normalizer.right, 0.0))
         normalizer = normalizer._replace(scale=scale, complement=complement)
         return jnp.squeeze(loss, self.axis), normalizer
 
     def parts(self, normalizer: LabelNormalizer) -> Parts:
         """What the losses are made of."""
-        return self._parts(normalizer.loss, normalizer.log_normalizer, normalizer.right)
+        loss = normalizer.loss
+        if self.focusing:
+            loss = focused(self.focusing, loss)
+        return self._parts(loss, normalizer.log_normalizer, normalizer.right)
 
     def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data
@@ -165,6 +186,9 @@ class SparseSoftmax(_Exclusive):
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
         ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
         slope = _logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
+        if self.focusing:
+            loss = _logsumexp.label_loss(self.classes, x, ids, statistics)
+            slope *= focused_slope(self.focusing, loss)
         if self.z_loss:
             p = _logsumexp.probabilities(x, statistics, self.classes)
             slope += self._z_slope(x, p, statistics.log_normalizer, statistics.moment)

@@ -13,6 +13,8 @@ def sigmoid_cross_entropy_with_logits(
     labels: Float[ArrayLike, "*shape"],
     logits: Float[ArrayLike, "*shape"],
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     name: str | None = None,
 ) -> Float[Array, "*shape"]:
     r"""Surprise, in nats, of each label under the sigmoid of its logit: independent classes.
@@ -27,6 +29,10 @@ def sigmoid_cross_entropy_with_logits(
         Values outside [0, 1] are computed as the formula says.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -47,7 +53,9 @@ def sigmoid_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
-    member = _sigmoid.Sigmoid(logit_softcap=logit_softcap)
+    member = _sigmoid.Sigmoid(
+        logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
+    )
     with _checks.scope(name, "sigmoid_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)
 
@@ -58,6 +66,8 @@ def weighted_cross_entropy_with_logits(
     logits: Float[ArrayLike, "*shape"],
     pos_weight: Numbers,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     name: str | None = None,
 ) -> Float[Array, "*shape"]:
     r"""Sigmoid cross-entropy, in nats, whose positive labels count `pos_weight` times.
@@ -74,6 +84,10 @@ def weighted_cross_entropy_with_logits(
         logits, `[classes]` for one a class. Differentiable. A negative one is computed as the
         formula says.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -97,7 +111,9 @@ def weighted_cross_entropy_with_logits(
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = _sigmoid.Sigmoid(logit_softcap=logit_softcap)
+    member = _sigmoid.Sigmoid(
+        logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
+    )
     with _checks.scope(name, "weighted_cross_entropy_with_logits"):
         return _call.each(member, labels, logits, factor)
 
@@ -109,6 +125,8 @@ def sparse_sigmoid_cross_entropy_with_logits(
     pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
@@ -129,6 +147,10 @@ def sparse_sigmoid_cross_entropy_with_logits(
         logits, `[classes]` for one a class. Differentiable.
       label_smoothing: The share s, in [0, 1], by which labels move towards 1/2.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -161,6 +183,8 @@ def sparse_sigmoid_cross_entropy_with_logits(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with _checks.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
         return _call.each(member, labels, logits, factor)
@@ -234,6 +258,7 @@ def sparse_softmax_cross_entropy_with_logits(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "..."]:
@@ -257,6 +282,9 @@ def sparse_softmax_cross_entropy_with_logits(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
         stays ruled out.
+      focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
+        the label, so that well classified examples count little; z-loss is not. Not with
+        `label_smoothing`.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -288,6 +316,7 @@ def sparse_softmax_cross_entropy_with_logits(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        focusing=focusing,
     )
     with _checks.scope(name, "sparse_softmax_cross_entropy_with_logits"):
         return _call.each(member, labels, logits)

@@ -155,6 +155,12 @@ FLOOR_1 = (
     _floor_1("sparse", *SPARSE, (2, 5), " all", labels="ids", options=CAP | Z | SMOOTH),
 )
 
+FOCUS = {"focusing": 1.5, "negative_focusing": 2.0}
+FOCUSED: tuple[Case, ...] = (
+    _floor_1("weighted", *WEIGHTED, (3, 5), " focused", axis=None, pos_weight=(5,), options=FOCUS),
+    _floor_1("sparse", *SPARSE, (3, 5), " focused", labels="ids", options=Z | {"focusing": 0.7}),
+)
+
 FLOOR_3 = (
     _floor_3(
         "sigmoid", losses.sigmoid_cross_entropy, reference.sigmoid, (3, 5),
@@ -192,7 +198,7 @@ FLOOR_3 = (
 
 
 SPARSE_SIGMOID = (jxent.sparse_sigmoid_cross_entropy_with_logits, reference.sparse_sigmoid)
-LINEAR = {
+LINEAR: dict[str, tuple[Callable[..., Any], str]] = {
     "sparse_softmax": (reference.sparse_softmax, "ids"),
     "softmax": (reference.softmax, "dense"),
     "sparse_sigmoid": (reference.sparse_sigmoid, "lists"),
@@ -276,6 +282,16 @@ LINEAR_LOSSES = (
             pos_weight=(5,), options=CAP),
 )  # fmt: skip
 
+FOCUSED += (
+    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), " focused", labels="lists",
+             pos_weight=(5,), options=FOCUS | SMOOTH),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " focused", options=Z | {"focusing": 2.0}),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " focused", "weighted_mean", weights=(3,),
+            options=CAP | {"focusing": 1.5}),
+    _linear("sigmoid", (7, 5), 3, 3, " focused", "weighted_sum", weights=(7,), pos_weight=(),
+            options=FOCUS | SMOOTH),
+)  # fmt: skip
+
 
 def _statistics(field, shape, features=None, axis=-1, **kwargs):
     """One field of what a softmax predicts; with features, from a projection."""
@@ -310,4 +326,4 @@ STATISTICS = (
     _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=WARM | CAP),
 )
 
-CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS
+CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED

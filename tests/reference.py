@@ -46,13 +46,17 @@ def capped(x, cap):
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
-def sigmoid(labels, logits, pos_weight=1.0, label_smoothing=0.0, logit_softcap=None):
+def sigmoid(
+    labels, logits, pos_weight=1.0, label_smoothing=0.0, logit_softcap=None, focusing=0.0,
+    negative_focusing=None,
+):  # fmt: skip
     z = labels.astype(logits.dtype) * (1 - label_smoothing) + label_smoothing / 2
     x = capped(logits, logit_softcap)
     pos_weight = jnp.broadcast_to(pos_weight, logits.shape).astype(logits.dtype)
-    return -(pos_weight * z * jnp.log(1 / (1 + jnp.exp(-x)))) - (1 - z) * jnp.log(
-        1 / (1 + jnp.exp(x))
-    )
+    p = 1 / (1 + jnp.exp(-x))
+    absent = focusing if negative_focusing is None else negative_focusing
+    present = -(pos_weight * z * (1 - p) ** focusing * jnp.log(p))
+    return present - (1 - z) * p**absent * jnp.log(1 / (1 + jnp.exp(x)))
 
 
 def softmax(labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
@@ -63,9 +67,11 @@ def softmax(labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_soft
     return loss + z_loss * jnp.squeeze(log_normalizer, axis) ** 2
 
 
-def sparse_softmax(labels, logits, axis=-1, **options):
+def sparse_softmax(labels, logits, axis=-1, focusing=0.0, z_loss=0.0, **options):
     onehot = jax.nn.one_hot(labels, logits.shape[axis], axis=axis, dtype=logits.dtype)
-    return softmax(onehot, logits, axis, **options)
+    loss = softmax(onehot, logits, axis, **options)
+    beside = softmax(onehot, logits, axis, z_loss=z_loss, **options) - loss
+    return (1 - jnp.exp(-loss)) ** focusing * loss + beside
 
 
 def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=None):

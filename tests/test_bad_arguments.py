@@ -15,9 +15,9 @@ X = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
 GOOD = {
     "logits": X, "losses": X, "inputs": X, "kernel": np.ones((3, 3), np.float32),
     "bias": np.zeros(3, np.float32), "weights": 1.0, "pos_weight": 2.0, "label_smoothing": 0.1,
-    "z_loss": 0.1, "logit_softcap": 5.0, "block_size": 2, "class_block_size": None, "axis": -1,
-    "axis_name": None, "temperature": 2.0, "has_aux": False, "name": "head", "scope": "head",
-    "reduction": "weighted_mean",
+    "z_loss": 0.1, "logit_softcap": 5.0, "focusing": 0.0, "negative_focusing": 2.0, "block_size": 2,
+    "class_block_size": None, "axis": -1, "axis_name": None, "temperature": 2.0, "has_aux": False,
+    "name": "head", "scope": "head", "reduction": "weighted_mean",
 }  # fmt: skip
 DENSE, IDS, LISTS = np.full((2, 3), 0.5, np.float32), np.array([2, 0]), np.array([[2, -1], [0, 1]])
 FUNCTIONS = {
@@ -48,7 +48,7 @@ def is_labels(argument):
 
 
 FLOATING = ("logits", "losses", "inputs", "kernel")
-NUMBERS = ("label_smoothing", "z_loss", "logit_softcap")
+NUMBERS = ("label_smoothing", "z_loss", "logit_softcap", "focusing", "negative_focusing")
 OPTIONS = (
     *NUMBERS,
     "block_size",

@@ -23,7 +23,7 @@ LEVELS = (  # a room imports from lower levels only
     ("_options",),
     ("_checks",),
     ("_mesh",),
-    ("_logsumexp", "_loss"),
+    ("_logsumexp", "_loss", "_terms", "_focal"),
     ("_statistics",),
     ("_sigmoid", "_softmax", "_operands"),
     ("_projection", "_prediction"),

@@ -19,6 +19,8 @@ def linear_sparse_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -52,6 +54,10 @@ def linear_sparse_sigmoid_cross_entropy(
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -93,6 +99,8 @@ def linear_sparse_sigmoid_cross_entropy(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with _checks.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced_projection(
@@ -118,6 +126,8 @@ def linear_sigmoid_cross_entropy(
     label_smoothing: float = 0.0,
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -149,6 +159,10 @@ def linear_sigmoid_cross_entropy(
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias.
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -191,6 +205,8 @@ def linear_sigmoid_cross_entropy(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with _checks.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced_projection(

@@ -22,6 +22,7 @@ def linear_sparse_softmax_cross_entropy(
     label_smoothing: float = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
+    focusing: float = ...,
     block_size: int | None = ...,
     class_block_size: int | None = ...,
     axis_name: str | None = ...,
@@ -42,6 +43,7 @@ def linear_sparse_softmax_cross_entropy(
     label_smoothing: float = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
+    focusing: float = ...,
     block_size: int | None = ...,
     class_block_size: int | None = ...,
     axis_name: str | None = ...,
@@ -61,6 +63,7 @@ def linear_sparse_softmax_cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
@@ -94,6 +97,9 @@ def linear_sparse_softmax_cross_entropy(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
+      focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
+        the label, so that well classified examples count little; z-loss is not. Not with
+        `label_smoothing`.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
@@ -136,6 +142,7 @@ def linear_sparse_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        focusing=focusing,
         has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):

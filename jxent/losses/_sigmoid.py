@@ -17,6 +17,8 @@ def sigmoid_cross_entropy(
     *,
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -38,6 +40,10 @@ def sigmoid_cross_entropy(
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       scope: Names the computation in profiles (`jax.named_scope`).
       reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
 
@@ -68,6 +74,8 @@ def sigmoid_cross_entropy(
     member = _sigmoid.Sigmoid(
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with _checks.scope(scope, "sigmoid_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits, factor)
@@ -81,6 +89,8 @@ def sparse_sigmoid_cross_entropy(
     *,
     pos_weight: Numbers = 1.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
+    negative_focusing: float | None = None,
     axis_name: str | None = None,
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
@@ -106,6 +116,10 @@ def sparse_sigmoid_cross_entropy(
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
       logit_softcap: A positive number c: the logits become c tanh(logits / c).
+      focusing: A power g >= 0: each label's term is multiplied by (1 - p)^g, p the probability that
+        is given to what the label says, so that well classified ones count little.
+      negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
+        `focusing`.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
@@ -139,6 +153,8 @@ def sparse_sigmoid_cross_entropy(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with _checks.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
         return _call.reduced(member, weights, reduction, labels, logits, factor)

@@ -128,6 +128,7 @@ def sparse_softmax_cross_entropy(
     *,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
+    focusing: float = ...,
     axis_name: str | None = ...,
     has_aux: Literal[False] = ...,
     scope: str | None = ...,
@@ -144,6 +145,7 @@ def sparse_softmax_cross_entropy(
     *,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
+    focusing: float = ...,
     axis_name: str | None = ...,
     has_aux: Literal[True],
     scope: str | None = ...,
@@ -159,6 +161,7 @@ def sparse_softmax_cross_entropy(
     *,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
+    focusing: float = 0.0,
     axis_name: str | None = None,
     has_aux: bool = False,
     scope: str | None = None,
@@ -186,6 +189,9 @@ def sparse_softmax_cross_entropy(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
         stays ruled out.
+      focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
+        the label, so that well classified examples count little; z-loss is not. Not with
+        `label_smoothing`.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
@@ -221,6 +227,7 @@ def sparse_softmax_cross_entropy(
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
+        focusing=focusing,
         has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):

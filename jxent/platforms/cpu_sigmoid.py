@@ -13,6 +13,7 @@ from jxent._arithmetic import exp, log1p, widen
 from jxent._dispatch import way
 from jxent._sigmoid import SigmoidSum
 from jxent._softcap import tanh
+from jxent._terms import whole_part
 from jxent.platforms._xla_cpu import (
     attempt,
     by_rows,
@@ -44,7 +45,10 @@ def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
             smoothing = (1 - member.label_smoothing, member.label_smoothing / 2)
             kept, added = own_constants(x.dtype, *smoothing)
             z = kept * z + added
-        losses = _loss_of_finite(z, pos_weight, x)
+        if any(member.powers):
+            losses = _focused_loss_of_finite(member.powers, z, pos_weight, x)
+        else:
+            losses = _loss_of_finite(z, pos_weight, x)
         total = member.classes.total(losses if weights is None else weights * losses)
         return jnp.isfinite(total), total
 
@@ -78,6 +82,26 @@ def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
     positive: Array = jax.lax.optimization_barrier(q) * z
     linear = (one - z) * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
     return linear + (one - z + positive) * rest
+
+
+def _focused_loss_of_finite(
+    powers: tuple[float, float], z: Array, q: Array | None, x: Array
+) -> Array:
+    """As `_sigmoid.focused_losses`, with constants that the gradient does not share."""
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+
+    def softplus(x: Array) -> Array:
+        return jnp.maximum(x, zero) + log1p(exp(-jnp.abs(x)))
+
+    def term(g: float, x: Array) -> Array:
+        whole = whole_part(g)
+        (rest,) = own_constants(x.dtype, whole - g)
+        loss = jax.lax.integer_pow(one / (one + exp(-x)), whole) * softplus(x)
+        return loss if g == whole else loss * exp(rest * softplus(-x))
+
+    present, absent = powers
+    positive: Array = z if q is None else jax.lax.optimization_barrier(q) * z
+    return (one - z) * term(absent, x) + positive * term(present, -x)
 
 
 def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from jxent import _blocks, _mesh, _operands, _prediction, _projection, _sigmoid, _softmax, _total
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
-from jxent._loss import Known, Summed
+from jxent._loss import ByClasses, Known, Summed
 from jxent._mesh import Classes
 from jxent._operands import Operands
 from jxent._prediction import Found, Prediction
@@ -69,9 +69,10 @@ def _classes_pay(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
     return _pay(blocks, rest[-1], products=1)
 
 
-def _classes_pay_each(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
+def _classes_pay_each(member: Summed, blocks: AnyCut, *rest: Any) -> bool:
     """For one loss an example, where both have four products."""
-    return _pay(blocks, rest[-2], products=0)
+    curves = isinstance(member, ByClasses) and member.curves_by_classes
+    return curves and _pay(blocks, rest[-2], products=0)
 
 
 def _pay(blocks: AnyCut, operands: Operands, products: int) -> bool:
