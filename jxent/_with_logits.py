@@ -42,7 +42,7 @@ def sigmoid_cross_entropy_with_logits(
     Raises:
       TypeError: `logits` is not floating, `labels` has another dtype, or an option is not a
         Python value.
-      ValueError: The shapes differ, or `logit_softcap` is not positive.
+      ValueError: The shapes differ, or an option is out of its range.
 
     Examples:
       >>> sigmoid_cross_entropy_with_logits(labels=[1.0, 0.0], logits=[0.0, 2.0])
@@ -50,6 +50,8 @@ def sigmoid_cross_entropy_with_logits(
 
     References:
       TensorFlow, `tf.nn.sigmoid_cross_entropy_with_logits`.
+      Focusing: Lin et al., Focal Loss for Dense Object Detection, 2017; Ridnik et al., Asymmetric
+      Loss for Multi-Label Classification, 2021.
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
@@ -98,7 +100,7 @@ def weighted_cross_entropy_with_logits(
       TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not
         real, or an option is not a Python value.
       ValueError: The shapes of `labels` and `logits` differ, `pos_weight` does not broadcast
-        to them, or `logit_softcap` is not positive.
+        to them, or an option is out of its range.
 
     Examples:
       >>> weighted_cross_entropy_with_logits(
@@ -107,6 +109,8 @@ def weighted_cross_entropy_with_logits(
 
     References:
       TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`.
+      Focusing: Lin et al., Focal Loss for Dense Object Detection, 2017; Ridnik et al., Asymmetric
+      Loss for Multi-Label Classification, 2021.
     """
     logits = _checks.floating("logits", logits)
     labels = _checks.dense_labels(labels, logits)
@@ -174,6 +178,8 @@ def sparse_sigmoid_cross_entropy_with_logits(
 
     References:
       TensorFlow, `tf.nn.weighted_cross_entropy_with_logits`, of the dense labels.
+      Focusing: Lin et al., Focal Loss for Dense Object Detection, 2017; Ridnik et al., Asymmetric
+      Loss for Multi-Label Classification, 2021.
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
@@ -307,6 +313,7 @@ def sparse_softmax_cross_entropy_with_logits(
     References:
       TensorFlow, `tf.nn.sparse_softmax_cross_entropy_with_logits`. Smoothing: Szegedy et al.,
       Rethinking the Inception Architecture, 2016, section 7.
+      Focusing: Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(axis, logits)

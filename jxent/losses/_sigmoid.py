@@ -55,7 +55,7 @@ def sigmoid_cross_entropy(
       TypeError: `logits` is not floating, labels, `weights` or `pos_weight` are not real, or
         an option is not a Python value.
       ValueError: The shapes of labels and logits differ, `weights` or `pos_weight` do not fit
-        them, `weights` is None, `label_smoothing` or `logit_softcap` is out of its range, or
+        them, `weights` is None, an option is out of its range, or
         `reduction` is unknown.
 
     Examples:
