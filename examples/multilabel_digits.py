@@ -272,7 +272,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     params, curve = train(plain, training, options.steps, options.seed, "sigmoid_cross_entropy")
     probabilities = predict(params, held_out)
     rows = [metrics(probabilities, held_out)]
-    others = {f"pos_weight {q:g}": partial(weighted, q) for q in POS_WEIGHTS}
+    others: dict[str, Loss] = {f"pos_weight {q:g}": partial(weighted, q) for q in POS_WEIGHTS}
     others[f"focusing {FOCUSING:g}"] = focused
     for name, loss in others.items():
         other, _ = train(loss, training, shorter, options.seed, name)

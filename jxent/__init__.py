@@ -10,6 +10,12 @@ from importlib.metadata import version as _version
 from jxent import _dispatch
 from jxent import losses as losses
 from jxent import platforms as _platforms  # noqa: F401 - each platform's ways are registered
+from jxent._kl_divergence import (
+    linear_softmax_kl_divergence as linear_softmax_kl_divergence,
+)
+from jxent._kl_divergence import (
+    softmax_kl_divergence_with_logits as softmax_kl_divergence_with_logits,
+)
 from jxent._linear import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
 )

@@ -70,3 +70,23 @@ def gap(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, ".
 def zero_times(a: Array, b: Array) -> Array:
     """The product, and 0 where a is 0: no label, no loss, at an infinite logit too."""
     return jnp.where(a == 0, 0, a * b)
+
+
+@jax.custom_jvp
+def divided_by(temperature: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The quotient, NaN unless the temperature is positive."""
+    # Else a constant's inverse is multiplied by, here and there in one operation with the
+    # subtraction of a maximum, which then equals none of the quotients.
+    temperature = jax.lax.optimization_barrier(temperature)
+    return jnp.where(temperature > 0, x / temperature, jnp.nan)
+
+
+# A logit that is infinite stays so at any temperature.
+@divided_by.defjvp
+def _divided_by_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (temperature, x), (dtemperature, dx) = primals, tangents
+    value = divided_by(temperature, x)
+    finite = divided_by(temperature, jnp.where(jnp.isinf(x), 0, x))
+    return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)

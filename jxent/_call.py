@@ -57,7 +57,7 @@ def each_projected(
     inputs: Array,
     kernel: Array,
     bias: Array | None,
-    parameters: Array | None = None,
+    parameters: Any = None,
 ) -> Array:
     """The losses of floor 2, in float32 at least."""
     _options.in_dtype(member, inputs.dtype)
@@ -121,7 +121,7 @@ def reduced_projection(
     inputs: Array,
     kernel: Array,
     bias: Array | None,
-    parameters: Array | None = None,
+    parameters: Any = None,
 ) -> Any:
     """The losses of a projection, weighted and reduced; beside them what is asked for."""
     batch = inputs.shape[:-1]

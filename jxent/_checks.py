@@ -243,34 +243,59 @@ def weights(
 
 
 def projection(
-    inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
+    inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, of: str = ""
 ) -> tuple[Array, Array, Array | None, tuple[int, ...]]:
-    """The three arrays of a projection, and the shape of its logits."""
-    x, w = floating("inputs", inputs), floating("kernel", kernel)
+    """The three arrays of a projection, and the shape of its logits. `of`: before their names."""
+    x, w = floating(f"{of}inputs", inputs), floating(f"{of}kernel", kernel)
     if w.dtype not in (x.dtype, computing_dtype(x.dtype)):
         wide = "" if x.dtype == computing_dtype(x.dtype) else f", or {computing_dtype(x.dtype)}"
-        raise TypeError(f"kernel must have the dtype of inputs, {x.dtype}{wide}, got {w.dtype}")
+        raise TypeError(
+            f"{of}kernel must have the dtype of {of}inputs, {x.dtype}{wide}, got {w.dtype}"
+        )
     if x.ndim < 1:
-        raise ValueError(f"inputs must be [*batch, features], got shape {x.shape}")
+        raise ValueError(f"{of}inputs must be [*batch, features], got shape {x.shape}")
     if w.ndim != 2:
-        raise ValueError(f"kernel must be [features, classes], got shape {w.shape}")
+        raise ValueError(f"{of}kernel must be [features, classes], got shape {w.shape}")
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
-            "inputs and kernel must be [*batch, features] and [features, classes], got shapes "
-            f"{x.shape} and {w.shape}"
+            f"{of}inputs and {of}kernel must be [*batch, features] and [features, classes], got "
+            f"shapes {x.shape} and {w.shape}"
         )
     if w.shape[1] == 0:
-        raise ValueError(f"kernel must have at least one class, got shape {w.shape}")
-    _static("kernel", w.shape)
+        raise ValueError(f"{of}kernel must have at least one class, got shape {w.shape}")
+    _static(f"{of}kernel", w.shape)
     if bias is not None:
-        bias = array("bias", bias, computing_dtype(x.dtype))
-        _real("bias", bias)
+        bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
+        _real(f"{of}bias", bias)
         if bias.shape != w.shape[1:]:
             raise ValueError(
-                f"bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"
+                f"{of}bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"
             )
         bias = bias.astype(computing_dtype(x.dtype))
     return x, w, bias, (*x.shape[:-1], w.shape[1])
+
+
+def teacher(logits: ArrayLike, like: Array) -> Array:
+    """A teacher's logits, of the shape of the student's; of any floating dtype."""
+    x = floating("teacher_logits", logits)
+    if x.shape != like.shape:
+        raise ValueError(
+            f"teacher_logits must have the shape of logits, {like.shape}, got {x.shape}; nothing "
+            "is broadcast"
+        )
+    return x
+
+
+def same_logits(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
+    """The shapes of the logits of two projections must be one."""
+    if teacher[:-1] != student[:-1]:
+        raise ValueError(
+            f"teacher_inputs must have the batch of inputs, {student[:-1]}, got {teacher[:-1]}"
+        )
+    if teacher[-1] != student[-1]:
+        raise ValueError(
+            f"teacher_kernel must have the classes of kernel, {student[-1]}, got {teacher[-1]}"
+        )
 
 
 def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -66,6 +66,14 @@ class Summed(Member, Capped, Protocol):
 
 
 @runtime_checkable
+class Taught(Summed, Protocol):
+    """A loss whose labels in a block are made from what the projection has in their place."""
+
+    def of_operands(self, labels: Array, parameters: Any) -> tuple[Array, Any]:
+        """Labels and parameters as `losses` takes them."""
+
+
+@runtime_checkable
 class ByClasses(Summed, Protocol):
     """A loss whose gradient, once its statistics are known, may be taken by blocks of classes."""
 

@@ -13,7 +13,7 @@ from jxent import _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Capped, Data
+from jxent._loss import ByClasses, Capped, Data, Taught
 
 
 class Operands(NamedTuple):
@@ -121,7 +121,34 @@ def data_of(member: Capped, operands: Operands) -> Data:
     x = project(operands.inputs, operands.kernel, operands.bias)
     if member.logit_softcap is not None:
         x = uncapped(x)
-    return operands.labels, x, operands.parameters
+    labels, parameters = _own(member, operands.labels, operands.parameters)
+    return labels, x, parameters
+
+
+def _own(member: Capped, labels: Array, parameters: Any) -> tuple[Array, Any]:
+    if isinstance(member, Taught):
+        return member.of_operands(labels, parameters)
+    return labels, parameters
+
+
+def other_tangents(
+    member: Capped, operands: Operands, dlabels: Any, dparameters: Any
+) -> tuple[Any, None, Any]:
+    """Those of a block's data but its logits, linear in those of labels and parameters."""
+    if not isinstance(member, Taught):
+        return dlabels, None, dparameters
+    if not jax.tree.leaves((dlabels, dparameters)):
+        return None, None, None
+    given = (operands.labels, operands.parameters)
+
+    def still(x: Array | None, t: Array | None) -> Array | None:
+        return jnp.zeros_like(x) if t is None and x is not None else t
+
+    moving = jax.tree.map(
+        still, given, (dlabels, dparameters or (None,) * 3), is_leaf=lambda x: x is None
+    )
+    _, (dlabels, dparameters) = jax.jvp(member.of_operands, given, moving)
+    return dlabels, None, dparameters
 
 
 Narrow = tuple[Array, Callable[[Array], Array]]

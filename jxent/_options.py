@@ -48,6 +48,9 @@ OPTIONS = {
     "z_loss": Option(0.0, 0, _LARGEST, "[0, inf)"),
     "focusing": Option(0.0, 0, _LARGEST, "[0, inf)"),
     "negative_focusing": Option(None, 0, _LARGEST, "[0, inf), or None for that of `focusing`"),
+    "teacher_logit_softcap": Option(
+        None, 1 / _LARGEST, _LARGEST, "(0, inf), a positive number, or None for no cap"
+    ),
     "logit_softcap": Option(
         None, 1 / _LARGEST, _LARGEST, "(0, inf), a positive number, or None for no cap"
     ),
@@ -172,9 +175,13 @@ WORDS: dict[str, tuple[str, ...]] = {
         'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
         "reverse mode.",
     ),
+    "teacher_logit_softcap": ("The same of the teacher's logits.",),
     "temperature": (
         "A positive number, which may be traced: divides the float32 logits, after the cap. "
         "Differentiable; NaN comes of one that is not positive.",
+        "A positive number, which may be traced: divides both logits in float32, after the caps. "
+        "Differentiable; NaN comes of one that is not positive. The loss is not multiplied by its "
+        "square.",
     ),
     "has_aux": (
         "True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as "

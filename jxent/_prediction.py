@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
-from jxent._arithmetic import bounded, computing_dtype, largest_id, log1p, widen
+from jxent._arithmetic import bounded, computing_dtype, divided_by, largest_id, log1p, widen
 from jxent._blocks import AnyCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
@@ -75,7 +75,7 @@ class Prediction(Options):
         y = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is not None:
             y = stored(False, y)
-        return y if temperature is None else _divided(y, temperature)
+        return y if temperature is None else divided_by(temperature, y)
 
     def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Found:
         """All of them, and what their derivatives are made of."""
@@ -118,26 +118,6 @@ class Prediction(Options):
         """The ids with the class axis, those out of range replaced by ones in range."""
         ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.classes.count(y)))
         return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
-
-
-@jax.custom_jvp
-def _divided(y: Array, temperature: Array) -> Array:
-    """The quotient, NaN unless the temperature is positive."""
-    # Else a constant's inverse is multiplied by, here and there in one operation with the
-    # subtraction of the maximum, which then equals none of the quotients.
-    temperature = jax.lax.optimization_barrier(temperature)
-    return jnp.where(temperature > 0, y / temperature, jnp.nan)
-
-
-# A logit that is infinite stays so at any temperature.
-@_divided.defjvp
-def _divided_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
-    (y, temperature), (dy, dtemperature) = primals, tangents
-    value = _divided(y, temperature)
-    finite = jnp.where(jnp.isinf(y), 0, y)
-    return value, _divided(dy, temperature) - _divided(finite, temperature) * (
-        dtemperature / temperature
-    )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -31,6 +31,7 @@ from jxent._operands import (
     no_losses,
     of_block,
     once,
+    other_tangents,
     transposed,
 )
 
@@ -115,9 +116,11 @@ def _change_of_block(
     dlabels, dinputs, dkernel, dbias, dparameters = moving
     wide = computing_dtype(inputs.dtype)
     data = data_of(member, operands)
-    dothers = (dlabels, None, dparameters)
     if known.kept is not None:  # a place that is filled up is not
-        data, dothers = _loss.without_dropped(member, known.kept)((data, dothers))
+        clean = _loss.without_dropped(member, known.kept)
+        data, operands = clean(data), operands._replace(labels=clean(operands.labels))
+        dlabels = clean(dlabels)
+    dothers = other_tangents(member, operands, dlabels, dparameters)
     slope = member.gradient(data, known.statistics)
     low, restored = narrowed(slope, kernel.dtype)
     of_kernel = slope

@@ -13,7 +13,7 @@ from jxent import _loss, _mesh, _projection
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Data, Known, Parts, Summed
+from jxent._loss import ByClasses, Data, Known, Parts, Summed, Taught
 from jxent._operands import (
     Operands,
     data_of,
@@ -24,6 +24,7 @@ from jxent._operands import (
     no_losses,
     of_block,
     once,
+    other_tangents,
     project,
 )
 
@@ -58,7 +59,7 @@ def _total_jvp(
     member: Summed, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Any, Any]:
     dweights, moving = _loss.present(tangents)
-    changes = {k: t for k, t in moving._asdict().items() if t is not None}
+    changes = {k: t for k, t in moving._asdict().items() if jax.tree.leaves(t)}
     if dweights is not None:
         changes["weights"] = dweights
     value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
@@ -76,10 +77,11 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 # up, a compiler drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
-    def product(slope: Array, t: Array) -> Array:
-        return jnp.sum(slope.astype(dtype) * t.astype(dtype))
+    def product(t: Array | None, slope: Any) -> Array | None:
+        return None if t is None else jnp.sum(slope.astype(dtype) * t.astype(dtype))
 
-    inner: Array = jax.tree.reduce(jnp.add, jax.tree.map(product, slope, change))
+    products = jax.tree.map(product, change, slope, is_leaf=lambda t: t is None)
+    inner: Array = jax.tree.reduce(jnp.add, products)
     return inner
 
 
@@ -205,8 +207,12 @@ def _slopes_of_block(
 ) -> tuple[_Slopes, _Slopes]:
     """The gradients alone: of a block's own examples or classes, and shared."""
     _, inputs, kernel, _, _ = operands
+    own_labels, own_parameters = data[0], data[2]
+    if isinstance(member, Taught):
+        own_labels, own_parameters = operands.labels, operands.parameters
     if known.kept is not None:
-        data = _loss.without_dropped(member, known.kept)(data)
+        clean = _loss.without_dropped(member, known.kept)
+        data, operands = clean(data), operands._replace(labels=clean(operands.labels))
     # The sum has the type of the values, on every mesh.
     cotangent = weights + jnp.zeros_like(values)
     of_rows, of_shared = _Slopes(), _Slopes()
@@ -224,10 +230,12 @@ def _slopes_of_block(
         # Linear in the tangents, so at any point its transpose is the gradient.
         _, pull = jax.vjp(
             lambda dlabels, dparameters: member.tangent(
-                data, known.statistics, (dlabels, None, dparameters)
+                data,
+                known.statistics,
+                other_tangents(member, operands, dlabels, dparameters),
             ),
-            data[0] if "labels" in wanted else None,
-            data[2] if "parameters" in wanted else None,
+            own_labels if "labels" in wanted else None,
+            own_parameters if "parameters" in wanted else None,
         )
         dlabels, dparameters = pull(cotangent)
         if "labels" in wanted:
@@ -260,7 +268,8 @@ def _by_examples(
 
     def step(sums: _Slopes, rows: Any) -> tuple[_Slopes, Any]:
         values, parts, _, of_rows, of_shared = block(*rows, operands.shared)
-        return jax.tree.map(jnp.add, sums, of_shared), (values, parts, of_rows)
+        sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, of_shared)
+        return sums, (values, parts, of_rows)
 
     start: _Slopes = {
         name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))

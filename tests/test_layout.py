@@ -26,12 +26,13 @@ LEVELS = (  # a room imports from lower levels only
     ("_logsumexp", "_loss", "_terms", "_focal"),
     ("_statistics",),
     ("_sigmoid", "_softmax", "_operands"),
+    ("_divergence",),
     ("_projection", "_prediction"),
     ("_total",),
     ("platforms",),
     ("_reduction",),
     ("_call",),
-    ("_with_logits", "_linear", "_softmax_statistics", "losses"),
+    ("_with_logits", "_linear", "_softmax_statistics", "_kl_divergence", "losses"),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -111,6 +112,8 @@ def test_the_package_says_what_it_exports():
         "SoftmaxStatistics",
         "sparse_softmax_statistics_with_logits",
         "linear_sparse_softmax_statistics",
+        "softmax_kl_divergence_with_logits",
+        "linear_softmax_kl_divergence",
         "sigmoid_cross_entropy_with_logits",
         "weighted_cross_entropy_with_logits",
         "softmax_cross_entropy_with_logits",

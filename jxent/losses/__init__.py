@@ -17,6 +17,12 @@ Array(1.3862944, dtype=float32)
 
 from jxent._reduction import Reduction as Reduction
 from jxent._reduction import SoftmaxAux as SoftmaxAux
+from jxent.losses._kl_divergence import (
+    linear_softmax_kl_divergence as linear_softmax_kl_divergence,
+)
+from jxent.losses._kl_divergence import (
+    softmax_kl_divergence as softmax_kl_divergence,
+)
 from jxent.losses._linear_sigmoid import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
 )

@@ -9,7 +9,7 @@ from jaxtyping import Array
 from jxent import _blocks, _mesh, _operands, _prediction, _projection, _sigmoid, _softmax, _total
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
-from jxent._loss import ByClasses, Known, Summed
+from jxent._loss import ByClasses, Known, Summed, Taught
 from jxent._mesh import Classes
 from jxent._operands import Operands
 from jxent._prediction import Found, Prediction
@@ -45,11 +45,15 @@ def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
 
 
 def _are_fused(member: Summed, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
-    """Not with a cap, which takes the compiler minutes, and no mask of long lists is stored."""
+    """Not with a cap, which takes the compiler minutes, and no mask of long lists is stored.
+
+    Nor where the statistics take several passes over the logits, which then would be.
+    """
     labels = operands.labels
     lists = labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.integer)
     are_long = lists and labels.shape[-1] > LONG
-    return member.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and not are_long
+    fused = not (are_long or isinstance(member, Taught))
+    return member.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and fused
 
 
 @way(_projection.losses_and_known, "tpu", applies=_are_fused)

@@ -1,0 +1,228 @@
+"""The Kullback-Leibler divergence of two softmaxes, of a teacher's logits and a student's.
+
+With p_t and p_s their probabilities and d = log p_s - log p_t, whose mean of e^d under p_t is 1:
+
+    KL = sum p_t (-d) = sum p_t (e^d - 1 - d)
+
+of which no term is negative, where the plain sum cancels to nothing between a student and a
+teacher that agree. d itself is not a difference of two log-probabilities: with a = x_s - x_t, b = a
+less its mean under p_t, and S = sum p_t (e^b - 1 - b), it is b - log1p(S), while the two are near.
+
+    d KL / d y_s = p_s - p_t = p_t expm1(d)        d KL / d y_t = p_t (-d - KL)
+
+for y = x / temperature. What is handed of a row is a cache, whose tangents are 0.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jxent import _logsumexp, _statistics
+from jxent._arithmetic import DIGITS, bounded, divided_by, gap, log1p, widen, zero_times
+from jxent._loss import Data, Tangents
+from jxent._mesh import Classes
+from jxent._operands import project
+from jxent._options import Options
+from jxent._softcap import softcap, softcap_slope
+from jxent._softmax import stored
+
+
+class Rows(NamedTuple):
+    """What is kept of each example, the class axis of size 1."""
+
+    teacher: tuple[Array, Array]  # the pair (max, rest)
+    student: tuple[Array, Array]
+    shift: Array  # x_s - x_t at the teacher's leader
+    mean: Array  # of a, measured from there, under p_t
+    more: Array  # log1p(S); NaN where the two are not near
+    divergence: Array
+
+
+@dataclass(frozen=True)
+class Divergence(Options):
+    """The member that `_loss` differentiates: its labels are the teacher's logits."""
+
+    classes: Classes
+    teacher_logit_softcap: float | None = None
+    logit_softcap: float | None = None
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        return self.classes.axis
+
+    def losses(self, labels: Array, logits: Array, parameters: Array | None) -> tuple[Array, Rows]:
+        rows = self._rows(labels, logits, parameters)
+        return jnp.squeeze(rows.divergence, self.axis), rows
+
+    def gradient(self, data: Data, statistics: Rows) -> Array:
+        _, logits, temperature = data
+        slope, _ = self._slopes(data, statistics)
+        return _per(slope, temperature) * softcap_slope(widen(logits), self.logit_softcap)
+
+    def tangent(self, data: Data, statistics: Rows, tangents: Tangents) -> Array:
+        teacher, logits, temperature = data
+        dteacher, dlogits, dtemperature = tangents
+        of_student, of_teacher = self._slopes(data, statistics)
+        change = jnp.zeros_like(of_student)
+        if dlogits is not None:
+            slope = _per(of_student, temperature)
+            slope *= softcap_slope(widen(logits), self.logit_softcap)
+            change += slope * widen(dlogits)
+        if dteacher is not None:
+            slope = _per(of_teacher, temperature)
+            slope *= softcap_slope(widen(teacher), self.teacher_logit_softcap)
+            change += slope * widen(dteacher)
+        if dtemperature is not None:
+            # Either slope's sum is 0, so that the logits may be measured from anywhere.
+            y_t, y_s, _ = self._scaled(data, statistics.shift)
+            by_log = of_student * _below(statistics.student[0], y_s)
+            by_log += of_teacher * _below(statistics.teacher[0], y_t)
+            change += _per(by_log, temperature) * dtemperature
+        return self.classes.total(change)
+
+    def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
+        x_t = softcap(widen(teacher), self.teacher_logit_softcap)
+        x_s = softcap(widen(logits), self.logit_softcap)
+        x_t = x_t if self.teacher_logit_softcap is None else stored(False, x_t)
+        return x_t, x_s if self.logit_softcap is None else stored(False, x_s)
+
+    def _scaled(self, data: Data, shift: Array) -> tuple[Array, Array, Array]:
+        """Both logits over the temperature, and a, which is subtracted before it is divided."""
+        teacher, logits, temperature = data
+        x_t, x_s = self._capped(teacher, logits)
+        apart = jnp.where(x_s == x_t, 0, x_s - x_t) - shift
+        if temperature is None:
+            return x_t, x_s, apart
+        y_t, y_s, a = (divided_by(temperature, x) for x in (x_t, x_s, apart))
+        return y_t, y_s, a
+
+    def _rows(self, teacher: Array, logits: Array, temperature: Array | None) -> Rows:
+        classes = self.classes
+        x_t, x_s = self._capped(teacher, logits)
+        leader = _statistics.first_largest(classes, x_t)
+        here, there = (_statistics.label_logit(classes, leader, x) for x in (x_s, x_t))
+        shift = here - there
+        shift = jnp.where(jnp.isfinite(shift), shift, 0)
+        y_t, y_s, a = self._scaled((teacher, logits, temperature), shift)
+        pairs = (_logsumexp.pair(y_t, classes), _logsumexp.pair(y_s, classes))
+        p_t, _ = _logsumexp.chances(y_t, *pairs[0], classes)
+        mean = classes.sum(zero_times(p_t, a))
+        b = a - mean
+        excess = classes.sum(zero_times(p_t, _excess(b)))
+        more = jnp.where(excess <= 1, log1p(excess), jnp.nan)
+        rows = Rows(*pairs, shift, mean, more, more)
+        d = _log_ratio(y_t, y_s, a, rows, classes)
+        p_s, _ = _logsumexp.chances(y_s, *pairs[1], classes)
+        far = p_s - p_t - zero_times(p_t, d)
+        near = jnp.abs(d) <= 1
+        terms = jnp.where(near, p_t * _excess(jnp.where(near, d, 0)), far)
+        divergence = classes.sum(terms)
+        # NaN of a row is in its pairs.
+        broken = jnp.isnan(pairs[0][1]) | jnp.isnan(pairs[1][1])
+        return rows._replace(divergence=jnp.where(broken, jnp.nan, divergence))
+
+    def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
+        """The gradient to y of the student and of the teacher."""
+        y_t, y_s, a = self._scaled(data, rows.shift)
+        return (
+            _student_slope(y_t, y_s, a, rows, self.classes),
+            _teacher_slope(y_t, y_s, a, rows, self.classes),
+        )
+
+
+@dataclass(frozen=True)
+class ProjectedDivergence(Divergence):
+    """The same of a teacher's inputs, its kernel and its bias."""
+
+    def of_operands(self, labels: Array, parameters: Any) -> tuple[Array, Array | None]:
+        """The teacher's logits, and the temperature."""
+        temperature, kernel, bias = parameters
+        return project(labels, kernel.astype(labels.dtype), bias), temperature
+
+
+def _per(slope: Array, temperature: Array | None) -> Array:
+    return slope if temperature is None else divided_by(temperature, slope)
+
+
+def _below(row_max: Array, y: Array) -> Array:
+    """Max y - y, 0 at infinity: a factor of slopes that are 0 there."""
+    below = bounded(row_max) - bounded(y)
+    return jnp.where(jnp.isinf(y), 0, below)
+
+
+def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:
+    """e^d - 1 - d: by its series where that cancels."""
+    near = jnp.abs(d) <= 1
+    small = jnp.where(near, d, 0)
+    terms = 12 if jnp.finfo(d.dtype).bits <= 32 else 19
+    series = jnp.ones_like(d)
+    for n in range(terms, 2, -1):
+        series = 1 + small * series / n
+    whole: Array = jax.lax.expm1(d, accuracy=DIGITS) - d
+    return jnp.where(near, jnp.square(small) / 2 * series, whole)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+    """The d above, 0 where both rule a class out."""
+    far = (gap(y_t, rows.teacher[0]) + log1p(rows.teacher[1])) - (
+        gap(y_s, rows.student[0]) + log1p(rows.student[1])
+    )
+    far = jnp.where((y_t == -jnp.inf) & (y_s == -jnp.inf), 0, far)
+    return jnp.where(jnp.isnan(rows.more), far, a - rows.mean - rows.more)
+
+
+# The deviations from the means, each measured from its leader: see `_logsumexp.deviation`.
+@_log_ratio.defjvp
+def _log_ratio_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    dev_t, dev_s, *_ = _deviations(classes, primals, tangents)
+    return _log_ratio(*primals, classes), dev_s - dev_t
+
+
+def _deviations(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array, Array, Array]:
+    """Those of the teacher's and of the student's tangents, and p_t and p_s."""
+    y_t, y_s, _, rows = primals
+    p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
+    p_s, _ = _logsumexp.chances(y_s, *rows.student, classes)
+    (max_t, rest_t), (max_s, rest_s) = rows.teacher, rows.student
+    dev_t = _logsumexp.deviation(p_t, y_t, max_t, rest_t, tangents[0], classes)
+    dev_s = _logsumexp.deviation(p_s, y_s, max_s, rest_s, tangents[1], classes)
+    return dev_t, dev_s, p_t, p_s
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _student_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+    """p_s - p_t, without the cancellation: the larger of the two times -expm1(-|d|)."""
+    d = _log_ratio(y_t, y_s, a, rows, classes)
+    p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
+    p_s, _ = _logsumexp.chances(y_s, *rows.student, classes)
+    part: Array = -jax.lax.expm1(-jnp.abs(d), accuracy=DIGITS)
+    return jnp.where(d < 0, -p_t, p_s) * part
+
+
+@_student_slope.defjvp
+def _student_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    dev_t, dev_s, p_t, p_s = _deviations(classes, primals, tangents)
+    return _student_slope(*primals, classes), p_s * dev_s - p_t * dev_t
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _teacher_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+    """p_t (-d - KL); 0 in a row whose divergence is infinite."""
+    d = _log_ratio(y_t, y_s, a, rows, classes)
+    p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
+    infinite = jnp.isinf(rows.divergence) | jnp.isinf(d)
+    return jnp.where(infinite, 0, p_t * (-d - rows.divergence))
+
+
+@_teacher_slope.defjvp
+def _teacher_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    dev_t, dev_s, p_t, _ = _deviations(classes, primals, tangents)
+    slope = _teacher_slope(*primals, classes)
+    of_student = _student_slope(*primals, classes)
+    dkl = classes.sum(slope * dev_t + of_student * dev_s)
+    return slope, slope * dev_t + p_t * (dev_t - dev_s - dkl)
