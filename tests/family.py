@@ -34,6 +34,7 @@ class Case:
     labels_name: str = "labels"
     pick: Callable[[Any], Any] = lambda result: result  # of several results the one that is meant
     is_wide: bool = False  # in float32 at least, whatever the dtype
+    taught: Callable[[Any], dict] | None = None  # what a teacher's inputs are passed as
 
     def __str__(self):
         return self.name
@@ -42,7 +43,8 @@ class Case:
         """The loss by this function, which another copy of the package may have."""
 
         def loss(*, labels, **arrays):
-            return self.pick(function(**{self.labels_name: labels}, **arrays, **self.passed))
+            given = self.taught(labels) if self.taught else {self.labels_name: labels}
+            return self.pick(function(**given, **arrays, **self.passed))
 
         return loss
 
@@ -98,8 +100,8 @@ def _floor_1(name, function, plain, shape, suffix="", **kwargs):
     axis = kwargs.get("axis", -1)
     placed = dict(options) if axis in (None, -1) else {**options, "axis": axis}
 
-    def loss(**arrays):
-        return function(**arrays, **placed)
+    def loss(*, labels, **arrays):
+        return function(**{kwargs.get("labels_name", "labels"): labels}, **arrays, **placed)
 
     def truth(**arrays):
         return plain(**arrays, **placed)
@@ -326,4 +328,47 @@ STATISTICS = (
     _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=WARM | CAP),
 )
 
+
+def _linear_divergence(shape, features, block_size, reduction=None, **kwargs):
+    """Of two projections; the teacher's inputs stand in the labels' place, its kernel is fixed."""
+    options = kwargs.pop("options", {})
+    passed = {**options, "block_size": block_size}
+    if reduction is not None:
+        passed["reduction"] = reduction
+    name = "linear_softmax_kl_divergence"
+    student = reference.projected(reference.kl_divergence)
+
+    def of_teacher(labels):
+        classes = labels.shape[-1]
+        kernel = jnp.eye(classes) + jnp.eye(classes, k=1) / 2
+        return {"teacher_inputs": labels, "teacher_kernel": kernel.astype(labels.dtype)}
+
+    def loss(*, labels, **arrays):
+        function = getattr(jxent if reduction is None else losses, name)
+        return function(**of_teacher(labels), **arrays, **passed)
+
+    def truth(*, labels, weights=1.0, **arrays):
+        each = student(labels @ of_teacher(labels)["teacher_kernel"], **arrays, **options)
+        return each if reduction is None else reference.reduced(each, weights, reduction)
+
+    title = " ".join(["linear KL", *options, *[reduction] * (reduction is not None)])
+    public = f"jxent.{name}" if reduction is None else f"losses.{name}"
+    return Case(
+        title, public, loss, truth, shape, features=features, options=options, passed=passed,
+        taught=of_teacher, **kwargs,
+    )  # fmt: skip
+
+
+KL = (jxent.softmax_kl_divergence_with_logits, reference.kl_divergence)
+DIVERGENCES = (
+    _floor_1("KL", *KL, (2, 5, 3), " axis 1", axis=-2, labels_name="teacher_logits"),
+    _floor_1("KL", *KL, (3, 5), " all", labels_name="teacher_logits",
+             options=WARM | CAP | {"teacher_logit_softcap": 4.0}),
+    _floor_3("KL", losses.softmax_kl_divergence, reference.kl_divergence, (3, 5),
+             "teacher_logits", "weighted_mean", weights=(3,), options=WARM),
+    _linear_divergence((7, 5), 3, 2, options=CAP),
+    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), bias=True, options=WARM),
+)  # fmt: skip
+
 CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED
+CASES += DIVERGENCES

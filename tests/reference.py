@@ -87,6 +87,19 @@ def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=No
     return jnp.squeeze(log_normalizer, axis)
 
 
+def kl_divergence(
+    labels, logits, axis=-1, temperature=1.0, teacher_logit_softcap=None, logit_softcap=None
+):
+    """Of the softmax of the teacher's logits, which stand in the labels' place."""
+
+    def log_p(x):
+        return x - jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True))
+
+    teacher = log_p(capped(labels, teacher_logit_softcap) / temperature)
+    student = log_p(capped(logits, logit_softcap) / temperature)
+    return jnp.sum(jnp.exp(teacher) * (teacher - student), axis)
+
+
 def sparse_sigmoid(labels, logits, **options):
     """Sum over classes; ids below 0 are padding, repeated ones count once."""
     listed = np.asarray(labels)[..., None] == np.arange(logits.shape[-1])
