@@ -24,7 +24,7 @@ from jxent import (
 )
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
-from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed
+from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed, Taught
 from jxent._operands import Operands
 from jxent._prediction import Prediction, SoftmaxStatistics
 from jxent._reduction import Reduction
@@ -148,7 +148,9 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
     """
     labels, inputs, kernel, bias, parameters = operands
     examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
-    of_examples = _blocks.cut(examples, kernel.shape, sizes.examples)
+    logits = 2 if isinstance(member, Taught) else 1  # the teacher's beside the student's
+    shape = (kernel.shape[0], logits * classes)
+    of_examples = _blocks.cut(examples, shape, sizes.examples)
     if sizes.examples:
         return of_examples
     fewer = isinstance(examples, int) and examples < classes

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp, _statistics
-from jxent._arithmetic import DIGITS, bounded, divided_by, gap, log1p, widen, zero_times
+from jxent._arithmetic import DIGITS, bounded, divided_by, exp, gap, log1p, widen, zero_times
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._operands import project
@@ -112,7 +112,12 @@ class Divergence(Options):
         p_t, _ = _logsumexp.chances(y_t, *pairs[0], classes)
         mean = classes.sum(zero_times(p_t, a))
         b = a - mean
-        excess = classes.sum(zero_times(p_t, _excess(b)))
+        # p_t e^b as one exponential: of a class that the teacher rules out, p_t is 0.
+        offset = bounded(pairs[1][0]) - bounded(pairs[0][0]) - _per(shift, temperature)
+        offset -= mean + log1p(pairs[0][1])
+        whole = exp(offset - gap(y_s, pairs[1][0])) - p_t - zero_times(p_t, b)
+        few = (p_t > 0) & (b <= 1)
+        excess = classes.sum(jnp.where(few, p_t * _excess(jnp.where(few, b, 0)), whole))
         more = jnp.where(excess <= 1, log1p(excess), jnp.nan)
         rows = Rows(*pairs, shift, mean, more, more)
         d = _log_ratio(y_t, y_s, a, rows, classes)
@@ -169,10 +174,9 @@ def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
     """The d above, 0 where both rule a class out."""
-    far = (gap(y_t, rows.teacher[0]) + log1p(rows.teacher[1])) - (
-        gap(y_s, rows.student[0]) + log1p(rows.student[1])
-    )
-    far = jnp.where((y_t == -jnp.inf) & (y_s == -jnp.inf), 0, far)
+    gap_t, gap_s = gap(y_t, rows.teacher[0]), gap(y_s, rows.student[0])
+    far = (gap_t + log1p(rows.teacher[1])) - (gap_s + log1p(rows.student[1]))
+    far = jnp.where(jnp.isinf(gap_t) & jnp.isinf(gap_s), 0, far)
     return jnp.where(jnp.isnan(rows.more), far, a - rows.mean - rows.more)
 
 

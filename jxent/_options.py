@@ -159,6 +159,10 @@ WORDS: dict[str, tuple[str, ...]] = {
         "None takes 2^25 / classes, and at least features / 2: adding to the kernel's gradient "
         "passes over it once a block. Under automatic sharding the shapes seen are the global "
         "ones; pass it there.",
+        "Examples a block. Smaller blocks hold fewer logits, larger ones make faster products. "
+        "None takes 2^24 / classes, and at least features / 2: adding to the kernel's gradient "
+        "passes over it once a block. Under automatic sharding the shapes seen are the global "
+        "ones; pass it there.",
     ),
     "class_block_size": (
         "Classes a block, in place of examples. None, where `block_size` is None too, takes 4 a "

@@ -133,7 +133,7 @@ def linear_softmax_kl_divergence(
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
       block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
-        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        products. None takes 2^24 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal

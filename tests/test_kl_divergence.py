@@ -1,0 +1,319 @@
+"""Distillation: digits, edges, memory, products, meshes."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jxent
+from jxent import _dispatch, losses
+from tests.quick import quick
+from tests.reference import WIDE, ulps
+from tests.test_linear import products
+
+inf, nan = np.inf, np.nan
+KL = jxent.softmax_kl_divergence_with_logits
+
+# Digits, against long double.
+
+
+def truth(teacher, student, temperature):
+    """The divergence, its gradient to the student, and the logarithm of the ratio."""
+
+    def log_p(y):
+        gap = y.max(-1, keepdims=True) - y
+        odds = np.exp(-gap)
+        leads = np.arange(y.shape[-1]) == odds.argmax(-1)[:, None]
+        rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+        return -gap - np.log1p(rest), odds / (1 + rest)
+
+    t = WIDE(temperature)
+    log_t, p_t = log_p(np.asarray(teacher, WIDE) / t)
+    log_s, _ = log_p(np.asarray(student, WIDE) / t)
+    d = log_s - log_t
+    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))
+    excess = np.where(np.abs(d) < 1e-3, series, np.expm1(d) - d)
+    return (p_t * excess).sum(-1), p_t * np.expm1(d) / t, d
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("lead", [0, 20, 60])
+@pytest.mark.parametrize("classes", [10, 1000])
+@pytest.mark.one_in(2)
+def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
+    """From apart by 1e-5, where the divergence is 1e-10, to apart by 10."""
+    rng = np.random.default_rng(0)
+    temperature = np.float32(1.5)
+
+    def program(teacher, student, temperature):
+        def each(student):
+            return KL(teacher_logits=teacher, logits=student, temperature=temperature)
+
+        return each(student), jax.grad(lambda x: each(x).sum())(student)
+
+    jax.clear_caches()
+    program = jax.jit(program)
+    for apart in (1e-5, 1e-3, 0.1, 1.0, 10.0):
+        teacher = rng.standard_normal((32, classes)) * 2
+        teacher[:, 0] += lead
+        student = np.asarray(teacher + apart * rng.standard_normal((32, classes)), np.float32)
+        teacher = np.asarray(teacher, np.float32)
+        with _dispatch.as_on(platform):
+            value, slope = program(teacher, student, temperature)
+        right, of_student, _ = truth(teacher, student, temperature)
+        largest = np.abs(of_student).max(-1, keepdims=True)
+        # A gap of `lead` is rounded, and both rows are: so many units in an exponential.
+        allowed = 16 + lead
+        assert np.max(ulps(value, right, np.float32)) <= allowed
+        assert np.max(ulps(slope, of_student, np.float32, largest)) <= allowed
+        log_t, log_s = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
+        plain = (np.exp(log_t) * (log_t - log_s)).sum(-1)
+        assert np.max(ulps(plain, right, np.float32)) > 1e6 or apart > 1e-3
+    jax.clear_caches()
+
+
+def test_equal_logits_and_their_shift():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
+    np.testing.assert_array_equal(KL(teacher_logits=x, logits=x), 0)
+    slope = jax.grad(lambda x, y: KL(teacher_logits=x, logits=y).sum(), (0, 1))(x, x)
+    np.testing.assert_array_equal(slope, 0)
+    shifted = KL(teacher_logits=jnp.round(x * 8) / 8, logits=jnp.round(x * 8) / 8 + 1024)
+    np.testing.assert_array_equal(shifted, 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision_is_rounded_once(dtype):
+    rng = np.random.default_rng(0)
+    teacher, student = (jnp.asarray(rng.standard_normal((8, 33)), dtype) for _ in range(2))
+    got = KL(teacher_logits=teacher, logits=student)
+    wide = KL(teacher_logits=teacher.astype(jnp.float32), logits=student.astype(jnp.float32))
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(np.float32(got), np.float32(wide.astype(dtype)))
+    # The teacher's may be of another dtype: it is data.
+    mixed = KL(teacher_logits=teacher.astype(jnp.float32), logits=student)
+    np.testing.assert_array_equal(np.float32(mixed), np.float32(got))
+
+
+# Edges.
+
+TEACHER = [[0, 0, -inf], [0, 0, 0], [0, 1, -inf], [nan, 0, 0], [-inf] * 3, [inf, 0, 0], [0, 1, 2]]
+STUDENT = [[0, 0, 0], [0, 0, -inf], [0, 1, -inf], [0, 0, 0], [0, 0, 0], [inf, 0, 0], [0, nan, 2]]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "none"])
+def test_infinite_and_broken_rows(platform):
+    """Ruled out by the teacher: adds p_s; by the student alone: inf; by both: takes no part."""
+
+    @quick
+    def program(teacher, student):
+        def each(teacher, student):
+            return KL(teacher_logits=teacher, logits=student)
+
+        slopes = jax.grad(lambda *x: each(*x).sum(), (0, 1))(teacher, student)
+        return each(teacher, student), slopes
+
+    jax.clear_caches()
+    with _dispatch.as_on(platform):
+        value, (of_teacher, of_student) = program(jnp.array(TEACHER), jnp.array(STUDENT))
+    jax.clear_caches()
+    np.testing.assert_allclose(value, [np.log(1.5), inf, 0, nan, nan, 0, nan], rtol=1e-6)
+    for slope in (of_teacher, of_student):
+        assert np.isfinite(slope[np.array([0, 1, 2, 5])]).all()
+        assert np.isnan(slope[np.array([3, 4, 6])]).any(-1).all()
+    np.testing.assert_allclose(of_student[0], [-1 / 6, -1 / 6, 1 / 3], rtol=1e-6)
+    np.testing.assert_allclose(of_student[1], [1 / 6, 1 / 6, -1 / 3], rtol=1e-6)
+    np.testing.assert_array_equal(of_student[2], 0)
+
+
+def test_weight_0_drops_what_is_broken():
+    weights = np.array([1, 0, 1, 0, 0, 1, 0], np.float32)
+
+    def total(teacher, student):
+        return losses.softmax_kl_divergence(teacher, student, weights, reduction="weighted_mean")
+
+    found = jax.value_and_grad(total, (0, 1))(jnp.array(TEACHER), jnp.array(STUDENT))
+    np.testing.assert_allclose(found[0], np.log(1.5) / 3, rtol=1e-6)
+    assert all(np.isfinite(slope).all() for slope in found[1])
+
+
+def test_weight_0_drops_what_is_broken_of_a_projection():
+    """NaN in a teacher's inputs too, on both floors' reverse modes, whatever is differentiated."""
+    kernel = jnp.eye(3)
+    inputs = jnp.array([[0.0, 1, 2], [1, 0, 0], [2, 0, 1], [nan, 0, 0], [0, 1, 0]])
+    teacher = jnp.array([[0.0, 1, 1], [nan, 0, 0], [1, 0, 1], [1, 0, 0], [0, inf, 0]])
+    weights = jnp.array([1.0, 0, 2, 0, 0])
+
+    def total(reduction, teacher, teacher_kernel, inputs, kernel):
+        found = losses.linear_softmax_kl_divergence(
+            teacher, teacher_kernel, inputs, kernel, weights=weights, reduction=reduction,
+            block_size=2,
+        )  # fmt: skip
+        return jnp.sum(found)
+
+    for reduction in ("weighted_sum", "none"):
+        f = jax.value_and_grad(partial(total, reduction), (0, 1, 2, 3))
+        value, slopes = f(teacher, kernel, inputs, kernel)
+        sound = np.array([0, 2])
+        rest = partial(
+            losses.linear_softmax_kl_divergence, weights=weights[sound], reduction="weighted_sum"
+        )
+        np.testing.assert_allclose(value, rest(teacher[sound], kernel, inputs[sound], kernel))
+        assert all(np.isfinite(slope).all() for slope in slopes), reduction
+
+
+# What it costs.
+
+
+def test_products():
+    """One more than a loss of labels: the teacher's. A frozen teacher costs no other."""
+    operands = tuple(jnp.ones(shape) for shape in ((7, 2), (2, 5), (7, 3), (3, 5)))
+
+    def each(*operands):
+        names = ("teacher_inputs", "teacher_kernel", "inputs", "kernel")
+        return jnp.sum(
+            jxent.linear_softmax_kl_divergence(**dict(zip(names, operands, strict=True)))
+        )
+
+    scalar = losses.linear_softmax_kl_divergence
+    for f, counts in ((scalar, (2, 4, 3, 6)), (each, (2, 6, 4, 8))):
+        found = [
+            len(products(wrapped, *operands))
+            for wrapped in (
+                f, jax.value_and_grad(f, (2, 3)), jax.value_and_grad(f, 3),
+                jax.value_and_grad(f, (0, 1, 2, 3)),
+            )
+        ]  # fmt: skip
+        assert found[:2] == list(counts[:2])
+        assert found[2] <= found[1]
+        assert found[3] <= counts[3]
+
+
+def test_memory():
+    """Both gradients of the student: at most a sixth of what stored logits take."""
+    f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    n, d, c = 4096, 256, 65536
+    operands = f32((n, d)), f32((d, c)), f32((n, d)), f32((d, c))
+
+    def plain(teacher, teacher_kernel, inputs, kernel):
+        log_t, log_s = map(jax.nn.log_softmax, (teacher @ teacher_kernel, inputs @ kernel))
+        return (jnp.exp(log_t) * (log_t - log_s)).sum(-1).mean()
+
+    def each(teacher, teacher_kernel, inputs, kernel):
+        return jxent.linear_softmax_kl_divergence(
+            teacher_inputs=teacher, teacher_kernel=teacher_kernel, inputs=inputs, kernel=kernel
+        ).mean()
+
+    def temporaries(f):
+        compiled = jax.jit(jax.value_and_grad(f, (2, 3))).lower(*operands).compile()
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
+
+    stored = temporaries(plain)
+    assert 6 * temporaries(losses.linear_softmax_kl_divergence) <= stored
+    assert 6 * temporaries(each) <= stored
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_no_product_of_the_student_mixes_dtypes(dtype):
+    """Under a frozen teacher, of another dtype too."""
+    inputs, kernel = jnp.ones((7, 3), dtype), jnp.ones((3, 5), dtype)
+    teacher = jnp.ones((7, 2)), jnp.ones((2, 5))
+    f = jax.value_and_grad(partial(losses.linear_softmax_kl_divergence, *teacher), (0, 1))
+    for master in (kernel, kernel.astype(jnp.float32)):
+        found = products(f, inputs, master)
+        assert len(found) == 4
+        assert all(a == b for a, b in found), found
+
+
+# Meshes.
+
+
+@pytest.mark.eight_devices
+@pytest.mark.xdist_group("eight devices")
+@pytest.mark.parametrize("form", ["", "linear"])
+@pytest.mark.parametrize("kind", ["shard_map", "automatic", "explicit"])
+def test_on_a_mesh(form, kind):
+    """Classes split over one axis, examples over the other: the same numbers as on one device."""
+    rng = np.random.default_rng(0)
+    weights = np.linspace(0, 2, 8, dtype=np.float32)
+    shapes = [(8, 2), (2, 12), (8, 3), (3, 12)] if form else [(8, 12), (8, 12)]
+    operands = tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    rows, columns = P("data", None), P(None, "model")
+    specs = (rows, columns) * 2 if form else (P("data", "model"),) * 2
+    function = losses.linear_softmax_kl_divergence if form else losses.softmax_kl_divergence
+    function = partial(function, temperature=1.5, reduction="weighted_sum")
+    function = partial(function, block_size=2) if form else function
+
+    def program(operands, weights, across=lambda x: x, **options):
+        def total(operands):
+            return across(function(*operands, weights=weights, **options))
+
+        return jax.value_and_grad(total)(operands)
+
+    wanted = program(operands, weights)
+    explicit = kind == "explicit"
+    kinds = (AxisType.Explicit if explicit else AxisType.Auto,) * 2
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=kinds)
+    if kind == "shard_map":
+        split = jax.shard_map(
+            partial(program, across=lambda x: jax.lax.psum(x, "data"), axis_name="model"),
+            mesh=mesh, in_specs=(specs, P("data")), out_specs=(P(), specs),
+        )  # fmt: skip
+        got = jax.jit(split)(operands, weights)
+    else:
+
+        def put(x, spec):
+            return jax.device_put(x, NamedSharding(mesh, spec))
+
+        with jax.set_mesh(mesh):
+            got = jax.jit(program)(tuple(map(put, operands, specs)), put(weights, P("data")))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=1e-5, atol=3e-6), got, wanted
+    )
+
+
+# Wrong arguments.
+
+X = np.zeros((2, 5), np.float32)
+LINEAR: dict[str, Any] = {
+    "teacher_inputs": np.zeros((2, 4), np.float32), "teacher_kernel": np.zeros((4, 5), np.float32),
+    "inputs": np.zeros((2, 3), np.float32), "kernel": np.zeros((3, 5), np.float32),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"teacher_inputs": np.zeros((3, 4), np.float32)}, ValueError, "have the batch of inputs"),
+        ({"teacher_kernel": np.zeros((4, 6), np.float32)}, ValueError, "have the classes of kern"),
+        ({"teacher_kernel": np.zeros((3, 5), np.float32)}, ValueError, "teacher_inputs and teache"),
+        ({"teacher_kernel": np.zeros((4, 5), np.float16)}, TypeError, "teacher_kernel must have"),
+        ({"teacher_kernel": np.zeros((4, 5), int)}, TypeError, "teacher_kernel must be floating"),
+        ({"teacher_bias": np.zeros(4)}, ValueError, "teacher_bias must have one number a class"),
+        ({"teacher_logit_softcap": 0.0}, ValueError, "teacher_logit_softcap must be in"),
+        ({"temperature": 0.0}, ValueError, "temperature must be in"),
+        ({"block_size": 0}, ValueError, "block_size must be at least 1"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_of_projections(changed, error, message):
+    for f in (jxent.linear_softmax_kl_divergence, losses.linear_softmax_kl_divergence):
+        with pytest.raises(error, match=message):
+            f(**{**LINEAR, **changed})
+
+
+def test_wrong_arguments():
+    for f in (KL, losses.softmax_kl_divergence):
+        with pytest.raises(ValueError, match=r"teacher_logits must have the shape of logits, \(2"):
+            f(teacher_logits=X[:, :4], logits=X)
+        with pytest.raises(TypeError, match="teacher_logits must be floating"):
+            f(teacher_logits=X.astype(int), logits=X)
+        with pytest.raises(ValueError, match="logits must have at least one class"):
+            f(teacher_logits=X[:, :0], logits=X[:, :0])
+    with pytest.raises(TypeError, match="positional"):
+        KL(X, X)
