@@ -140,6 +140,9 @@ def _optax(case: Case, labels, *operands_and_weights):
         log_prob = jnp.take_along_axis(log_p, labels[:, None], -1)[:, 0]
         entropy = -(jnp.exp(log_p) * log_p).sum(-1)
         return (-log_prob - BONUS * entropy).mean(), logits.argmax(-1)
+    if case.loss == "KL":
+        log_s, log_t = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, labels))
+        return optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean()
     losses = _optax_each(case, labels, logits)
     if case.option == "z_loss":
         losses += OPTIONS[case.option] * jax.nn.logsumexp(logits, -1) ** 2

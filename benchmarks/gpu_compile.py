@@ -31,6 +31,7 @@ MISSING = (
 IN_BFLOAT16 = (
     Case("sigmoid", 4096, 32768),
     Case("softmax", 4096, 32768),
+    Case("KL", 4096, 32768),
     Case("softmax ids", 4096, 32768),
     Case("softmax ids", 4096, 32768, value_only=True),
     Case("softmax ids", 4096, 32768, option=HAS_AUX),

@@ -14,6 +14,7 @@ from jxent import losses
 SCALARS: dict[str, Callable] = {
     "sigmoid": losses.sigmoid_cross_entropy,
     "softmax": losses.softmax_cross_entropy,
+    "KL": losses.softmax_kl_divergence,  # the teacher's logits in the labels' place
     "sigmoid ids": losses.sparse_sigmoid_cross_entropy,
     "softmax ids": losses.sparse_softmax_cross_entropy,
     "projection, sigmoid": losses.linear_sigmoid_cross_entropy,

@@ -43,6 +43,7 @@ CASES = (
     Case("sigmoid", 4096, 32768, value_only=True),
     Case("softmax", 4096, 32768),
     Case("softmax", 4096, 32768, value_only=True),
+    Case("KL", 4096, 32768),
     Case("softmax ids", 4096, 32768),
     Case("softmax ids", 4096, 32768, value_only=True),
     Case("softmax ids", 4096, 32768, form="each"),

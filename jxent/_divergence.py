@@ -2,11 +2,12 @@
 
 With p_t and p_s their probabilities and d = log p_s - log p_t, whose mean of e^d under p_t is 1:
 
-    KL = sum p_t (-d) = sum p_t (e^d - 1 - d)
+    KL = sum p_t (-d) = log1p(S)        S = sum p_t (e^b - 1 - b)        d = b - KL
 
-of which no term is negative, where the plain sum cancels to nothing between a student and a
-teacher that agree. d itself is not a difference of two log-probabilities: with a = x_s - x_t, b = a
-less its mean under p_t, and S = sum p_t (e^b - 1 - b), it is b - log1p(S), while the two are near.
+where a = x_s - x_t, and b is a less its mean under p_t. No term of S is negative, where the plain
+sum of p_t (-d) cancels to nothing between a student and a teacher that agree; nor is d a difference
+of two log-probabilities, while the two are near. Where they are not, S <= 1 fails, KL is a
+difference of the two normalisers, and d one of the log-probabilities.
 
     d KL / d y_s = p_s - p_t = p_t expm1(d)        d KL / d y_t = p_t (-d - KL)
 
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent import _logsumexp, _statistics
+from jxent import _logsumexp
 from jxent._arithmetic import DIGITS, bounded, divided_by, exp, gap, log1p, widen, zero_times
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
@@ -36,8 +37,10 @@ class Rows(NamedTuple):
 
     teacher: tuple[Array, Array]  # the pair (max, rest)
     student: tuple[Array, Array]
-    shift: Array  # x_s - x_t at the teacher's leader
-    mean: Array  # of a, measured from there, under p_t
+    teacher_is_infinite: Array  # whether some logit is +inf, see `_finite`
+    student_is_infinite: Array
+    shift: Array  # what a is measured from
+    mean: Array  # of a under p_t
     more: Array  # log1p(S); NaN where the two are not near
     divergence: Array
 
@@ -55,7 +58,7 @@ class Divergence(Options):
         return self.classes.axis
 
     def losses(self, labels: Array, logits: Array, parameters: Array | None) -> tuple[Array, Rows]:
-        rows = self._rows(labels, logits, parameters)
+        rows = self._rows((labels, logits, parameters))
         return jnp.squeeze(rows.divergence, self.axis), rows
 
     def gradient(self, data: Data, statistics: Rows) -> Array:
@@ -78,7 +81,7 @@ class Divergence(Options):
             change += slope * widen(dteacher)
         if dtemperature is not None:
             # Either slope's sum is 0, so that the logits may be measured from anywhere.
-            y_t, y_s, _ = self._scaled(data, statistics.shift)
+            y_t, y_s, _ = self._scaled(data, statistics)
             by_log = of_student * _below(statistics.student[0], y_s)
             by_log += of_teacher * _below(statistics.teacher[0], y_t)
             change += _per(by_log, temperature) * dtemperature
@@ -90,49 +93,55 @@ class Divergence(Options):
         x_t = x_t if self.teacher_logit_softcap is None else stored(False, x_t)
         return x_t, x_s if self.logit_softcap is None else stored(False, x_s)
 
-    def _scaled(self, data: Data, shift: Array) -> tuple[Array, Array, Array]:
+    def _scaled(self, data: Data, rows: Rows) -> tuple[Array, Array, Array]:
         """Both logits over the temperature, and a, which is subtracted before it is divided."""
         teacher, logits, temperature = data
-        x_t, x_s = self._capped(teacher, logits)
-        apart = jnp.where(x_s == x_t, 0, x_s - x_t) - shift
-        if temperature is None:
-            return x_t, x_s, apart
-        y_t, y_s, a = (divided_by(temperature, x) for x in (x_t, x_s, apart))
+        capped = self._capped(teacher, logits)
+        x_t, x_s = map(_finite, capped, (rows.teacher_is_infinite, rows.student_is_infinite))
+        apart = jnp.where(x_s == x_t, 0, x_s - x_t) - rows.shift
+        y_t, y_s, a = (_per(x, temperature) for x in (x_t, x_s, apart))
         return y_t, y_s, a
 
-    def _rows(self, teacher: Array, logits: Array, temperature: Array | None) -> Rows:
-        classes = self.classes
-        x_t, x_s = self._capped(teacher, logits)
-        leader = _statistics.first_largest(classes, x_t)
-        here, there = (_statistics.label_logit(classes, leader, x) for x in (x_s, x_t))
-        shift = here - there
-        shift = jnp.where(jnp.isfinite(shift), shift, 0)
-        y_t, y_s, a = self._scaled((teacher, logits, temperature), shift)
-        pairs = (_logsumexp.pair(y_t, classes), _logsumexp.pair(y_s, classes))
-        p_t, _ = _logsumexp.chances(y_t, *pairs[0], classes)
+    def _rows(self, data: Data) -> Rows:
+        """In three passes: the pairs, the mean of a, and S."""
+        classes, temperature = self.classes, data[2]
+        capped = self._capped(*data[:2])
+        pairs = [_logsumexp.pair(_per(x, temperature), classes) for x in capped]
+        infinite = [row_max == jnp.inf for row_max, _ in pairs]
+        (max_t, rest_t), (max_s, rest_s) = (
+            (jnp.where(is_infinite, 0, row_max), rest)
+            for is_infinite, (row_max, rest) in zip(infinite, pairs, strict=True)
+        )
+        # Exactly a at the leader, where both have the same: b is tiny there, and not a difference.
+        tops = [max_t, max_s] if temperature is None else map(classes.max, capped)
+        top_t, top_s = (jnp.where(i, 0, top) for i, top in zip(infinite, tops, strict=True))
+        shift = jnp.where(jnp.isfinite(top_s - top_t), top_s - top_t, 0)
+        none = jnp.zeros_like(shift)
+        pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
+        rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, none, none, none)
+        y_t, y_s, a = self._scaled(data, rows)
+        p_t, _ = _logsumexp.chances(y_t, max_t, rest_t, classes)
         mean = classes.sum(zero_times(p_t, a))
         b = a - mean
         # p_t e^b as one exponential: of a class that the teacher rules out, p_t is 0.
-        offset = bounded(pairs[1][0]) - bounded(pairs[0][0]) - _per(shift, temperature)
-        offset -= mean + log1p(pairs[0][1])
-        whole = exp(offset - gap(y_s, pairs[1][0])) - p_t - zero_times(p_t, b)
+        offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean - log1p(rest_t)
+        whole = exp(offset - gap(y_s, max_s)) - p_t - zero_times(p_t, b)
         few = (p_t > 0) & (b <= 1)
         excess = classes.sum(jnp.where(few, p_t * _excess(jnp.where(few, b, 0)), whole))
-        more = jnp.where(excess <= 1, log1p(excess), jnp.nan)
-        rows = Rows(*pairs, shift, mean, more, more)
-        d = _log_ratio(y_t, y_s, a, rows, classes)
-        p_s, _ = _logsumexp.chances(y_s, *pairs[1], classes)
-        far = p_s - p_t - zero_times(p_t, d)
-        near = jnp.abs(d) <= 1
-        terms = jnp.where(near, p_t * _excess(jnp.where(near, d, 0)), far)
-        divergence = classes.sum(terms)
-        # NaN of a row is in its pairs.
-        broken = jnp.isnan(pairs[0][1]) | jnp.isnan(pairs[1][1])
-        return rows._replace(divergence=jnp.where(broken, jnp.nan, divergence))
+        near = excess <= 1
+        divergence = jnp.where(near, log1p(excess), offset + log1p(rest_s))
+        # NaN of a row is in its pairs. At -inf the student rules out what the teacher does not.
+        divergence = jnp.where(mean == -jnp.inf, jnp.inf, divergence)
+        broken = jnp.isnan(rest_t) | jnp.isnan(rest_s)
+        return rows._replace(
+            mean=mean,
+            more=jnp.where(near, divergence, jnp.nan),
+            divergence=jnp.where(broken, jnp.nan, divergence),
+        )
 
     def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
         """The gradient to y of the student and of the teacher."""
-        y_t, y_s, a = self._scaled(data, rows.shift)
+        y_t, y_s, a = self._scaled(data, rows)
         return (
             _student_slope(y_t, y_s, a, rows, self.classes),
             _teacher_slope(y_t, y_s, a, rows, self.classes),
@@ -149,8 +158,13 @@ class ProjectedDivergence(Divergence):
         return project(labels, kernel.astype(labels.dtype), bias), temperature
 
 
-def _per(slope: Array, temperature: Array | None) -> Array:
-    return slope if temperature is None else divided_by(temperature, slope)
+def _per(x: Array, temperature: Array | None) -> Array:
+    return x if temperature is None else divided_by(temperature, x)
+
+
+def _finite(x: Array, is_infinite: Array) -> Array:
+    """The same softmax without +inf: its classes share it, all others are ruled out."""
+    return jnp.where(is_infinite, jnp.where(x == jnp.inf, 0, -jnp.inf).astype(x.dtype), x)
 
 
 def _below(row_max: Array, y: Array) -> Array:
