@@ -28,6 +28,7 @@ from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._operands import project
 from jxent._options import Options
+from jxent._sigmoid import read_again
 from jxent._softcap import softcap, softcap_slope
 from jxent._softmax import stored
 
@@ -120,16 +121,18 @@ class Divergence(Options):
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
         rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, none, none, none)
         y_t, y_s, a = self._scaled(data, rows)
-        p_t, _ = _logsumexp.chances(y_t, max_t, rest_t, classes)
-        mean = classes.sum(zero_times(p_t, a))
+        odds = exp(-gap(y_t, max_t))  # p_t (1 + rest)
+        mean = classes.sum(zero_times(odds, a)) / (1 + rest_t)
         b = a - mean
-        # p_t e^b as one exponential: of a class that the teacher rules out, p_t is 0.
-        offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean - log1p(rest_t)
-        whole = exp(offset - gap(y_s, max_s)) - p_t - zero_times(p_t, b)
-        few = (p_t > 0) & (b <= 1)
-        excess = classes.sum(jnp.where(few, p_t * _excess(jnp.where(few, b, 0)), whole))
+        # Those times e^b as one exponential: of a class that the teacher rules out they are 0.
+        offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
+        whole = exp(offset - gap(y_s, max_s)) - odds - zero_times(odds, b)
+        few = (odds > 0) & (b <= 1)
+        terms = jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole)
+        excess = classes.sum(terms) / (1 + rest_t)
         near = excess <= 1
-        divergence = jnp.where(near, log1p(excess), offset + log1p(rest_s))
+        apart = offset + (log1p(rest_s) - log1p(rest_t))
+        divergence = jnp.where(near, log1p(excess), apart)
         # NaN of a row is in its pairs. At -inf the student rules out what the teacher does not.
         divergence = jnp.where(mean == -jnp.inf, jnp.inf, divergence)
         broken = jnp.isnan(rest_t) | jnp.isnan(rest_s)
@@ -141,7 +144,10 @@ class Divergence(Options):
 
     def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
         """The gradient to y of the student and of the teacher."""
-        y_t, y_s, a = self._scaled(data, rows)
+        teacher, logits, temperature = data
+        if teacher.dtype.itemsize < 4:  # else what is made of it in float32 might be stored
+            teacher = read_again(teacher)
+        y_t, y_s, a = self._scaled((teacher, logits, temperature), rows)
         return (
             _student_slope(y_t, y_s, a, rows, self.classes),
             _teacher_slope(y_t, y_s, a, rows, self.classes),

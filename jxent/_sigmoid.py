@@ -307,9 +307,9 @@ def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array
 
 
 @per_platform()
-def read_again(ids: Integer[Array, "*batch ids"]) -> Integer[Array, "*batch ids"]:
-    """The ids, for the gradient."""
-    return ids
+def read_again(labels: Array) -> Array:
+    """Ids, or a teacher's logits, for the gradient."""
+    return labels
 
 
 @per_platform()

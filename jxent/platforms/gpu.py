@@ -64,7 +64,10 @@ def _stored_slope(slope: Array) -> Array:
 
 @way(_sigmoid.read_again, "cuda")
 @way(_sigmoid.read_again, "rocm")
-def _of_their_own(ids: Array) -> Array:
-    """Else loss and gradient share the mask of the listed classes, and store it."""
-    own: Array = jax.lax.optimization_barrier(ids)
+def _of_their_own(labels: Array) -> Array:
+    """Else loss and gradient share the mask of the listed classes, and store it.
+
+    Of a teacher's bfloat16 logits they would share 0.54 GB at 4096 x 32768: 9 passes for 15.
+    """
+    own: Array = jax.lax.optimization_barrier(labels)
     return own
