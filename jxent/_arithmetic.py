@@ -81,12 +81,12 @@ def divided_by(temperature: Array, x: Float[Array, "..."]) -> Float[Array, "..."
     return jnp.where(temperature > 0, x / temperature, jnp.nan)
 
 
-# A logit that is infinite stays so at any temperature.
+# What is infinite at one temperature is taken to stay so.
 @divided_by.defjvp
 def _divided_by_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (temperature, x), (dtemperature, dx) = primals, tangents
     value = divided_by(temperature, x)
-    finite = divided_by(temperature, jnp.where(jnp.isinf(x), 0, x))
+    finite = jnp.where(jnp.isinf(value), 0, value)
     return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)

@@ -23,7 +23,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp
-from jxent._arithmetic import DIGITS, bounded, divided_by, exp, gap, log1p, widen, zero_times
+from jxent._arithmetic import (
+    DIGITS,
+    bounded,
+    computing_dtype,
+    divided_by,
+    exp,
+    gap,
+    log1p,
+    widen,
+    zero_times,
+)
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._operands import project
@@ -40,7 +50,8 @@ class Rows(NamedTuple):
     student: tuple[Array, Array]
     teacher_is_infinite: Array  # whether some logit is +inf, see `_finite`
     student_is_infinite: Array
-    shift: Array  # what a is measured from
+    shift: Array  # what a is measured from, and what rounding it has lost
+    shift_lost: Array
     mean: Array  # of a under p_t
     more: Array  # log1p(S); NaN where the two are not near
     divergence: Array
@@ -78,8 +89,8 @@ class Divergence(Options):
             change += slope * widen(dlogits)
         if dteacher is not None:
             slope = _per(of_teacher, temperature)
-            slope *= softcap_slope(widen(teacher), self.teacher_logit_softcap)
-            change += slope * widen(dteacher)
+            slope *= softcap_slope(_as(logits, teacher), self.teacher_logit_softcap)
+            change += slope * _as(logits, dteacher)
         if dtemperature is not None:
             # Either slope's sum is 0, so that the logits may be measured from anywhere.
             y_t, y_s, _ = self._scaled(data, statistics)
@@ -89,7 +100,7 @@ class Divergence(Options):
         return self.classes.total(change)
 
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
-        x_t = softcap(widen(teacher), self.teacher_logit_softcap)
+        x_t = softcap(_as(logits, teacher), self.teacher_logit_softcap)
         x_s = softcap(widen(logits), self.logit_softcap)
         x_t = x_t if self.teacher_logit_softcap is None else stored(False, x_t)
         return x_t, x_s if self.logit_softcap is None else stored(False, x_s)
@@ -99,7 +110,8 @@ class Divergence(Options):
         teacher, logits, temperature = data
         capped = self._capped(teacher, logits)
         x_t, x_s = map(_finite, capped, (rows.teacher_is_infinite, rows.student_is_infinite))
-        apart = jnp.where(x_s == x_t, 0, x_s - x_t) - rows.shift
+        apart, lost = _difference(x_s, x_t)
+        apart = (apart - rows.shift) + (lost - rows.shift_lost)
         y_t, y_s, a = (_per(x, temperature) for x in (x_t, x_s, apart))
         return y_t, y_s, a
 
@@ -116,10 +128,11 @@ class Divergence(Options):
         # Exactly a at the leader, where both have the same: b is tiny there, and not a difference.
         tops = [max_t, max_s] if temperature is None else map(classes.max, capped)
         top_t, top_s = (jnp.where(i, 0, top) for i, top in zip(infinite, tops, strict=True))
-        shift = jnp.where(jnp.isfinite(top_s - top_t), top_s - top_t, 0)
+        shift, lost = _difference(top_s, top_t)
+        shift = jnp.where(jnp.isfinite(shift), shift, 0)
         none = jnp.zeros_like(shift)
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
-        rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, none, none, none)
+        rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none)
         y_t, y_s, a = self._scaled(data, rows)
         odds = exp(-gap(y_t, max_t))  # p_t (1 + rest)
         mean = classes.sum(zero_times(odds, a)) / (1 + rest_t)
@@ -166,6 +179,22 @@ class ProjectedDivergence(Divergence):
 
 def _per(x: Array, temperature: Array | None) -> Array:
     return x if temperature is None else divided_by(temperature, x)
+
+
+def _as(logits: Array, teacher: Array) -> Array:
+    """The teacher's logits in the dtype that the student's are computed in."""
+    return teacher.astype(computing_dtype(logits.dtype))
+
+
+def _difference(x: Array, y: Array) -> tuple[Array, Array]:
+    """X - y, and what rounding has lost of it; equals are 0 apart, infinite ones too.
+
+    A constant between a student and its teacher, however large, then costs no digits.
+    """
+    apart = jnp.where(x == y, 0, x - y)
+    back = apart - x
+    lost = (x - (apart - back)) - (y + back)
+    return apart, jnp.where(jnp.isfinite(lost), lost, 0)
 
 
 def _finite(x: Array, is_infinite: Array) -> Array:

@@ -77,6 +77,36 @@ def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("shift", [100.0, 1e4, 1e6])
+def test_a_constant_between_the_two_costs_no_digits(shift):
+    """Their difference is rounded at its size, and what that loses is added back."""
+    rng = np.random.default_rng(0)
+    teacher = rng.standard_normal((50, 7)).astype(np.float32)
+    student = (rng.standard_normal((50, 7)) + shift).astype(np.float32)
+    value = KL(teacher_logits=teacher, logits=student)
+    slope = jax.grad(lambda x: KL(teacher_logits=teacher, logits=x).sum())(student)
+    right, of_student, _ = truth(teacher, student, 1.0)
+    largest = np.abs(of_student).max(-1, keepdims=True)
+    assert np.max(ulps(slope, of_student, np.float32, largest)) <= 16
+    assert np.max(ulps(value, right, np.float32)) <= 16
+
+
+def test_dtypes_may_differ():
+    """The teacher's is computed in the student's, under strict promotion too."""
+    for teacher, student in ((np.float32, np.float64), (np.float64, np.float32)):
+        with jax.enable_x64(True):
+            x = jnp.asarray([[0.0, 2.0]], teacher), jnp.zeros((1, 2), student)
+            for temperature in (1.0, 2.0):
+                value, slopes = jax.value_and_grad(
+                    lambda t, s, temperature=temperature: KL(
+                        teacher_logits=t, logits=s, temperature=temperature
+                    ).sum(),
+                    (0, 1),
+                )(*x)
+                assert value.dtype == student
+                assert [slope.dtype for slope in slopes] == [teacher, student]
+
+
 def test_equal_logits_and_their_shift():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
     np.testing.assert_array_equal(KL(teacher_logits=x, logits=x), 0)

@@ -208,6 +208,21 @@ def test_a_temperature_may_be_traced_and_differentiated(form):
         assert np.isnan(entropy(jnp.float32(wrong))).all()
 
 
+def test_a_finite_mask_may_overflow_at_a_low_temperature():
+    """As -inf does: no derivative is NaN."""
+    lowest = float(np.finfo(np.float32).min)
+
+    def log_prob(x, temperature):
+        return WITH_LOGITS(labels=0, logits=x, temperature=temperature).log_prob
+
+    for mask in (lowest, -inf):
+        x = jnp.array([1.0, 2.0, mask])
+        np.testing.assert_allclose(jax.grad(log_prob, 1)(x, 0.5), 3.5231879, rtol=1e-6)
+        hessian = jax.hessian(log_prob)(x, 0.5)
+        np.testing.assert_allclose(hessian[0, 0], -0.41997434, rtol=1e-6)
+        assert np.isfinite(hessian).all()
+
+
 def test_wrong_temperatures():
     f = partial(WITH_LOGITS, labels=[0], logits=IDENTITY[:1])
     for wrong in (0, -1.0, inf, nan):
