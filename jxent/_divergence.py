@@ -92,11 +92,9 @@ class Divergence(Options):
             slope *= softcap_slope(_as(logits, teacher), self.teacher_logit_softcap)
             change += slope * _as(logits, dteacher)
         if dtemperature is not None:
-            # Either slope's sum is 0, so that the logits may be measured from anywhere.
-            y_t, y_s, _ = self._scaled(data, statistics)
-            by_log = of_student * _below(statistics.student[0], y_s)
-            by_log += of_teacher * _below(statistics.teacher[0], y_t)
-            change += _per(by_log, temperature) * dtemperature
+            y = self._scaled(data, statistics)
+            by_logarithm = _by_logarithm(*y, statistics, self.classes)
+            change += _per(by_logarithm, temperature) * dtemperature
         return self.classes.total(change)
 
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
@@ -279,3 +277,40 @@ def _teacher_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[A
     of_student = _student_slope(*primals, classes)
     dkl = classes.sum(slope * dev_t + of_student * dev_s)
     return slope, slope * dev_t + p_t * (dev_t - dev_s - dkl)
+
+
+def _of_slopes(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+    """What adds up to d KL / d log T: each slope times its logits, measured from their maximum.
+
+    Either slope's sum is 0, so that the logits may be measured from anywhere.
+    """
+    of_student = _student_slope(y_t, y_s, a, rows, classes) * _below(rows.student[0], y_s)
+    of_teacher = _teacher_slope(y_t, y_s, a, rows, classes) * _below(rows.teacher[0], y_t)
+    return of_student + of_teacher
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _by_logarithm(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+    """The same without the cancellation: a is the difference of the two gaps.
+
+    Where student and teacher agree the slopes are of the order of d, and what they add up to is of
+    that of d squared.
+    """
+    d = _log_ratio(y_t, y_s, a, rows, classes)
+    p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
+    near = (jnp.abs(d) <= 1) & (p_t > 0) & ~jnp.isnan(rows.more)
+    d, a_near = (jnp.where(near, x, 0) for x in (d, a))
+    gap_t, gap_s = _below(rows.teacher[0], y_t), _below(rows.student[0], y_s)
+    terms = p_t * (_excess(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t)
+    return jnp.where(near, terms, _of_slopes(y_t, y_s, a, rows, classes))
+
+
+@_by_logarithm.defjvp
+def _by_logarithm_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    y_t, y_s, a, rows = primals
+
+    def of_logits(y_t: Array, y_s: Array) -> Array:
+        return _of_slopes(y_t, y_s, a, rows, classes)
+
+    _, change = jax.jvp(of_logits, (y_t, y_s), tuple(tangents[:2]))
+    return _by_logarithm(*primals, classes), change

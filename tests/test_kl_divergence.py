@@ -91,6 +91,27 @@ def test_a_constant_between_the_two_costs_no_digits(shift):
     assert np.max(ulps(value, right, np.float32)) <= 16
 
 
+@pytest.mark.parametrize("apart", [1e-6, 1e-3, 1.0])
+def test_the_temperature_has_its_digits(apart):
+    """Where the two agree its gradient is of the order of the square of what they are apart."""
+    rng = np.random.default_rng(0)
+    teacher = (rng.standard_normal((50, 4)) * 3).astype(np.float32)
+    student = (teacher + apart * rng.standard_normal((50, 4))).astype(np.float32)
+    temperature = np.float32(1.5)
+    slope = jax.vmap(
+        jax.grad(lambda t, a, b: KL(teacher_logits=a, logits=b, temperature=t)), (None, 0, 0)
+    )(temperature, teacher, student)
+
+    def along(h):
+        return truth(teacher, student, WIDE(temperature) * (1 + WIDE(h)))[0]
+
+    h = 1e-4
+    right = (8 * (along(h) - along(-h)) - along(2 * h) + along(-2 * h)) / (12 * h) / temperature
+    value = truth(teacher, student, temperature)[0]
+    size = np.maximum(np.abs(right), value / temperature)
+    assert np.max(ulps(slope, right, np.float32, size)) <= 64
+
+
 def test_dtypes_may_differ():
     """The teacher's is computed in the student's, under strict promotion too."""
     for teacher, student in ((np.float32, np.float64), (np.float64, np.float32)):
