@@ -134,6 +134,9 @@ class Divergence(Options):
         y_t, y_s, a = self._scaled(data, rows)
         odds = exp(-gap(y_t, max_t))  # p_t (1 + rest)
         mean = classes.sum(zero_times(odds, a)) / (1 + rest_t)
+        # Else what both passes are made of might be stored.
+        y_t, y_s, a = self._scaled((read_again(data[0]), *data[1:]), rows)
+        odds = exp(-gap(y_t, max_t))
         b = a - mean
         # Those times e^b as one exponential: of a class that the teacher rules out they are 0.
         offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
@@ -156,8 +159,8 @@ class Divergence(Options):
     def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
         """The gradient to y of the student and of the teacher."""
         teacher, logits, temperature = data
-        if teacher.dtype.itemsize < 4:  # else what is made of it in float32 might be stored
-            teacher = read_again(teacher)
+        if logits.dtype.itemsize < 4:  # else what is made of them in float32 might be stored
+            teacher, logits = read_again((teacher, logits))
         y_t, y_s, a = self._scaled((teacher, logits, temperature), rows)
         return (
             _student_slope(y_t, y_s, a, rows, self.classes),

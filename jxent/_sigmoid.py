@@ -5,6 +5,7 @@ Each class is a yes-or-no question of its own: a picture may show a dog and an e
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -307,8 +308,8 @@ def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array
 
 
 @per_platform()
-def read_again(labels: Array) -> Array:
-    """Ids, or a teacher's logits, for the gradient."""
+def read_again(labels: Any) -> Any:
+    """Ids, or a teacher's logits and a student's, for another pass over the classes."""
     return labels
 
 
