@@ -89,8 +89,8 @@ class Divergence(Options):
             change += slope * widen(dlogits)
         if dteacher is not None:
             slope = _per(of_teacher, temperature)
-            slope *= softcap_slope(_as(logits, teacher), self.teacher_logit_softcap)
-            change += slope * _as(logits, dteacher)
+            slope *= softcap_slope(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
+            change += slope * _in_dtype_of(logits, dteacher)
         if dtemperature is not None:
             y = self._scaled(data, statistics)
             by_logarithm = _by_logarithm(*y, statistics, self.classes)
@@ -98,7 +98,7 @@ class Divergence(Options):
         return self.classes.total(change)
 
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
-        x_t = softcap(_as(logits, teacher), self.teacher_logit_softcap)
+        x_t = softcap(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
         x_s = softcap(widen(logits), self.logit_softcap)
         x_t = x_t if self.teacher_logit_softcap is None else stored(False, x_t)
         return x_t, x_s if self.logit_softcap is None else stored(False, x_s)
@@ -144,6 +144,8 @@ class Divergence(Options):
         few = (odds > 0) & (b <= 1)
         terms = jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole)
         excess = classes.sum(terms) / (1 + rest_t)
+        # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
+        # overflows, or is inf - inf, the two are not near.
         near = excess <= 1
         apart = offset + (log1p(rest_s) - log1p(rest_t))
         divergence = jnp.where(near, log1p(excess), apart)
@@ -182,13 +184,13 @@ def _per(x: Array, temperature: Array | None) -> Array:
     return x if temperature is None else divided_by(temperature, x)
 
 
-def _as(logits: Array, teacher: Array) -> Array:
+def _in_dtype_of(logits: Array, teacher: Array) -> Array:
     """The teacher's logits in the dtype that the student's are computed in."""
     return teacher.astype(computing_dtype(logits.dtype))
 
 
 def _difference(x: Array, y: Array) -> tuple[Array, Array]:
-    """X - y, and what rounding has lost of it; equals are 0 apart, infinite ones too.
+    """The difference, and what rounding has lost of it; equals are 0 apart, infinite ones too.
 
     A constant between a student and its teacher, however large, then costs no digits.
     """
@@ -204,7 +206,7 @@ def _finite(x: Array, is_infinite: Array) -> Array:
 
 
 def _below(row_max: Array, y: Array) -> Array:
-    """Max y - y, 0 at infinity: a factor of slopes that are 0 there."""
+    """How far y is below the maximum, 0 at infinity: a factor of slopes that are 0 there."""
     below = bounded(row_max) - bounded(y)
     return jnp.where(jnp.isinf(y), 0, below)
 

@@ -77,6 +77,17 @@ class Classes:
             return numbers
         return numbers + jax.lax.axis_index(self.name) * self.width(x)
 
+    def has(self, labels: Array, x: Array) -> Array:
+        """Whether each example's id is one of all classes; the axis is kept, of size 1."""
+        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+        ids = jnp.expand_dims(labels, self.axis)
+        return (ids >= 0) & (ids <= largest_id(ids.dtype, self.count(x)))
+
+    def ids(self, labels: Array, x: Array) -> Array:
+        """The ids with the axis of the classes, those out of range replaced by ones in range."""
+        ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.count(x)))
+        return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
+
     def width(self, x: Array) -> int:
         """The number of the classes that this chip holds."""
         return x.shape[self.one]

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
-from jxent._arithmetic import bounded, computing_dtype, divided_by, largest_id, log1p, widen
+from jxent._arithmetic import bounded, computing_dtype, divided_by, log1p, widen
 from jxent._blocks import AnyCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
@@ -80,12 +80,12 @@ class Prediction(Options):
     def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Found:
         """All of them, and what their derivatives are made of."""
         y = self.scaled(logits, temperature)
-        found = _statistics.of_prediction(self.classes, y, self._ids(labels, y))
+        found = _statistics.of_prediction(self.classes, y, self.classes.ids(labels, y))
         row_max, rest = _logsumexp.defined(found.row_max, found.rest)
         normalizer = _statistics.of_pair(found.logit, row_max, rest)
-        in_range = self._in_range(labels, y)
+        in_range = self.classes.has(labels, y)
         log_prob = jnp.where(in_range, -normalizer.loss, jnp.nan)
-        # Of the label's, the others stay.
+        # An id out of range is of the log-probability alone: the other fields stay.
         complement = jnp.where(in_range, normalizer.complement, jnp.nan)
         mean_gap = found.gaps / (1 + rest)
         log_normalizer = normalizer.log_normalizer
@@ -100,7 +100,7 @@ class Prediction(Options):
         scale = row.normalizer.scale
         scale = jnp.where(jnp.isnan(row.normalizer.complement), jnp.nan, scale)
         of_label = _logsumexp.label_slopes(
-            self.classes, 0.0, y, self._ids(labels, y), row.normalizer._replace(scale=scale)
+            self.classes, 0.0, y, self.classes.ids(labels, y), row.normalizer._replace(scale=scale)
         )
         slopes = {
             "log_prob": -of_label,
@@ -109,20 +109,10 @@ class Prediction(Options):
         }
         return {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
 
-    def _in_range(self, labels: Array, y: Array) -> Array:
-        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        ids = jnp.expand_dims(labels, self.axis)
-        return (ids >= 0) & (ids <= largest_id(ids.dtype, self.classes.count(y)))
-
-    def _ids(self, labels: Array, y: Array) -> Array:
-        """The ids with the class axis, those out of range replaced by ones in range."""
-        ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.classes.count(y)))
-        return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
-
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _surplus(y: Array, row: Row, classes: Classes) -> Array:
-    """Gap - E; 0 - E where a class has no probability."""
+    """The difference gap - E; -E where a class has no probability."""
     gap = row.normalizer.shift - bounded(y)
     return jnp.where(jnp.isinf(gap), 0, gap) - row.mean_gap
 
@@ -155,7 +145,7 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
         # After the field itself, see `_loss`: a step writes the new logits over the old ones.
         zero = jnp.expand_dims(_loss.zero_known_from(value), cast(int, member.axis))
         (_, *data), row = _loss.after(zero, (labels, *data), row)
-        y, dy = _pushed(member.scaled, data, moving)
+        y, dy = _pushed_through(member.scaled, data, moving)
         return member.changes(labels, y, dy, row)[name]
 
     changes = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
@@ -169,7 +159,7 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
 predicted.defjvp(_predicted_jvp, symbolic_zeros=True)
 
 
-def _pushed(function: Any, primals: Any, tangents: Any) -> Any:
+def _pushed_through(function: Any, primals: Any, tangents: Any) -> Any:
     """As `jax.jvp`, of tangents of which some are None, for zero."""
     still = [jnp.zeros_like(x) if t is None and x is not None else t
              for x, t in zip(primals, tangents, strict=True)]  # fmt: skip
@@ -237,7 +227,7 @@ def _projected_jvp(
         own, change = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
         labels, logits, temperature = _operands.data_of(member, own)
         dlogits = _operands.pushed(own, change)
-        y, dy = _pushed(member.scaled, (logits, temperature), (dlogits, change.parameters))
+        y, dy = _pushed_through(member.scaled, (logits, temperature), (dlogits, change.parameters))
         if kept is not None:
             y, dy = (jnp.where(_mesh.filled(kept, y), x, 0) for x in (y, dy))
         return member.changes(labels, y, dy, row)

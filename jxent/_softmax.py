@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _logsumexp, _statistics
-from jxent._arithmetic import largest_id, log1p, widen
+from jxent._arithmetic import log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._focal import focused, focused_slope
@@ -149,7 +149,7 @@ class SparseSoftmax(_Exclusive):
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelNormalizer]:
         x = self._capped(logits)
-        ids = self._ids(labels, x)
+        ids = self.classes.ids(labels, x)
         statistics = _statistics.label_statistics
         if self.has_aux:
             statistics = _statistics.label_statistics_and_prediction
@@ -159,7 +159,7 @@ class SparseSoftmax(_Exclusive):
             loss = focused(self.focusing, loss)
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
-        in_range = self._in_range(labels, x)
+        in_range = self.classes.has(labels, x)
 
         def known(x: Array, otherwise: float = jnp.nan) -> Array:
             return jnp.where(in_range, x, otherwise)
@@ -208,13 +208,3 @@ class SparseSoftmax(_Exclusive):
         if origin is None:
             return _logsumexp.origin_of(p, dx, self.classes)
         return _logsumexp.mean_of(p, dx, origin, self.classes)
-
-    def _in_range(self, labels: Array, x: Array) -> Array:
-        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        ids = jnp.expand_dims(labels, self.axis)
-        return (ids >= 0) & (ids <= largest_id(ids.dtype, self.classes.count(x)))
-
-    def _ids(self, labels: Array, x: Array) -> Array:
-        """The ids with the class axis, those out of range replaced by ones in range."""
-        ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.classes.count(x)))
-        return jnp.expand_dims(ids.astype(jnp.int32), self.axis)

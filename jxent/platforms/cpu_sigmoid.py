@@ -87,7 +87,10 @@ def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
 def _focused_loss_of_finite(
     powers: tuple[float, float], z: Array, q: Array | None, x: Array
 ) -> Array:
-    """As `_sigmoid.focused_losses`, with constants that the gradient does not share."""
+    """As `_sigmoid.focused_losses`, with constants that the gradient does not share.
+
+    Of finite logits: exp(-x) may overflow, its quotient is then 0, as the power is to rounding.
+    """
     zero, one = own_constants(x.dtype, 0.0, 1.0)
 
     def softplus(x: Array) -> Array:
