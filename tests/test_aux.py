@@ -308,6 +308,17 @@ def test_on_a_mesh(form, kind):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_no_examples(form):
+    """All parts are 0, and so is every gradient."""
+    labels, operands, _ = example(form, examples=0)
+    f = partial(function(form), labels, z_loss=0.1, has_aux=True)
+    gradient, aux = jax.grad(lambda operands: f(*operands), has_aux=True)(operands)
+    np.testing.assert_array_equal(aux, 0)
+    for slope in gradient:
+        np.testing.assert_array_equal(slope, 0)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_wrong_arguments(form):
     labels, operands, _ = example(form)
     f = partial(function(form), labels, *operands)

@@ -181,6 +181,20 @@ def test_infinite_and_broken_rows(platform):
     np.testing.assert_array_equal(of_student[2], 0)
 
 
+def test_no_examples():
+    """0, and every gradient is."""
+    none = jnp.zeros((0, 5))
+    operands = jnp.zeros((0, 2)), jnp.ones((2, 5)), jnp.zeros((0, 3)), jnp.ones((3, 5))
+    for f, given in (
+        (losses.softmax_kl_divergence, (none, none)),
+        (losses.linear_softmax_kl_divergence, operands),
+    ):
+        value, slopes = jax.value_and_grad(f, tuple(range(len(given))))(*given)
+        assert value == 0
+        for slope in slopes:
+            np.testing.assert_array_equal(slope, 0)
+
+
 def test_weight_0_drops_what_is_broken():
     weights = np.array([1, 0, 1, 0, 0, 1, 0], np.float32)
 

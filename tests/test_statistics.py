@@ -144,6 +144,21 @@ def test_an_id_out_of_range(wrong):
         np.testing.assert_array_equal(found.prediction, [0, 1])
 
 
+@pytest.mark.parametrize("form", ["", "linear"])
+def test_no_examples_and_one_class(form):
+    """Nothing is NaN: of one class the entropy is 0, and so is the logarithm of its probability."""
+    for examples, classes in ((0, 3), (2, 1)):
+        x = np.arange(examples * classes, dtype=np.float32).reshape(examples, classes)
+        (log_prob, entropy, log_normalizer, prediction), slopes = found_on(
+            "cpu", x, np.zeros(examples, int), form
+        )
+        for field in (log_prob, entropy, prediction):
+            np.testing.assert_array_equal(field, np.zeros(examples))
+        np.testing.assert_array_equal(log_normalizer, x.sum(-1) if classes == 1 else [])
+        np.testing.assert_array_equal(slopes[0], 0 * x)
+        np.testing.assert_array_equal(slopes[1], 0 * x)
+
+
 def test_the_first_of_equals_is_the_prediction():
     """bfloat16 logits tie often; on long rows it is found in pieces."""
     x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (5, 40_000)), jnp.bfloat16)
