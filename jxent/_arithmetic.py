@@ -1,5 +1,7 @@
 """Small helpers: arguments' types, the computing dtype, exponentials, differences at infinity."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
@@ -16,6 +18,13 @@ Dense = Real[ArrayLike, "*batch classes"] | Bool[ArrayLike, "*batch classes"]
 
 Ids = Integer[ArrayLike, "..."]
 """Class ids `[*batch]` or `[*batch, 1]`: which of them only the other arguments tell."""
+
+
+class Listed(NamedTuple):
+    """Labels as lists of weighted ids, which lie along the axis of the classes."""
+
+    ids: Any  # an array; of a tangent None
+    weights: Any  # an array; of a tangent None where it is zero
 
 
 # What is asked of XLA in every function that it approximates: for some chips it otherwise takes

@@ -6,7 +6,7 @@ classes are cut out of as many runs of classes as there are chips, for the same 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -265,9 +265,12 @@ def classes_pay(chip: Chip, blocks: Choice, inputs: Array, kernel: Array, produc
     return bytes_by_classes(chip, blocks.classes, inputs, kernel) + more < by_examples
 
 
-def flat(labels: Array, inputs: Array) -> tuple[Array, Array]:
-    """Labels and inputs with one axis of examples."""
+def flat(labels: Any, inputs: Array) -> tuple[Any, Array]:
+    """Labels, an array or a tree of them, and inputs with one axis of examples."""
     batch = inputs.shape[:-1]
     examples = math.prod(batch)
-    labels = labels.reshape(examples, *labels.shape[len(batch) :])
-    return labels, inputs.reshape(examples, inputs.shape[-1])
+
+    def rows(x: Array) -> Array:
+        return x.reshape(examples, *x.shape[len(batch) :])
+
+    return jax.tree.map(rows, labels), rows(inputs)

@@ -42,7 +42,7 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
 
 
 @_compiled(0)
-def each(member: Member, labels: Array, logits: Array, parameters: Array | None = None) -> Array:
+def each(member: Member, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
     """The losses of floor 1, in the logits' dtype."""
     _options.in_dtype(member, logits.dtype)
     losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
@@ -53,7 +53,7 @@ def each(member: Member, labels: Array, logits: Array, parameters: Array | None 
 def each_projected(
     member: Summed,
     sizes: Sizes,
-    labels: Array,
+    labels: Any,
     inputs: Array,
     kernel: Array,
     bias: Array | None,
@@ -81,7 +81,7 @@ def predicted(
 def predicted_by_projection(
     member: Prediction,
     sizes: Sizes,
-    labels: Array,
+    labels: Any,
     inputs: Array,
     kernel: Array,
     bias: Array | None,
@@ -100,7 +100,7 @@ def reduced(
     member: Member,
     weights: ArrayLike,
     reduction: Reduction | str,
-    labels: Array,
+    labels: Any,
     logits: Array,
     parameters: Array | None = None,
 ) -> Any:
@@ -117,7 +117,7 @@ def reduced_projection(
     weights: ArrayLike,
     reduction: Reduction | str,
     sizes: Sizes,
-    labels: Array,
+    labels: Any,
     inputs: Array,
     kernel: Array,
     bias: Array | None,
@@ -155,6 +155,8 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
         return of_examples
     fewer = isinstance(examples, int) and examples < classes
     of_classes = None
+    if sizes.classes and not isinstance(member, ByClasses):
+        raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
     if isinstance(member, ByClasses) and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
@@ -199,7 +201,7 @@ def _reduced(
     masks: bool,
     reduction: Reduction,
     weights: Array,
-    labels: Array,
+    labels: Any,
     logits: Array,
     parameters: Array | None,
 ) -> Any:

@@ -86,7 +86,7 @@ def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: 
     """Labels of the logits' shape, of any real dtype."""
     labels = array(name, value, computing_dtype(dtype))
     _same_shape(name, labels, shape)
-    _real(name, labels)
+    real(name, labels)
     return labels
 
 
@@ -98,7 +98,7 @@ def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def _real(name: str, x: Array) -> None:
+def real(name: str, x: Array) -> None:
     if not (
         jnp.issubdtype(x.dtype, jnp.floating)
         or jnp.issubdtype(x.dtype, jnp.integer)
@@ -107,7 +107,7 @@ def _real(name: str, x: Array) -> None:
         raise TypeError(f"{name} must be real, got {x.dtype}")
 
 
-def _integers(value: ArrayLike) -> Array:
+def integers(value: ArrayLike) -> Array:
     """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range.
 
     Their kind is looked at before anything is cast: 1.7 is not class 1.
@@ -142,7 +142,7 @@ def class_ids(
 
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
     """
-    ids = _integers(value)
+    ids = integers(value)
     axis %= len(shape)
     batch = shape[:axis] + shape[axis + 1 :]
     if trailing_one and ids.shape == (*batch, 1):
@@ -157,7 +157,7 @@ def class_ids(
 
 def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
-    ids = _integers(value)
+    ids = integers(value)
     if ids.ndim != len(shape) or ids.shape[:-1] != shape[:-1]:
         raise ValueError(
             f"labels must be lists of ids, [*batch, ids] with batch {shape[:-1]} as {what} has "
@@ -175,7 +175,7 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
         return None
     dtype = computing_dtype(dtype)
     q = array("pos_weight", value, dtype)
-    _real("pos_weight", q)
+    real("pos_weight", q)
     ends = zip(reversed(q.shape), reversed(shape), strict=False)
     if q.ndim > len(shape) or not all(m in (1, n) for m, n in ends):
         raise ValueError(
@@ -198,7 +198,7 @@ def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
             return None
     dtype = computing_dtype(dtype)
     t = array("temperature", value, dtype)
-    _real("temperature", t)
+    real("temperature", t)
     if t.dtype == bool:
         raise TypeError(f"temperature must be a number, got {t.dtype}")
     if t.ndim:
@@ -227,7 +227,7 @@ def weights(
     if value is None:
         raise ValueError("weights must be a number or an array, got None; 1.0 weighs all alike")
     w = array("weights", value, dtype)
-    _real("weights", w)
+    real("weights", w)
     shape = w.shape
     if per_example and len(shape) == len(losses) + 1 and shape[-1] == 1:
         shape = shape[:-1]
@@ -266,7 +266,7 @@ def projection(
     _static(f"{of}kernel", w.shape)
     if bias is not None:
         bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
-        _real(f"{of}bias", bias)
+        real(f"{of}bias", bias)
         if bias.shape != w.shape[1:]:
             raise ValueError(
                 f"{of}bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"

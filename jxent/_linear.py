@@ -3,17 +3,18 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _call, _checks, _sigmoid, _softmax
-from jxent._arithmetic import Bias, Numbers
+from jxent import _call, _check_labels, _checks, _sigmoid, _softmax
+from jxent._arithmetic import Bias, Ids, Numbers
 from jxent._mesh import Classes
 
 
 def linear_sparse_softmax_cross_entropy(
     *,
-    labels: Integer[ArrayLike, "*batch"],
+    labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"],
     bias: Bias | None = None,
+    label_weights: Numbers | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -32,12 +33,17 @@ def linear_sparse_softmax_cross_entropy(
     $x$ = `inputs @ kernel + bias`, which never exist as a whole.
 
     Args:
-      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN.
+      labels: Class ids in [0, classes), `[*batch]`, or `[*batch, ids]` with `label_weights`. Any
+        other id makes its example's loss and gradient NaN.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
+      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+        loss is that of dense labels with these weights, which need not sum to 1. A negative id is
+        padding, one that appears twice adds up. Differentiable. Not with `focusing` or
+        `class_block_size`.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -64,8 +70,8 @@ def linear_sparse_softmax_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         integer, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or an option
-        is out of its range.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or
+        `[*batch, ids]` as `label_weights` are, or an option is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -79,8 +85,9 @@ def linear_sparse_softmax_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.class_ids(labels, shape, len(shape) - 1)
-    member = _softmax.SparseSoftmax(
+    targets = _check_labels.class_labels(labels, label_weights, shape, len(shape) - 1, inputs.dtype)
+    member = _softmax.of_ids(
+        targets,
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -89,7 +96,7 @@ def linear_sparse_softmax_cross_entropy(
     )
     sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return _call.each_projected(member, sizes, labels, inputs, kernel, bias, None)
+        return _call.each_projected(member, sizes, targets, inputs, kernel, bias, None)
 
 
 def linear_softmax_cross_entropy(

@@ -25,8 +25,9 @@ from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
-Data = tuple[Array, Array, Array | None]  # labels, logits, and a loss's own, if it has any
-Tangents = Sequence[Array | None]  # of the data, None where they are zero
+# Labels, an array or a tree of them; logits; and a loss's own, if it has any.
+Data = tuple[Any, Array, Array | None]
+Tangents = Sequence[Any]  # of the data, None where they are zero
 
 
 @runtime_checkable
@@ -38,7 +39,7 @@ class Member(Protocol):
         """That of the classes, where a loss sums over them."""
 
     def losses(
-        self, labels: Array, logits: Array, parameters: Array | None, /
+        self, labels: Any, logits: Array, parameters: Array | None, /
     ) -> tuple[Array, Any]: ...
 
     def gradient(self, data: Data, statistics: Any) -> Array: ...
@@ -159,7 +160,7 @@ class Known(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def losses(
-    member: Member, in_order: bool, weights: Array | None, *data: Array | None
+    member: Member, in_order: bool, weights: Array | None, *data: Any
 ) -> tuple[Array, Known]:
     """The member's losses, unweighted, in the computing dtype, and what is known of them.
 
@@ -271,10 +272,10 @@ def after(zero: Array | None, data: Sequence[Any], statistics: Any = None) -> tu
     return (labels, later(logits), parameters), jax.tree.map(later, statistics)
 
 
-def weighted_losses(member: Member, weights: Array, *data: Array | None) -> Array:
+def weighted_losses(member: Member, weights: Array, *data: Any) -> Array:
     """The member's losses times their weights; exactly 0 where a weight is 0."""
 
-    def weighted(weights: Array, *data: Array | None) -> Array:
+    def weighted(weights: Array, *data: Any) -> Array:
         values, _ = losses(member, True, weights, *data)
         return weigh(weights, values)
 

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jxent import _mesh
-from jxent._arithmetic import computing_dtype
+from jxent._arithmetic import Listed, computing_dtype
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._loss import ByClasses, Capped, Data, Taught
@@ -19,7 +19,7 @@ from jxent._loss import ByClasses, Capped, Data, Taught
 class Operands(NamedTuple):
     """What the losses of a projection are computed from, beside their weights."""
 
-    labels: Array
+    labels: Any  # an array, or a tree of them
     inputs: Float[Array, "examples features"]
     kernel: Float[Array, "features classes"]
     bias: Float[Array, "classes"] | None
@@ -34,6 +34,18 @@ class Operands(NamedTuple):
     def shared(self) -> tuple[Any, Any, Any]:
         """What all examples share; None as above, and for no bias."""
         return self.kernel, self.bias, self.parameters
+
+
+def alike(operands: Any) -> Any:
+    """As `_mesh.alike`; but lists of weighted labels are whole on every chip, and so are losses."""
+
+    def is_list(x: Any) -> bool:
+        return isinstance(x, Listed)
+
+    def whole(given: Any, made: Any) -> Any:
+        return given if is_list(given) else made
+
+    return jax.tree.map(whole, operands, _mesh.alike(operands), is_leaf=is_list)
 
 
 def in_products(operands: Operands) -> Operands:
@@ -125,7 +137,7 @@ def data_of(member: Capped, operands: Operands) -> Data:
     return labels, x, parameters
 
 
-def _own(member: Capped, labels: Array, parameters: Any) -> tuple[Array, Any]:
+def _own(member: Capped, labels: Any, parameters: Any) -> tuple[Any, Any]:
     if isinstance(member, Taught):
         return member.of_operands(labels, parameters)
     return labels, parameters

@@ -24,6 +24,7 @@ from jxent._logsumexp import Moment
 from jxent._loss import ByClasses, Exclusive, Summed
 from jxent._operands import (
     Operands,
+    alike,
     data_of,
     in_products,
     inputs_gradient,
@@ -155,7 +156,7 @@ def by_examples(
     member: Summed, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """What `per_example` returns, a block of examples at a time."""
-    operands = in_products(_mesh.alike(operands))
+    operands = in_products(alike(operands))
     kernel, bias, parameters = operands.shared
 
     def block(_: None, rows: Any) -> tuple[None, tuple[Array, _loss.Known]]:
@@ -185,7 +186,7 @@ def _change_by_examples(
         moving = moving._replace(
             kernel=moving.kernel.astype(computing_dtype(operands.inputs.dtype))
         )
-    operands, moving = _mesh.alike((operands, moving))
+    operands, moving = alike((operands, moving))
     operands = in_products(operands)
 
     @jax.checkpoint

@@ -1,17 +1,17 @@
 """Exclusive classes: the losses and their mathematics.
 
-Each example has one class, or a distribution over the classes.
+Each example has one class, or a distribution over the classes: a weight for each, or for some.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp, _statistics
-from jxent._arithmetic import log1p, widen
+from jxent import _label_lists, _logsumexp, _statistics
+from jxent._arithmetic import Listed, log1p, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._focal import focused, focused_slope
@@ -72,21 +72,23 @@ class Softmax(_Exclusive):
     """Exclusive classes, dense labels: the member that `_loss` differentiates."""
 
     def losses(
-        self, labels: Array, logits: Array, parameters: Array | None
+        self, labels: Any, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelsStatistics]:
-        x = self._capped(logits)
-        z = labels.astype(x.dtype)
-        statistics = _statistics.labels_statistics
-        if self.has_aux:
-            statistics = _statistics.labels_statistics_and_prediction
-        known = statistics(self.classes, self.label_smoothing, x, z)
+        known = self._statistics(self._capped(logits), labels)
         loss = known.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(known.row_max + log1p(known.rest))
+        return jnp.squeeze(loss, self.axis), known
+
+    def _statistics(self, x: Array, labels: Any) -> LabelsStatistics:
+        statistics = _statistics.labels_statistics
+        if self.has_aux:
+            statistics = _statistics.labels_statistics_and_prediction
+        known = statistics(self.classes, self.label_smoothing, x, labels.astype(x.dtype))
         if known.share is not None:
             total = (1 - self.label_smoothing) * known.total + self.label_smoothing
             known = known._replace(total=total)
-        return jnp.squeeze(loss, self.axis), known
+        return known
 
     def parts(self, known: LabelsStatistics) -> Parts:
         """What the losses are made of."""
@@ -94,27 +96,66 @@ class Softmax(_Exclusive):
 
     def gradient(self, data: Data, statistics: LabelsStatistics) -> Array:
         labels, logits, _ = data
-        row_max, rest, share, total, *_ = statistics
+        row_max, rest, *_ = statistics
         x = self._capped(logits)
-        z = _statistics.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
-        slope = _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
+        slope = self._slopes(x, labels, statistics)
         if self.z_loss:
             p, _ = _logsumexp.chances(x, row_max, rest, self.classes)
             slope += self._z_slope(x, p, row_max + log1p(rest))
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
+    def _slopes(self, x: Array, labels: Any, statistics: LabelsStatistics) -> Array:
+        row_max, rest, share, total, *_ = statistics
+        z = _statistics.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
+        return _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
+
     def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
-        row_max, rest, *_ = statistics
-        change = jnp.zeros_like(jnp.squeeze(row_max, self.axis))
+        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
         if dlogits is not None:
             slope = self.gradient(data, statistics)
             change += self.classes.total(slope * widen(dlogits))
-        if dlabels is not None:
-            slope = _logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
-            slope = (1 - self.label_smoothing) * slope
-            change += self.classes.total(slope * widen(dlabels))
+        if jax.tree.leaves(dlabels):
+            change += self._change_of_labels(data, statistics, dlabels)
         return change
+
+    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Any) -> Array:
+        row_max, rest, *_ = statistics
+        slope = _logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
+        slope = (1 - self.label_smoothing) * slope
+        return self.classes.total(slope * widen(dlabels))
+
+
+@dataclass(frozen=True)
+class ListedSoftmax(Softmax):
+    """Exclusive classes, lists of weighted ids: the member that `_loss` differentiates."""
+
+    focusing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.focusing:
+            raise ValueError(f"focusing must be 0 with label_weights, got {self.focusing}")
+
+    def _statistics(self, x: Array, labels: Listed) -> LabelsStatistics:
+        labels, in_range = _label_lists.numbered(self.classes, labels, x)
+        known = _label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
+        loss, rest = (jnp.where(in_range, a, jnp.nan) for a in (known.loss, known.rest))
+        right = None if known.right is None else jnp.where(in_range, known.right, 0)
+        return known._replace(loss=loss, rest=rest, right=right)
+
+    def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
+        labels, _ = _label_lists.numbered(self.classes, labels, x)
+        return _label_lists.slopes(self.classes, self.label_smoothing, x, labels, statistics)
+
+    # Every chip has all entries of a list, and its surprises: nothing is added up across them.
+    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Listed) -> Array:
+        x = self._capped(data[1])
+        labels, _ = _label_lists.numbered(self.classes, data[0], x)
+        row_max, rest, *_ = statistics
+        slope = _label_lists.surprises(self.classes, x, labels.ids, row_max, rest)
+        slope = (1 - self.label_smoothing) * slope
+        return jnp.sum(slope * dlabels.weights, self.axis)
 
 
 @dataclass(frozen=True)
@@ -208,3 +249,9 @@ class SparseSoftmax(_Exclusive):
         if origin is None:
             return _logsumexp.origin_of(p, dx, self.classes)
         return _logsumexp.mean_of(p, dx, origin, self.classes)
+
+
+def of_ids(labels: Array | Listed, **options: Any) -> SparseSoftmax | ListedSoftmax:
+    """The member that takes one id an example, or a list of weighted ones."""
+    member = ListedSoftmax if isinstance(labels, Listed) else SparseSoftmax
+    return member(**options)

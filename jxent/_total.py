@@ -10,12 +10,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh, _projection
-from jxent._arithmetic import computing_dtype, widen
+from jxent._arithmetic import Listed, computing_dtype, widen
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._loss import ByClasses, Data, Known, Parts, Summed, Taught
 from jxent._operands import (
     Operands,
+    alike,
     data_of,
     in_products,
     inputs_gradient,
@@ -64,9 +65,10 @@ def _total_jvp(
         changes["weights"] = dweights
     value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
     change = {k: _inner(slopes[k], t, value.dtype) for k, t in changes.items()}
-    # All but the weights act through the classes that this chip holds.
-    of_weights = change.pop("weights", jnp.zeros_like(value))
-    dvalue = of_weights + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
+    # All but these act through the classes that this chip holds.
+    whole = ("weights", "labels") if isinstance(primals[1].labels, Listed) else ("weights",)
+    of_whole = sum((change.pop(k) for k in whole if k in change), jnp.zeros_like(value))
+    dvalue = of_whole + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
     return (value, parts), (dvalue, jax.tree.map(jnp.zeros_like, parts))
 
 
@@ -234,7 +236,7 @@ def _slopes_of_block(
                 known.statistics,
                 other_tangents(member, operands, dlabels, dparameters),
             ),
-            own_labels if "labels" in wanted else None,
+            _floating(own_labels) if "labels" in wanted else None,
             own_parameters if "parameters" in wanted else None,
         )
         dlabels, dparameters = pull(cotangent)
@@ -243,6 +245,11 @@ def _slopes_of_block(
         if "parameters" in wanted:
             of_shared["parameters"] = dparameters
     return of_rows, of_shared
+
+
+def _floating(labels: Any) -> Any:
+    """None in place of what has no derivative."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, labels)
 
 
 def _by_examples(
@@ -258,10 +265,10 @@ def _by_examples(
     examples = operands.inputs.shape[0]
     masks = masks or blocks.is_ragged(examples)  # see `_kept`
     wide = computing_dtype(operands.inputs.dtype)
-    operands = in_products(_mesh.alike(operands))
+    operands = in_products(alike(operands))
 
     @protect
-    def block(weights: Array, labels: Array, inputs: Array, shared: Any) -> _OfBlock:
+    def block(weights: Array, labels: Any, inputs: Array, shared: Any) -> _OfBlock:
         return _of_block(
             member, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
         )

@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _call, _checks, _sigmoid, _softmax
+from jxent import _call, _check_labels, _checks, _sigmoid, _softmax
 from jxent._arithmetic import Numbers
 from jxent._mesh import Classes
 
@@ -261,6 +261,7 @@ def sparse_softmax_cross_entropy_with_logits(
     labels: Integer[ArrayLike, "..."],
     logits: Float[ArrayLike, "..."],
     axis: int = -1,
+    label_weights: Numbers | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -277,12 +278,16 @@ def sparse_softmax_cross_entropy_with_logits(
     labels is built.
 
     Args:
-      labels: Class ids in [0, classes). Any other id makes its example's loss and gradient NaN. To
-        ignore padding, use `jxent.losses` with `weights=labels >= 0`, or replace bad ids before
-        this call and mask the losses after it.
+      labels: Class ids in [0, classes), one an example, or lists of them with `label_weights`. Any
+        other id makes its example's loss and gradient NaN. To ignore padding, use `jxent.losses`
+        with `weights=labels >= 0`, or replace bad ids before this call and mask the losses after
+        it.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
+      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+        loss is that of dense labels with these weights, which need not sum to 1. A negative id is
+        padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -303,11 +308,15 @@ def sparse_softmax_cross_entropy_with_logits(
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, or an option is not a
         Python value.
-      ValueError: `labels.shape` is not that of `logits` without `axis`, `axis` is not an axis
-        of `logits`, or an option is out of its range.
+      ValueError: `labels.shape` is not that of `logits` without `axis`, followed by the length of
+        the lists with `label_weights`, these have another shape, `axis` is not an axis of
+        `logits`, or an option is out of its range.
 
     Examples:
       >>> sparse_softmax_cross_entropy_with_logits(labels=1, logits=[0.0, 0.0])
+      Array(0.6931472, dtype=float32)
+      >>> sparse_softmax_cross_entropy_with_logits(
+      ...     labels=[1, 0, -1], label_weights=[0.9, 0.1, 0.0], logits=[0.0, 0.0])
       Array(0.6931472, dtype=float32)
 
     References:
@@ -317,8 +326,9 @@ def sparse_softmax_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(axis, logits)
-    labels = _checks.class_ids(labels, logits.shape, axis)
-    member = _softmax.SparseSoftmax(
+    targets = _check_labels.class_labels(labels, label_weights, logits.shape, axis, logits.dtype)
+    member = _softmax.of_ids(
+        targets,
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -326,4 +336,4 @@ def sparse_softmax_cross_entropy_with_logits(
         focusing=focusing,
     )
     with _checks.scope(name, "sparse_softmax_cross_entropy_with_logits"):
-        return _call.each(member, labels, logits)
+        return _call.each(member, targets, logits)

@@ -71,6 +71,14 @@ class Case:
             lists = rng.integers(-2, self.shape[-1], size=(*self.shape[:-1], 4))
             lists[..., -1] = lists[..., 0]  # an id twice counts once
             arrays["labels"] = lists
+        elif self.labels == "weighted":
+            # Three ids an example, of which one may be padding, and one appears twice.
+            examples = list(self.shape)
+            classes = examples.pop(self.axis or 0)
+            lists = rng.integers(-1, classes, size=(*examples, 4))
+            lists[..., -1] = lists[..., 0]
+            arrays["labels"] = lists
+            arrays["label_weights"] = jnp.asarray(rng.uniform(0, 0.9, lists.shape), wide)
         elif self.labels == "hard":
             arrays["labels"] = rng.integers(2, size=self.shape)
         else:
@@ -88,6 +96,7 @@ class Case:
         names: tuple[str, ...] = ("logits",) if self.features is None else ("inputs", "kernel")
         names += ("bias",) if self.bias else ()
         names += ("labels",) if self.labels == "dense" else ()
+        names += ("label_weights",) if self.labels == "weighted" else ()
         return names + tuple(n for n in ("pos_weight", "weights") if getattr(self, n) is not None)
 
     @property
@@ -231,6 +240,7 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
 
     title = f"linear {member}{suffix} {reduction or ''}".rstrip()
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
+    labels = kwargs.pop("labels", labels)
     return Case(
         title, public, loss, truth, shape, labels=labels, features=features, options=options,
         passed=passed, **kwargs,
@@ -292,6 +302,21 @@ FOCUSED += (
             options=CAP | {"focusing": 1.5}),
     _linear("sigmoid", (7, 5), 3, 3, " focused", "weighted_sum", weights=(7,), pos_weight=(),
             options=FOCUS | SMOOTH),
+)  # fmt: skip
+
+
+# A teacher's most probable classes.
+WEIGHTED_IDS = (
+    _floor_1("sparse", *SPARSE, (3, 5), " weighted", labels="weighted"),
+    _floor_1("sparse", *SPARSE, (2, 5, 3), " weighted axis 1", axis=-2, labels="weighted",
+             options=CAP | Z | SMOOTH),
+    _floor_3(
+        "sparse weighted", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
+        "labels", "weighted_mean", labels="weighted", weights=(3,), options=SMOOTH, has_aux=True,
+    ),
+    _linear("sparse_softmax", (7, 5), 3, 2, " weighted", bias=True, labels="weighted"),
+    _linear("sparse_softmax", (2, 4, 5), 3, None, " weighted", "weighted_mean", weights=(2, 4),
+            options=CAP | Z | SMOOTH, has_aux=True, labels="weighted"),
 )  # fmt: skip
 
 
@@ -371,4 +396,4 @@ DIVERGENCES = (
 )  # fmt: skip
 
 CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED
-CASES += DIVERGENCES
+CASES += DIVERGENCES + WEIGHTED_IDS

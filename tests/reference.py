@@ -67,7 +67,19 @@ def softmax(labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_soft
     return loss + z_loss * jnp.squeeze(log_normalizer, axis) ** 2
 
 
-def sparse_softmax(labels, logits, axis=-1, focusing=0.0, z_loss=0.0, **options):
+def dense_labels(ids, weights, logits, axis=-1):
+    """Those that lists `[*batch, ids]` stand for: negative ids are padding, repeated ones add."""
+    onehot = jax.nn.one_hot(ids, logits.shape[axis], dtype=logits.dtype)
+    dense = jnp.sum(weights[..., None] * onehot, -2)
+    return jnp.moveaxis(dense, -1, axis)
+
+
+def sparse_softmax(
+    labels, logits, axis=-1, focusing=0.0, z_loss=0.0, label_weights=None, **options
+):
+    if label_weights is not None:
+        dense = dense_labels(labels, label_weights, logits, axis)
+        return softmax(dense, logits, axis, z_loss=z_loss, **options)
     onehot = jax.nn.one_hot(labels, logits.shape[axis], axis=axis, dtype=logits.dtype)
     loss = softmax(onehot, logits, axis, **options)
     beside = softmax(onehot, logits, axis, z_loss=z_loss, **options) - loss

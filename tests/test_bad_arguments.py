@@ -17,7 +17,7 @@ GOOD = {
     "bias": np.zeros(3, np.float32), "weights": 1.0, "pos_weight": 2.0, "label_smoothing": 0.1,
     "z_loss": 0.1, "logit_softcap": 5.0, "focusing": 0.0, "negative_focusing": 2.0, "block_size": 2,
     "class_block_size": None, "axis": -1, "axis_name": None, "temperature": 2.0, "has_aux": False,
-    "name": "head", "scope": "head", "reduction": "weighted_mean",
+    "label_weights": None, "name": "head", "scope": "head", "reduction": "weighted_mean",
 }  # fmt: skip
 DENSE, IDS, LISTS = np.full((2, 3), 0.5, np.float32), np.array([2, 0]), np.array([[2, -1], [0, 1]])
 FUNCTIONS = {
@@ -106,6 +106,8 @@ ALSO = {  # and these, beside it
                     "a negative float", "infinite", "huge", "an empty list", "too many"),
     "has_aux": ("None", "a string", "bools", "a list of bools", "an empty tuple", "0-d", "negative",
                 "a JAX number", "a NumPy scalar", "NaN"),
+    "label_weights": ("None", "a string", "a bool", "a list of bools", "a NumPy scalar", "0-d",
+                      "a JAX number", "negative", "NaN", "huge", "too many", "an empty list"),
     "name": ("a bool", "negative", "NaN", "an empty tuple"),
     "scope": ("a bool", "negative", "NaN", "an empty tuple"),
     "reduction": ("None", "a string", "a bool", "negative", "NaN", "an empty tuple"),
@@ -131,7 +133,7 @@ def named(message: str, argument: str) -> bool:
     """The error begins with the argument, or with the one that it does not fit."""
     others = {"kernel": ("inputs",), "logits": ("labels", "multi_class_labels", "onehot_labels",
               "pos_weight", "weights", "axis"), "inputs": ("kernel", "labels", "weights", "bias"),
-              "losses": ("weights",)}.get(argument, ())  # fmt: skip
+              "losses": ("weights",), "label_weights": ("labels",)}.get(argument, ())  # fmt: skip
     if argument == "kernel":
         others = ("inputs", "labels", "bias", "pos_weight")
     return message.startswith((argument, *others))
@@ -141,6 +143,8 @@ def named(message: str, argument: str) -> bool:
 @pytest.mark.one_in(4)
 def test_every_bad_value_of_every_argument(function, argument):
     arguments = good(function)
+    if argument == "label_weights":
+        arguments["labels"] = LISTS
     must = refused(function, argument)
     for what, value in VALUES.items():
         message = error_of(function, {**arguments, argument: value})

@@ -26,7 +26,7 @@ ALL = {"label_smoothing": 0.1, "z_loss": 0.01, "logit_softcap": 5.0}
 SPLITS = {
     "ids": P(DATA), "lists": P(DATA, None), "dense": P(DATA, MODEL), "logits": P(DATA, MODEL),
     "inputs": P(DATA, None), "kernel": P(None, MODEL), "bias": P(MODEL), "q": P(MODEL),
-    "one_q": P(), "weights": P(DATA),
+    "one_q": P(), "weights": P(DATA), "shares": P(DATA, None),
 }  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def arrays(examples=EXAMPLES, features=FEATURES, classes=CLASSES):
         "q": rng.uniform(0.5, 2, classes).astype(np.float32),
         "one_q": np.float32(1.7),
         "weights": rng.uniform(0.5, 2, examples).astype(np.float32),
+        "shares": rng.uniform(0, 1, (examples, 3)).astype(np.float32),
     }  # fmt: skip
 
 
@@ -73,6 +74,7 @@ class Case:
 KEYWORDS = dict.fromkeys(("ids", "lists", "dense"), "labels") | dict.fromkeys(
     ("q", "one_q"), "pos_weight"
 )
+KEYWORDS["shares"] = "label_weights"
 # One loss a class: nothing is reduced over the classes or named by id.
 ELEMENTWISE = ("weighted_cross_entropy_with_logits", "sigmoid_cross_entropy")
 
@@ -89,7 +91,7 @@ def each(name, *takes, **options):
             values = jnp.sum(values, 1)
         return jnp.sum(values * weights)
 
-    return Case(name + _marks(options), (*takes, "weights"), total, name not in ELEMENTWISE)
+    return Case(name + _marks(takes, options), (*takes, "weights"), total, name not in ELEMENTWISE)
 
 
 def reduced(name, *takes, **options):
@@ -106,11 +108,13 @@ def reduced(name, *takes, **options):
             *first, weights=weights, reduction="weighted_sum", **named, **options, **where
         )
 
-    title = f"losses.{name}" + _marks(options)
+    title = f"losses.{name}" + _marks(takes, options)
     return Case(title, (*takes, "weights"), total, name not in ELEMENTWISE)
 
 
-def _marks(options):
+def _marks(takes, options):
+    if "shares" in takes:
+        return " weighted"
     return " all" if "z_loss" in options else BY_CLASSES * ("class_block_size" in options)
 
 
@@ -128,6 +132,10 @@ CASES = [
     reduced("softmax_cross_entropy", "dense", "logits", **ALL),
     reduced("sparse_softmax_cross_entropy", "ids", "logits"),
     reduced("sparse_sigmoid_cross_entropy", "lists", "logits", "q"),
+    each("sparse_softmax_cross_entropy_with_logits", "lists", "logits", "shares", **ALL),
+    each("linear_sparse_softmax_cross_entropy", "lists", "inputs", "kernel", "shares", **BLOCK),
+    reduced("linear_sparse_softmax_cross_entropy", "lists", "inputs", "kernel", "bias", "shares",
+            **BLOCK, **ALL),
     reduced("linear_sparse_softmax_cross_entropy", "ids", "inputs", "kernel", "bias", **BLOCK),
     reduced("linear_softmax_cross_entropy", "dense", "inputs", "kernel", **BLOCK, **ALL),
     reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "q", **BLOCK),

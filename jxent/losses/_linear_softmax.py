@@ -5,7 +5,7 @@ from typing import Literal, overload
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jxent import _call, _checks, _softmax
+from jxent import _call, _check_labels, _checks, _softmax
 from jxent._arithmetic import Bias, Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction, SoftmaxAux
@@ -19,6 +19,7 @@ def linear_sparse_softmax_cross_entropy(
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
+    label_weights: Numbers | None = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
@@ -40,6 +41,7 @@ def linear_sparse_softmax_cross_entropy(
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
+    label_weights: Numbers | None = ...,
     label_smoothing: float = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
@@ -60,6 +62,7 @@ def linear_sparse_softmax_cross_entropy(
     *,
     bias: Bias | None = None,
     weights: Numbers = 1.0,
+    label_weights: Numbers | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -81,8 +84,9 @@ def linear_sparse_softmax_cross_entropy(
     take three matrix products, the value alone one, and two where `kernel` or `inputs` is frozen.
 
     Args:
-      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`. Any other id makes its example
-        NaN unless its weight is 0: `weights=labels >= 0` ignores padding.
+      labels: Class ids in [0, classes), `[*batch]` or `[*batch, 1]`; `[*batch, ids]` with
+        `label_weights`. Any other id makes its example NaN unless its weight is 0:
+        `weights=labels >= 0` ignores padding.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
@@ -92,6 +96,10 @@ def linear_sparse_softmax_cross_entropy(
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
+      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+        loss is that of dense labels with these weights, which need not sum to 1. A negative id is
+        padding, one that appears twice adds up. Differentiable. Not with `focusing` or
+        `class_block_size`.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -123,8 +131,9 @@ def linear_sparse_softmax_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         integer, `weights` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, `weights` do
-        not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or
+        `[*batch, ids]` as `label_weights` are, `weights` do not fit the losses or are None, an
+        option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -136,8 +145,11 @@ def linear_sparse_softmax_cross_entropy(
       `jxent.linear_sparse_softmax_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.class_ids(labels, shape, len(shape) - 1, trailing_one=True)
-    member = _softmax.SparseSoftmax(
+    targets = _check_labels.class_labels(
+        labels, label_weights, shape, len(shape) - 1, inputs.dtype, trailing_one=True
+    )
+    member = _softmax.of_ids(
+        targets,
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -151,7 +163,7 @@ def linear_sparse_softmax_cross_entropy(
             weights,
             reduction,
             _checks.block_sizes(block_size, class_block_size),
-            labels,
+            targets,
             inputs,
             kernel,
             bias,

@@ -5,7 +5,7 @@ from typing import Literal, overload
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jxent import _call, _checks, _softmax
+from jxent import _call, _check_labels, _checks, _softmax
 from jxent._arithmetic import Dense, Ids, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction, SoftmaxAux
@@ -126,6 +126,7 @@ def sparse_softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
+    label_weights: Numbers | None = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
     focusing: float = ...,
@@ -143,6 +144,7 @@ def sparse_softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
+    label_weights: Numbers | None = ...,
     z_loss: float = ...,
     logit_softcap: float | None = ...,
     focusing: float = ...,
@@ -159,6 +161,7 @@ def sparse_softmax_cross_entropy(
     weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
+    label_weights: Numbers | None = None,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     focusing: float = 0.0,
@@ -176,9 +179,9 @@ def sparse_softmax_cross_entropy(
     `label_smoothing`; then multiplied by `weights` and reduced. No one-hot labels are built.
 
     Args:
-      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`. Any
-        other id makes its example NaN unless its weight is 0: `weights=labels >= 0` ignores
-        padding.
+      labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`;
+        `[*batch, ids]` with `label_weights`. Any other id makes its example NaN unless its weight
+        is 0: `weights=labels >= 0` ignores padding.
       logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several +inf
         share the probability equally. A row without a class left is NaN.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
@@ -186,6 +189,9 @@ def sparse_softmax_cross_entropy(
         Differentiable.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
+      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+        loss is that of dense labels with these weights, which need not sum to 1. A negative id is
+        padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
         stays ruled out.
@@ -208,8 +214,8 @@ def sparse_softmax_cross_entropy(
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or
         an option is not a Python value.
-      ValueError: `labels.shape` is not that of `logits` without the classes, `weights` do not
-        fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+      ValueError: `labels` is not `[*batch]`, or `[*batch, ids]` as `label_weights` are, `weights`
+        do not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -221,8 +227,11 @@ def sparse_softmax_cross_entropy(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.class_ids(labels, logits.shape, axis, trailing_one=True)
-    member = _softmax.SparseSoftmax(
+    targets = _check_labels.class_labels(
+        labels, label_weights, logits.shape, axis, logits.dtype, trailing_one=True
+    )
+    member = _softmax.of_ids(
+        targets,
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -231,4 +240,4 @@ def sparse_softmax_cross_entropy(
         has_aux=_checks.flag("has_aux", has_aux),
     )
     with _checks.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
-        return _call.reduced(member, weights, reduction, labels, logits)
+        return _call.reduced(member, weights, reduction, targets, logits)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _blocks, _mesh, _operands, _prediction, _projection, _sigmoid, _softmax, _total
+from jxent._arithmetic import Listed
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
 from jxent._loss import ByClasses, Known, Summed, Taught
@@ -49,9 +50,9 @@ def _are_fused(member: Summed, blocks: AnyCut, _: Array | None, operands: Operan
 
     Nor where the statistics take several passes over the logits, which then would be.
     """
-    labels = operands.labels
-    lists = labels.ndim > 1 and jnp.issubdtype(labels.dtype, jnp.integer)
-    are_long = lists and labels.shape[-1] > LONG
+    ids = operands.labels.ids if isinstance(operands.labels, Listed) else operands.labels
+    lists = ids.ndim > 1 and jnp.issubdtype(ids.dtype, jnp.integer)
+    are_long = lists and ids.shape[-1] > LONG
     fused = not (are_long or isinstance(member, Taught))
     return member.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and fused
 

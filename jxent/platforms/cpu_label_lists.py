@@ -1,0 +1,101 @@
+"""What XLA:CPU wants spelled otherwise of lists of weighted ids: each way with its reason."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent import _label_lists, _logsumexp, _mesh, _statistics
+from jxent._arithmetic import Listed, bounded, exp, gap, log1p, zero_times
+from jxent._dispatch import way
+from jxent._label_lists import Shares
+from jxent._mesh import Classes
+from jxent._statistics import LabelsStatistics
+
+
+def _is_whole(classes: Classes, *rest: Any) -> bool:
+    x = next(a for a in rest if hasattr(a, "ndim"))
+    return classes.name is None and not _mesh.is_split(x)
+
+
+def _gathered(classes: Classes, ids: Array, x: Array) -> Array:
+    places = jnp.clip(ids, 0, x.shape[classes.one] - 1)
+    return jnp.take_along_axis(x, places, classes.one, mode="promise_in_bounds")
+
+
+@way(_label_lists.logits_of, "cpu", applies=lambda classes, _, x: _is_whole(classes, x))
+def _gathered_logits(classes: Classes, ids: Array, x: Array) -> Array:
+    """Comparisons would store as many arrays of the logits' size as a list has entries."""
+    return jnp.where(ids < 0, 0, _gathered(classes, ids, x))
+
+
+@way(_label_lists.statistics, "cpu", applies=_is_whole)
+def _statistics_of_entries(
+    classes: Classes, smoothing: float, predicts: bool, x: Array, labels: Listed
+) -> LabelsStatistics:
+    """From the listed logits: dense labels would be stored."""
+    row_max, rest = _logsumexp.pair(x, classes)
+    share = _logsumexp.even_share(x, smoothing, classes)
+    weights = jnp.where(labels.ids < 0, 0, labels.weights)
+    surprises = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
+    loss = jnp.sum(zero_times(weights, surprises), classes.one, keepdims=True)
+    loss = jnp.where(jnp.isnan(rest), jnp.nan, loss)
+    if share is not None:
+        evenly = _statistics.expected(classes, smoothing, x, row_max, log1p(rest), share, None)
+        loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly
+    right = None
+    if predicts:
+        right = _statistics.as_right(_is_right(classes, x, labels), rest)
+    total = _label_lists.weights_total(classes, labels)
+    return LabelsStatistics(row_max, rest, share, total, loss, right)
+
+
+def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
+    """Whether the predicted class has the largest label, which is 0 of all that are not listed."""
+    own, _ = _label_lists.shares(classes, *labels)
+    is_predicted = labels.ids == _statistics.first_largest(classes, x)
+    largest = jnp.max(own, classes.one, keepdims=True, initial=0, where=labels.ids >= 0)
+    of_predicted = jnp.max(
+        jnp.where(is_predicted, own, -jnp.inf), classes.one, keepdims=True, initial=-jnp.inf
+    )
+    none = ~jnp.any(is_predicted, classes.one, keepdims=True)
+    return jnp.where(none, 0, of_predicted) == largest
+
+
+@way(_label_lists.slopes_of_rows, "cpu", applies=_is_whole)
+def _scattered_slopes(
+    classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
+) -> Array:
+    """As if no class were listed, and the listed ones written over it."""
+    axis, none = classes.one, jnp.zeros_like(rows.rest)
+    scale = 1 / (1 + rows.rest)
+    total = _label_lists.weights_total(classes, labels)
+    z, o = _label_lists.smoothed(smoothing, x, rows.share, Shares(none, total))
+    p = exp(bounded(x) - bounded(rows.row_max)) * scale
+    plain = total * p if rows.share is None else (z + o) * p - z
+    own = _gathered(classes, labels.ids, x)
+    p = exp(bounded(own) - bounded(rows.row_max)) * scale
+    leads = (own == rows.row_max) & (rows.rest < 1)
+    complement = jnp.where(leads, rows.rest * scale, 1 - p)
+    of_entries = _label_lists.shares(classes, *labels)
+    z, o = _label_lists.smoothed(smoothing, own, rows.share, of_entries)
+    return _written(plain, axis % x.ndim, labels.ids, o * p - z * complement)
+
+
+def _written(x: Array, axis: int, ids: Array, values: Array) -> Array:
+    """`x` with the values in the places of the ids; rows are told apart, as a mesh may split them.
+
+    Padding is written beyond the end, which drops it.
+    """
+    rows = tuple(a for a in range(x.ndim) if a != axis)
+    places = jnp.where(ids < 0, x.shape[axis], ids)
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(),
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=rows,
+        scatter_indices_batching_dims=rows,
+    )
+    written: Array = jax.lax.scatter(x, places[..., None], values, numbers, mode="drop")
+    return written
