@@ -29,7 +29,7 @@ def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array; what has no dtype of its own (a list, a number) takes `dtype`."""
     if hasattr(value, "dtype"):
         dtype = None
-    elif value is None or _kinds(value) - _NUMBERS:
+    elif value is None or kinds(value) - _NUMBERS:
         # Before anything is cast: NumPy would take "1" for a number.
         raise TypeError(f"{name} must be an array of real numbers, got {shown(value)}")
     try:
@@ -43,7 +43,7 @@ def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
 _NUMBERS = {"bool", "integer", "floating"}
 
 
-def _kinds(value: Any) -> set[str]:
+def kinds(value: Any) -> set[str]:
     """What is in a list, a tuple or a number: kinds of numbers, or names of types."""
     return {_kind(leaf) for leaf in jax.tree.leaves(value)}
 
@@ -70,34 +70,6 @@ def floating(name: str, value: ArrayLike) -> Array:
     return x
 
 
-def dense_labels(value: ArrayLike, logits: Array) -> Array:
-    """Labels of the logits' shape and dtype."""
-    labels = array("labels", value, logits.dtype)
-    _same_shape("labels", labels, logits.shape)
-    if labels.dtype != logits.dtype:
-        raise TypeError(
-            f"labels must have the dtype of logits, {logits.dtype}, got {labels.dtype}; class "
-            "ids go to the sparse_ functions"
-        )
-    return labels
-
-
-def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Labels of the logits' shape, of any real dtype."""
-    labels = array(name, value, computing_dtype(dtype))
-    _same_shape(name, labels, shape)
-    real(name, labels)
-    return labels
-
-
-def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
-    if labels.shape != shape:
-        raise ValueError(
-            f"{name} must have the shape of logits, {shape}, got {labels.shape}; nothing "
-            "is broadcast"
-        )
-
-
 def real(name: str, x: Array) -> None:
     if not (
         jnp.issubdtype(x.dtype, jnp.floating)
@@ -105,65 +77,6 @@ def real(name: str, x: Array) -> None:
         or x.dtype == bool
     ):
         raise TypeError(f"{name} must be real, got {x.dtype}")
-
-
-def integers(value: ArrayLike) -> Array:
-    """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range.
-
-    Their kind is looked at before anything is cast: 1.7 is not class 1.
-    """
-    if not hasattr(value, "dtype") and (value is None or _kinds(value) - {"integer"}):
-        kinds = ", ".join(sorted(_kinds(value) - {"integer"})) or "None"
-        raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
-    if not isinstance(value, jax.Array) and not any(
-        isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
-    ):
-        given = np.asarray(value)
-        if given.dtype == object:
-            raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
-        if given.size == 0 and not hasattr(value, "dtype"):
-            given = given.astype(np.int32)  # an empty list has no kind
-        if given.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
-            # JAX would take 2^32 + 1 for 1. No logits have 2^31 classes.
-            info = np.iinfo(np.int32)
-            lowest = 0 if given.dtype == np.uint64 else info.min
-            given = np.clip(given, lowest, info.max).astype(np.int32)
-        value = given
-    ids = array("labels", value)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
-    return ids
-
-
-def class_ids(
-    value: ArrayLike, shape: tuple[int, ...], axis: int, *, trailing_one: bool = False
-) -> Array:
-    """Integer ids, one for each example of logits of the given shape.
-
-    With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
-    """
-    ids = integers(value)
-    axis %= len(shape)
-    batch = shape[:axis] + shape[axis + 1 :]
-    if trailing_one and ids.shape == (*batch, 1):
-        ids = ids.reshape(batch)
-    if ids.shape != batch:
-        raise ValueError(
-            f"labels must have the shape of logits without axis {axis}, {batch}, got {ids.shape} "
-            f"for logits of shape {shape}"
-        )
-    return ids
-
-
-def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
-    """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
-    ids = integers(value)
-    if ids.ndim != len(shape) or ids.shape[:-1] != shape[:-1]:
-        raise ValueError(
-            f"labels must be lists of ids, [*batch, ids] with batch {shape[:-1]} as {what} has "
-            f"it, got shape {ids.shape}"
-        )
-    return ids
 
 
 def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
@@ -296,17 +209,6 @@ def same_logits(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
         raise ValueError(
             f"teacher_kernel must have the classes of kernel, {student[-1]}, got {teacher[-1]}"
         )
-
-
-def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
-    labels = array("labels", value, computing_dtype(dtype))
-    _same_shape("labels", labels, shape)
-    if labels.dtype not in (dtype, jnp.float32):
-        raise TypeError(
-            f"labels must have the dtype of inputs, {dtype}, or float32, got {labels.dtype}"
-        )
-    return labels
 
 
 def block_sizes(block_size: int | None, class_block_size: int | None = None) -> Sizes:

@@ -164,7 +164,7 @@ def linear_softmax_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.projected_labels(labels, shape, inputs.dtype)
+    labels = _check_labels.projected_labels(labels, shape, inputs.dtype)
     member = _softmax.Softmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -251,7 +251,7 @@ def linear_sparse_sigmoid_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.id_lists(labels, shape, "inputs")
+    labels = _check_labels.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = _sigmoid.SparseSigmoid(
         classes=Classes(-1, _checks.axis_name(axis_name)),
@@ -339,7 +339,7 @@ def linear_sigmoid_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.projected_labels(labels, shape, inputs.dtype)
+    labels = _check_labels.projected_labels(labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = _sigmoid.SigmoidSum(
         classes=Classes(-1, _checks.axis_name(axis_name)),

@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Float, Integer
 
-from jxent import _call, _checks
+from jxent import _call, _check_labels, _checks
 from jxent._arithmetic import Bias, Numbers
 from jxent._mesh import Classes
 from jxent._prediction import Prediction, SoftmaxStatistics
@@ -62,7 +62,7 @@ def sparse_softmax_statistics_with_logits(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(axis, logits)
-    labels = _checks.class_ids(labels, logits.shape, axis)
+    labels = _check_labels.class_ids(labels, logits.shape, axis)
     divisor = _checks.temperature(temperature, logits.dtype)
     member = Prediction(Classes(axis, _checks.axis_name(axis_name)), logit_softcap)
     with _checks.scope(name, "sparse_softmax_statistics_with_logits"):
@@ -130,7 +130,7 @@ def linear_sparse_softmax_statistics(
       `jxent.sparse_softmax_statistics_with_logits`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.class_ids(labels, shape, len(shape) - 1)
+    labels = _check_labels.class_ids(labels, shape, len(shape) - 1)
     divisor = _checks.temperature(temperature, inputs.dtype)
     member = Prediction(Classes(-1, _checks.axis_name(axis_name)), logit_softcap)
     sizes = _checks.block_sizes(block_size)

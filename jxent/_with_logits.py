@@ -54,7 +54,7 @@ def sigmoid_cross_entropy_with_logits(
       Loss for Multi-Label Classification, 2021.
     """
     logits = _checks.floating("logits", logits)
-    labels = _checks.dense_labels(labels, logits)
+    labels = _check_labels.dense_labels(labels, logits)
     member = _sigmoid.Sigmoid(
         logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
     )
@@ -113,7 +113,7 @@ def weighted_cross_entropy_with_logits(
       Loss for Multi-Label Classification, 2021.
     """
     logits = _checks.floating("logits", logits)
-    labels = _checks.dense_labels(labels, logits)
+    labels = _check_labels.dense_labels(labels, logits)
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = _sigmoid.Sigmoid(
         logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
@@ -183,7 +183,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.id_lists(labels, logits.shape, "logits")
+    labels = _check_labels.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = _sigmoid.SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),
@@ -246,7 +246,7 @@ def softmax_cross_entropy_with_logits(
       2022, section 5.
     """
     logits = _checks.floating("logits", logits)
-    labels = _checks.dense_labels(labels, logits)
+    labels = _check_labels.dense_labels(labels, logits)
     member = _softmax.Softmax(
         classes=Classes(_checks.axis(axis, logits), _checks.axis_name(axis_name)),
         z_loss=z_loss,

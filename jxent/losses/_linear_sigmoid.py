@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent import _call, _checks, _sigmoid
+from jxent import _call, _check_labels, _checks, _sigmoid
 from jxent._arithmetic import Bias, Dense, Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
@@ -93,7 +93,7 @@ def linear_sparse_sigmoid_cross_entropy(
       `jxent.linear_sparse_sigmoid_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.id_lists(labels, shape, "inputs")
+    labels = _check_labels.id_lists(labels, shape, "inputs")
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = _sigmoid.SparseSigmoid(
         classes=Classes(-1, _checks.axis_name(axis_name)),
@@ -199,7 +199,7 @@ def linear_sigmoid_cross_entropy(
       `jxent.linear_sigmoid_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    labels = _check_labels.castable_labels("labels", labels, shape, inputs.dtype)
     factor = _checks.class_weight(pos_weight, shape, inputs.dtype)
     member = _sigmoid.SigmoidSum(
         classes=Classes(-1, _checks.axis_name(axis_name)),

@@ -285,7 +285,7 @@ def linear_softmax_cross_entropy(
       `jxent.linear_softmax_cross_entropy`.
     """
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
-    labels = _checks.castable_labels("labels", labels, shape, inputs.dtype)
+    labels = _check_labels.castable_labels("labels", labels, shape, inputs.dtype)
     member = _softmax.Softmax(
         classes=Classes(-1, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,

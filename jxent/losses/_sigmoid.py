@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
 
-from jxent import _call, _checks, _sigmoid
+from jxent import _call, _check_labels, _checks, _sigmoid
 from jxent._arithmetic import Numbers
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
@@ -67,7 +67,7 @@ def sigmoid_cross_entropy(
       TensorFlow, `tf.compat.v1.losses.sigmoid_cross_entropy`.
     """
     logits = _checks.floating("logits", logits)
-    labels = _checks.castable_labels(
+    labels = _check_labels.castable_labels(
         "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
     )
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
@@ -147,7 +147,7 @@ def sparse_sigmoid_cross_entropy(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.id_lists(labels, logits.shape, "logits")
+    labels = _check_labels.id_lists(labels, logits.shape, "logits")
     factor = _checks.pos_weight(pos_weight, logits.shape, logits.dtype)
     member = _sigmoid.SparseSigmoid(
         classes=Classes(axis, _checks.axis_name(axis_name)),

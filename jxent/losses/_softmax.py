@@ -107,7 +107,9 @@ def softmax_cross_entropy(
     """
     logits = _checks.floating("logits", logits)
     axis = _checks.axis(-1, logits)
-    labels = _checks.castable_labels("onehot_labels", onehot_labels, logits.shape, logits.dtype)
+    labels = _check_labels.castable_labels(
+        "onehot_labels", onehot_labels, logits.shape, logits.dtype
+    )
     member = _softmax.Softmax(
         classes=Classes(axis, _checks.axis_name(axis_name)),
         label_smoothing=label_smoothing,
