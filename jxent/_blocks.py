@@ -6,6 +6,8 @@ classes are cut out of as many runs of classes as there are chips, for the same 
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +46,29 @@ class Cut(NamedTuple):
     def from_blocks(self, examples: int, x: Array) -> Array:
         """The inverse: drops what was filled in."""
         return jnp.swapaxes(x, 0, 1).reshape(self.number * self.size, *x.shape[2:])[:examples]
+
+    def each(self, block: Callable[[Any], Any], examples: int, rows: Any) -> Any:
+        """What each row has, of all of them: a tree of arrays, computed one block at a time."""
+        of_rows, _, _ = self.over(lambda rows: (block(rows), None, None), examples, rows, None)
+        return of_rows
+
+    def over(
+        self, block: Callable[[Any], tuple[Any, Any, Any]], examples: int, rows: Any, sums: Any
+    ) -> tuple[Any, Any, Any]:
+        """What each block of rows gives, one block at a time.
+
+        A block gives trees of what each of its rows has, which come back for all of them; of what
+        is added up afterwards; and of what all rows share, which each block adds to `sums`.
+        """
+
+        def step(sums: Any, rows: Any) -> tuple[Any, Any]:
+            of_rows, of_block, of_shared = block(rows)
+            sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, of_shared)
+            return sums, (of_rows, of_block)
+
+        sums, (of_rows, of_blocks) = jax.lax.scan(step, sums, jax.tree.map(self.to_blocks, rows))
+        of_rows = jax.tree.map(partial(self.from_blocks, examples), of_rows)
+        return of_rows, jax.tree.map(lambda x: jnp.sum(x, 0), of_blocks), sums
 
 
 def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:

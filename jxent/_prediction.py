@@ -190,15 +190,13 @@ def by_examples(member: Prediction, blocks: Cut, operands: Operands) -> Found:
     """What `projected` returns, of these blocks."""
     operands = _operands.in_products(_mesh.alike(operands))
 
-    def block(_: None, rows: Any) -> tuple[None, Found]:
+    def block(rows: Any) -> Found:
         labels, inputs = rows
         own = Operands(labels, inputs, *operands.shared)
-        return None, member.statistics(*_operands.data_of(member, own))
+        return member.statistics(*_operands.data_of(member, own))
 
-    rows = jax.tree.map(blocks.to_blocks, operands.of_rows)
-    _, found = jax.lax.scan(block, None, rows)
-    result: Found = jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), found)
-    return result
+    found: Found = blocks.each(block, operands.inputs.shape[0], operands.of_rows)
+    return found
 
 
 # Block by block, each under `jax.checkpoint`: the transpose multiplies a block's logits once more.
@@ -234,10 +232,8 @@ def _projected_jvp(
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> dict[str, Array]:
-        rows = jax.tree.map(cut.to_blocks, rows)
-        _, changes = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
-        result: dict[str, Array] = jax.tree.map(partial(cut.from_blocks, examples), changes)
-        return result
+        changes: dict[str, Array] = cut.each(lambda rows: block(rows, shared), examples, rows)
+        return changes
 
     rows = (kept, found[1], operands.of_rows, moving.of_rows)
     return found, _with(all_blocks(rows, (operands.shared, moving.shared)), found)

@@ -159,14 +159,13 @@ def by_examples(
     operands = in_products(alike(operands))
     kernel, bias, parameters = operands.shared
 
-    def block(_: None, rows: Any) -> tuple[None, tuple[Array, _loss.Known]]:
+    def block(rows: Any) -> tuple[Array, _loss.Known]:
         weights, labels, inputs = rows
         data = data_of(member, Operands(labels, inputs, kernel, bias, parameters))
-        return None, _loss.losses(member, False, weights, *data)
+        return _loss.losses(member, False, weights, *data)
 
     rows = (_kept(weights, blocks, operands.inputs), *operands.of_rows)
-    _, results = jax.lax.scan(block, None, jax.tree.map(blocks.to_blocks, rows))
-    values, known = jax.tree.map(partial(blocks.from_blocks, operands.inputs.shape[0]), results)
+    values, known = blocks.each(block, operands.inputs.shape[0], rows)
     # What a platform returns must not depend on how it cuts the examples.
     return values, known if weights is not None else known._replace(kept=None)
 
@@ -197,9 +196,9 @@ def _change_by_examples(
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> Array:
-        rows = jax.tree.map(blocks.to_blocks, rows)
-        _, change = jax.lax.scan(lambda _, rows: (None, block(rows, shared)), None, rows)
-        return blocks.from_blocks(operands.inputs.shape[0], change)
+        examples = operands.inputs.shape[0]
+        change: Array = blocks.each(lambda rows: block(rows, shared), examples, rows)
+        return change
 
     rows = (values, known, operands.of_rows, moving.of_rows)
     change: Array = all_blocks(rows, (operands.shared, moving.shared))

@@ -64,7 +64,7 @@ def _total_jvp(
     if dweights is not None:
         changes["weights"] = dweights
     value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
-    change = {k: _inner(slopes[k], t, value.dtype) for k, t in changes.items()}
+    change = {k: inner(slopes[k], t, value.dtype) for k, t in changes.items()}
     # All but these act through the classes that this chip holds.
     whole = ("weights", "labels") if isinstance(primals[1].labels, Listed) else ("weights",)
     of_whole = sum((change.pop(k) for k in whole if k in change), jnp.zeros_like(value))
@@ -78,7 +78,9 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 # Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
 # up, a compiler drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def _inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
+def inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
+    """The inner product of a slope and a tangent."""
+
     def product(t: Array | None, slope: Any) -> Array | None:
         return None if t is None else jnp.sum(slope.astype(dtype) * t.astype(dtype))
 
@@ -273,19 +275,17 @@ def _by_examples(
             member, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
         )
 
-    def step(sums: _Slopes, rows: Any) -> tuple[_Slopes, Any]:
+    def of_block(rows: Any) -> tuple[Any, None, _Slopes]:
         values, parts, _, of_rows, of_shared = block(*rows, operands.shared)
-        sums = jax.tree.map(lambda total, x: total + x.astype(total.dtype), sums, of_shared)
-        return sums, (values, parts, of_rows)
+        return (values, parts, of_rows), None, of_shared
 
     start: _Slopes = {
         name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))
         for name in ("kernel", "bias", "parameters")
         if name in wanted
     }
-    rows = jax.tree.map(blocks.to_blocks, (weights, *operands.of_rows))
-    sums, results = jax.lax.scan(step, start, rows)
-    values, parts, of_rows = jax.tree.map(partial(blocks.from_blocks, examples), results)
+    rows = (weights, *operands.of_rows)
+    (values, parts, of_rows), _, sums = blocks.over(of_block, examples, rows, start)
     return values, parts, {**sums, **of_rows}
 
 
