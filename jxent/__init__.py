@@ -28,6 +28,9 @@ from jxent._linear import (
 from jxent._linear import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
 )
+from jxent._linear_logits import (
+    linear_logits as linear_logits,
+)
 from jxent._prediction import SoftmaxStatistics as SoftmaxStatistics
 from jxent._softmax_statistics import (
     linear_sparse_softmax_statistics as linear_sparse_softmax_statistics,

@@ -83,6 +83,11 @@ def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
     if block_size is None:
         block_size = max(_ROOM // classes, features // 2, 8)
         block_size -= block_size % 128 if block_size > 128 else 0
+    return evened(examples, block_size)
+
+
+def evened(examples: int, block_size: int) -> Cut:
+    """Blocks of this size at most, alike, unless the examples' number is a symbol."""
     number = -(-examples // block_size)
     if not isinstance(examples, int):
         return Cut(number, block_size)

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from jxent import (
     _blocks,
+    _blockwise,
     _checks,
     _loss,
     _mesh,
@@ -24,6 +25,8 @@ from jxent import (
 )
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
+from jxent._blockwise import Function as Blockwise
+from jxent._blockwise import Given, Plan
 from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed, Taught
 from jxent._operands import Operands
 from jxent._prediction import Prediction, SoftmaxStatistics
@@ -140,6 +143,42 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
     return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
 
 
+def reduced_rows(
+    function: Blockwise,
+    weights: ArrayLike,
+    reduction: Reduction | str,
+    block_size: int,
+    dtype: DTypeLike,
+    given: Given,
+    has_aux: bool,
+) -> Any:
+    """A user's losses, weighted and reduced; beside them what else it adds up.
+
+    Not compiled here: a function is a new one in every call.
+    """
+    shape = (given.number,)
+    learned = isinstance(weights, jax.Array) and jnp.issubdtype(weights.dtype, jnp.floating)
+    masks, weights = _checked_weights(weights, shape, dtype, per_example=True)
+    kind = _checks.reduction(reduction, Reduction)
+    each = jnp.broadcast_to(weights, shape)
+    some = not isinstance(given.number, int) or given.number > 0
+    masks = masks and some
+    plan = Plan(function, _blocks.evened(given.number, block_size), masks, masks and learned)
+    if kind is Reduction.NONE:
+        if has_aux:
+            raise ValueError(_NOT_IN_PARTS)
+        return _blockwise.weighted_losses(plan, each, given)
+    shares = _reduction.divided(each, _reduction.count(kind, weights, shape))
+    loss, sums = _blockwise.total(plan, shares, each, given)
+    return (loss, sums) if has_aux else loss
+
+
+_NOT_IN_PARTS = (
+    "has_aux must be False for Reduction.NONE: the parts are of a reduced loss, and one "
+    "loss an example is reduced to none"
+)
+
+
 def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) -> AnyCut:
     """How the projection is cut: as the caller says, or as shapes and platform ask.
 
@@ -179,10 +218,7 @@ def _kind(member: Member, reduction: Reduction | str) -> Reduction:
     """The reduction that is meant, which a loss in parts must have."""
     kind = _checks.reduction(reduction, Reduction)
     if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
-        raise ValueError(
-            "has_aux must be False for Reduction.NONE: the parts are of a reduced loss, and one "
-            "loss an example is reduced to none"
-        )
+        raise ValueError(_NOT_IN_PARTS)
     return kind
 
 

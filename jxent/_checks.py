@@ -223,6 +223,14 @@ def block_sizes(block_size: int | None, class_block_size: int | None = None) -> 
     return Sizes(examples, classes)
 
 
+def rows_a_block(value: int) -> int:
+    """A block size that must be given."""
+    size = _block_size("block_size", value)
+    if size is None:
+        raise TypeError("block_size must be a Python integer, got None")
+    return size
+
+
 def _block_size(name: str, value: int | None) -> int | None:
     if value is None:
         return None

@@ -6,7 +6,7 @@ it cannot infer. On all other meshes, and without one, the functions of explicit
 None: nothing is asked for.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -158,6 +158,29 @@ def filled(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape, out_sharding=split_of(like))
 
 
+def varies_over(x: Array) -> frozenset[Any]:
+    """The axes of a surrounding `shard_map` that an array varies over."""
+    axes: frozenset[Any] = jax.typeof(x).manual_axis_type.varying
+    return axes
+
+
+def varying_as(like: Array, x: Array) -> Array:
+    """`x`, summed over the axes of a surrounding `shard_map` that `like` does not vary over."""
+    more = tuple(varies_over(x) - varies_over(like))
+    return jax.lax.psum(x, more) if more else x
+
+
+def row(number: Array, x: Array) -> Array:
+    """One row of `x`, which all chips have that the rows are split over."""
+    one: Array
+    if not is_split(x):
+        one = jax.lax.dynamic_index_in_dim(x, number, keepdims=False)
+        return one
+    numbers = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0, out_sharding=split_of(x))
+    one = jnp.sum(jnp.where(numbers == number, x, jnp.zeros_like(x)), 0, dtype=x.dtype)
+    return one
+
+
 def alike(arrays: Any, integers: bool = False) -> Any:
     """The same tree, its floating arrays varying over the same axes of a surrounding `shard_map`.
 
@@ -166,18 +189,16 @@ def alike(arrays: Any, integers: bool = False) -> Any:
     An array that is the same on all chips has the sum of the chips' derivatives as its own, and
     JAX takes that sum where such an array meets one that varies: here, once, not in every block.
     """
+    kind = jnp.number if integers else jnp.floating
+    leaves = [x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, kind)]
+    return varying(arrays, {axis for x in leaves for axis in varies_over(x)}, kind)
 
-    def axes(x: Array) -> frozenset[Any]:
-        varying: frozenset[Any] = jax.typeof(x).manual_axis_type.varying
-        return varying
 
-    def is_one(x: Array) -> bool:
-        return jnp.issubdtype(x.dtype, jnp.number if integers else jnp.floating)
+def varying(arrays: Any, axes: Set[Any], kind: Any = jnp.floating) -> Any:
+    """The same tree, its arrays of this kind varying over these axes at least."""
 
-    wanted = {axis for x in jax.tree.leaves(arrays) if is_one(x) for axis in axes(x)}
-
-    def varying(x: Array) -> Array:
-        missing = tuple(wanted - axes(x)) if is_one(x) else ()
+    def over_axes(x: Array) -> Array:
+        missing = tuple(axes - varies_over(x)) if jnp.issubdtype(x.dtype, kind) else ()
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    return jax.tree.map(varying, arrays)
+    return jax.tree.map(over_axes, arrays)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -120,6 +121,26 @@ def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
         moved.append(rows + change.bias[None])
     return functools.reduce(jnp.add, moved) if moved else None
+
+
+@jax.custom_jvp
+def logits(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
+    """The logits of a block, whose derivatives are products in the inputs' dtype too."""
+    return project(inputs, kernel.astype(inputs.dtype), bias)
+
+
+# As JAX differentiates a product of bfloat16 operands that is accumulated in float32, the products
+# of its transpose would be of float32 operands.
+def _logits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    value = logits(*primals)
+    dinputs, dkernel, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents)
+    inputs, kernel, bias = primals
+    operands = in_products(Operands(None, inputs, kernel, bias, None))
+    change = pushed(operands, Operands(None, dinputs, dkernel, dbias, None))  # type: ignore[arg-type]
+    return value, jnp.zeros_like(value) if change is None else change
+
+
+logits.defjvp(_logits_jvp, symbolic_zeros=True)
 
 
 @per_platform()

@@ -163,6 +163,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "None takes 2^24 / classes, and at least features / 2: adding to the kernel's gradient "
         "passes over it once a block. Under automatic sharding the shapes seen are the global "
         "ones; pass it there.",
+        "Rows a block. Smaller blocks hold less, larger ones make faster products.",
     ),
     "class_block_size": (
         "Classes a block, in place of examples. None, where `block_size` is None too, takes 4 a "
@@ -184,6 +185,8 @@ WORDS: dict[str, tuple[str, ...]] = {
         'A `Reduction` or its value, e.g. `"weighted_mean"`.',
         'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
         "reverse mode.",
+        'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` computes each block once more '
+        "in reverse mode.",
     ),
     "teacher_logit_softcap": ("The same of the teacher's logits.",),
     "temperature": (
@@ -196,6 +199,8 @@ WORDS: dict[str, tuple[str, ...]] = {
     "has_aux": (
         "True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as "
         "`jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.",
+        "True returns `(loss, sums)`: of each array in `more` the sum over the rows, each times "
+        "its weight, in float32 at least; constants to differentiation. Not with `Reduction.NONE`.",
     ),
     "name": (_NAMES,),
     "scope": (_NAMES,),

@@ -26,7 +26,8 @@ FUNCTIONS = {
     for name, function in vars(module).items()
     if inspect.isfunction(function) and not name.startswith("_")
     and (function.__module__ or "").startswith("jxent") and name not in ("partial",)
-    and ("cross_entropy" in name or "statistics" in name or name == "compute_weighted_loss")
+    and ("cross_entropy" in name or "statistics" in name
+         or name in ("compute_weighted_loss", "linear_logits"))
 }  # fmt: skip
 
 

@@ -31,10 +31,19 @@ LEVELS = (  # a room imports from lower levels only
     ("_divergence",),
     ("_projection", "_prediction"),
     ("_total",),
+    ("_blockwise",),
+    ("_check_rows",),
     ("platforms",),
     ("_reduction",),
     ("_call",),
-    ("_with_logits", "_linear", "_softmax_statistics", "_kl_divergence", "losses"),
+    (
+        "_with_logits",
+        "_linear",
+        "_softmax_statistics",
+        "_kl_divergence",
+        "_linear_logits",
+        "losses",
+    ),
     ("__init__",),
 )
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
@@ -111,6 +120,7 @@ def test_the_package_says_what_it_exports():
     public = {name for name in vars(jxent) if not name.startswith("_")} - {"platforms"}
     assert public == {
         "losses",
+        "linear_logits",
         "SoftmaxStatistics",
         "sparse_softmax_statistics_with_logits",
         "linear_sparse_softmax_statistics",

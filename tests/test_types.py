@@ -107,6 +107,22 @@ def test_classes_of_a_mesh(checked, name):
     jax.eval_shape(shards, KERNEL if fixed else X)
 
 
+@pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
+def test_losses_of_a_user(checked, reduction):
+    def loss_fn(params, row):
+        logits = checked.linear_logits(inputs=row["x"], kernel=params, bias=X[0])
+        return checked.sparse_softmax_cross_entropy_with_logits(labels=row["y"], logits=logits)
+
+    def total(kernel, weights):
+        rows = {"x": X, "y": IDS}
+        return checked.losses.blockwise(
+            loss_fn, kernel, rows, block_size=2, weights=weights, reduction=reduction
+        ).sum()  # fmt: skip
+
+    moving = (jnp.zeros((5, 5)), jnp.ones(3))
+    jax.eval_shape(jax.hessian(total, (0, 1)), *moving)
+
+
 HARD = np.eye(3, 5, dtype=int)
 ROWS = (
     ("losses.sigmoid_cross_entropy", {"multi_class_labels": HARD}),

@@ -17,6 +17,9 @@ Array(1.3862944, dtype=float32)
 
 from jxent._reduction import Reduction as Reduction
 from jxent._reduction import SoftmaxAux as SoftmaxAux
+from jxent.losses._blockwise import (
+    blockwise as blockwise,
+)
 from jxent.losses._kl_divergence import (
     linear_softmax_kl_divergence as linear_softmax_kl_divergence,
 )
