@@ -113,11 +113,12 @@ def _chances_jvp(
     return (p, q), (dp, -dp)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(5,))
+@partial(jax.custom_jvp, nondiff_argnums=(6,))
 def slopes(
     x: Float[Array, "..."],
     z: Float[Array, "..."],
     total: Array,
+    others: Array,
     row_max: Array,
     rest: Array,
     classes: Classes,
@@ -125,22 +126,25 @@ def slopes(
     """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels, `total`.
 
     For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
-    class a row can need them, whose p is 1 / (1 + rest).
+    class a row can need them, whose p is 1 / (1 + rest). `others` is Z - z of each class, which is
+    no difference where its label is nearly all of Z.
     """
     scale = 1 / (1 + rest)
-    of_leader = (total - z) * scale - z * (rest * scale)
+    of_leader = others * scale - z * (rest * scale)
     p = exp(bounded(x) - bounded(row_max)) * scale
     return jnp.where(_leader(x, row_max, rest), of_leader, total * p - z)
 
 
-# `total` is a cache as well: its share of the second derivative is in `by_labels`. For the third
-# one the factor of the last term must be a function of the labels, so it is summed once more.
+# `total` and `others` are caches as well: their share of the second derivative is in `by_labels`.
+# For the third one the factor of the last term must be a function of the labels: summed once more.
 @slopes.defjvp
 def _slopes_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    x, z, _, row_max, rest = primals
+    x, z, _, _, row_max, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, row_max, rest, classes)
-    by_labels = (classes.sum(dz) - dz) * p - dz * q
+    leader = _leader(x, row_max, rest)
+    of_others = jnp.where(leader, classes.sum(jnp.where(leader, 0, dz)), classes.sum(dz) - dz)
+    by_labels = of_others * p - dz * q
     return slopes(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
 
 

@@ -86,8 +86,9 @@ class Softmax(_Exclusive):
             statistics = _statistics.labels_statistics_and_prediction
         known = statistics(self.classes, self.label_smoothing, x, labels.astype(x.dtype))
         if known.share is not None:
-            total = (1 - self.label_smoothing) * known.total + self.label_smoothing
-            known = known._replace(total=total)
+            s = self.label_smoothing
+            others = (1 - s) * known.others + (s - known.share)
+            known = known._replace(total=(1 - s) * known.total + s, others=others)
         return known
 
     def parts(self, known: LabelsStatistics) -> Parts:
@@ -106,8 +107,10 @@ class Softmax(_Exclusive):
 
     def _slopes(self, x: Array, labels: Any, statistics: LabelsStatistics) -> Array:
         row_max, rest, share, total, *_ = statistics
-        z = _statistics.smoothed(self.label_smoothing, x, share, labels.astype(x.dtype))
-        return _logsumexp.slopes(x, z, total, row_max, rest, self.classes)
+        given = labels.astype(x.dtype)
+        z = _statistics.smoothed(self.label_smoothing, x, share, given)
+        others = jnp.where(given == statistics.largest, statistics.others, total - z)
+        return _logsumexp.slopes(x, z, total, others, row_max, rest, self.classes)
 
     def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents

@@ -12,9 +12,16 @@ from jxent._mesh import Classes
 
 
 @per_platform(statics=1)
-def labels_total(classes: Classes, z: Array, rest: Array) -> Array:
-    """The sum of the labels. `rest` is there for a way that must not be fused with the gradient."""
-    return classes.sum(z)
+def labels_sums(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
+    """The largest label, and the sum of all but one of its size.
+
+    Any other one does where the largest is not more than all others together. `rest` is there for
+    a way that must not be fused with the gradient.
+    """
+    largest = classes.max(z)
+    is_largest = z == largest
+    ties = classes.sum(is_largest.astype(z.dtype))
+    return largest, classes.sum(jnp.where(is_largest, 0, z)) + (ties - 1) * largest
 
 
 def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = None) -> Array:
@@ -56,6 +63,8 @@ class LabelsStatistics(NamedTuple):
     rest: Array
     share: Array | None  # what smoothing adds to every label, if there is smoothing
     total: Array  # the sum of the labels
+    largest: Array  # of the labels, before smoothing; one that is more than all others together
+    others: Array  # the sum of these
     loss: Array  # what `expected` gives
     right: Array | None = None  # 1 where the predicted class has the largest label, if asked for
 
@@ -68,8 +77,8 @@ def labels_statistics(
     row_max, rest = pair(x, classes)
     share = even_share(x, smoothing, classes)
     loss = expected(classes, smoothing, x, row_max, log1p(rest), share, z)
-    total = labels_total(classes, z, rest)
-    return LabelsStatistics(row_max, rest, share, total, loss)
+    largest, others = labels_sums(classes, z, rest)
+    return LabelsStatistics(row_max, rest, share, largest + others, largest, others, loss)
 
 
 @per_platform(statics=2)

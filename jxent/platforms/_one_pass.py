@@ -25,8 +25,14 @@ from jxent._statistics import LabelsStatistics, PredictionStatistics
 class Weighed(NamedTuple):
     """Weights of classes, such as labels, and what they say of a row."""
 
-    total: Array  # sum w
+    largest: Array  # 0 of units, which are added up only
+    others: Array  # the sum of all but one of that size
     below: Array  # sum w (row_max - x); nothing where w = 0, at -inf too
+
+    @property
+    def total(self) -> Array:
+        """Sum w."""
+        return self.largest + self.others
 
 
 class Predicted(NamedTuple):
@@ -77,7 +83,8 @@ def merged(a: Row, b: Row) -> Row:
     # All terms of a sum are measured from the new maximum: no differences, nothing cancels.
     def weighed(a: Weighed, b: Weighed) -> Weighed:
         moved = zero_times(jnp.where(first, b.total, a.total), gap)
-        return Weighed(a.total + b.total, a.below + b.below + moved)
+        others = a.others + b.others + jnp.minimum(a.largest, b.largest)
+        return Weighed(jnp.maximum(a.largest, b.largest), others, a.below + b.below + moved)
 
     def predicted(a: Predicted, b: Predicted) -> Predicted:
         ties = (a_max == b_max) & (a.number <= b.number)
@@ -118,8 +125,8 @@ def row_of_one(
         x,
         zero,
         logit,
-        None if labels is None else Weighed(labels, zero),
-        None if unit is None else Weighed(jnp.where(x > -jnp.inf, unit, zero), zero),
+        None if labels is None else Weighed(labels, zero, zero),
+        None if unit is None else Weighed(zero, jnp.where(x > -jnp.inf, unit, zero), zero),
         predicted,
         zero if gaps else None,
     )
@@ -156,8 +163,15 @@ def across(classes: Classes, row: Row) -> Row:
     at_top = row.row_max == row_max
     others = jnp.where(at_top, row.rest, (1 + row.rest) * e)
 
-    def weighed(a: Weighed) -> Weighed:
-        return Weighed(a.total, a.below + zero_times(a.total, gap))
+    def below(a: Weighed) -> Array:
+        return a.below + zero_times(a.total, gap)
+
+    labels, left = row.labels, row.left
+    if labels is not None:
+        largest_label = jax.lax.pmax(labels.largest, classes.name)
+        has_it = labels.largest == largest_label
+        apart_from_it = jnp.where(has_it, labels.others, labels.total)
+        labels = Weighed(has_it.astype(row_max.dtype), apart_from_it, below(labels))
 
     predicted = row.predicted
     if predicted is not None:
@@ -172,11 +186,16 @@ def across(classes: Classes, row: Row) -> Row:
         others,
         at_top.astype(row_max.dtype),
         row.logit,
-        None if row.labels is None else weighed(row.labels),
-        None if row.left is None else weighed(row.left),
+        labels,
+        None if left is None else (left.others, below(left)),
         None if row.gaps is None else zero_times(e, row.gaps + zero_times(1 + row.rest, gap)),
     )
-    others, ties, logit, labels, left, gaps = jax.tree.map(classes.across, here)
+    others, ties, logit, labels, units, gaps = jax.tree.map(classes.across, here)
+    if left is not None:
+        left = Weighed(jnp.zeros_like(units[0]), *units)
+    if labels is not None:
+        more = (labels.largest - 1) * largest_label
+        labels = Weighed(largest_label, labels.others + more, labels.below)
     return Row(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
 
 
@@ -226,7 +245,8 @@ def labels_statistics(
     if row.predicted is not None:
         of_predicted, largest = cast(tuple[Array, Array], row.predicted[1:])
         right = _statistics.as_right(of_predicted == largest, rest)
-    return LabelsStatistics(row_max, rest, share, labels.total, loss, right)
+    largest, others, _ = labels
+    return LabelsStatistics(row_max, rest, share, labels.total, largest, others, loss, right)
 
 
 def of_prediction(classes: Classes, x: Array, ids: Array) -> PredictionStatistics:

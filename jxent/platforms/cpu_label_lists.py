@@ -48,7 +48,8 @@ def _statistics_of_entries(
     if predicts:
         right = _statistics.as_right(_is_right(classes, x, labels), rest)
     total = _label_lists.weights_total(classes, labels)
-    return LabelsStatistics(row_max, rest, share, total, loss, right)
+    # What all others have is told from the list again.
+    return LabelsStatistics(row_max, rest, share, total, total, total, loss, right)
 
 
 def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
