@@ -14,6 +14,7 @@ from benchmarks.programs import (
     BONUS,
     EACH,
     SCALARS,
+    by_blocks,
     chained_products,
     mean_of_each,
     of_label_ids,
@@ -26,6 +27,9 @@ WEIGHTS = "weights"  # the one option that is an array
 HAS_AUX = "has_aux"  # beside the loss its parts, and whether the prediction is right
 STATISTICS = "statistics"  # log-probability, entropy and prediction: a policy gradient with a bonus
 MASTER = "float32 kernel"  # beside narrower inputs
+LISTS = "label_weights"  # several ids an example, with a weight each
+BLOCKWISE = "blockwise"  # a head in a user's function
+TIED = "blockwise, tied table"  # of an embedding `[classes, features]`
 GEMMA = (8192, 256000, 2304)  # tokens, vocabulary and features of the head of Gemma 2 2B
 
 
@@ -50,7 +54,7 @@ class Case:
         shape = " x ".join(str(n) for n in sizes if n is not None)
         return ", ".join([
             f"{self.loss} {shape} {self.dtype}",
-            *[f"{self.ids} ids"] * self.loss.endswith("sigmoid ids"),
+            *[f"{self.ids} ids"] * (self.loss.endswith("sigmoid ids") or self.option == LISTS),
             *[self.form] * (self.form != "scalar"),
             *[self.option] * bool(self.option),
             *["value"] * self.value_only,
@@ -76,17 +80,21 @@ def shrunk(case: Case) -> Case:
 
 
 def shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Of labels, of logits or inputs and kernel, and of one weight an example."""
+    """Of labels, of logits or inputs and kernel, and of weights of examples or of labels."""
     n, c, d = case.examples, case.classes, case.features
     logits = (c, n) if case.form == "axis 0" else (n, c)
     ids = {"softmax ids": (n,), "sigmoid ids": (n, case.ids)}.get(case.loss.split(", ")[-1])
-    operands = (logits,) if d is None else ((n, d), (d, c))
+    lists = (n, case.ids)
+    kernel = (c, d) if case.option == TIED else (d, c)
+    operands = (logits,) if d is None else ((n, d), kernel)
+    weights = {WEIGHTS: (n,), LISTS: lists}.get(case.option, (0,))
+    ids = lists if case.option == LISTS else ids
     dtype = jnp.dtype(case.dtype)
     dtypes = (dtype, jnp.float32 if case.option == MASTER else dtype)
     return (
         jax.ShapeDtypeStruct(ids, jnp.int32) if ids else jax.ShapeDtypeStruct((n, c), dtype),
         *map(jax.ShapeDtypeStruct, operands, dtypes),
-        jax.ShapeDtypeStruct((n,) if case.option == WEIGHTS else (0,), jnp.float32),
+        jax.ShapeDtypeStruct(weights, jnp.float32),
     )
 
 
@@ -96,8 +104,12 @@ def programs(case: Case) -> dict[str, Callable]:
     if case.form != "each":
         found["optax"] = differentiated(case, partial(_optax, case))
         if case.features is not None and not case.value_only:
-            found[BARE] = lambda labels, inputs, kernel, weights: chained_products(inputs, kernel)
+            found[BARE] = partial(_bare, case)
     return found
+
+
+def _bare(case: Case, labels, inputs, kernel, weights):
+    return chained_products(inputs, kernel.T if case.option == TIED else kernel)
 
 
 def differentiated(case: Case, mean: Callable) -> Callable:
@@ -110,7 +122,7 @@ def differentiated(case: Case, mean: Callable) -> Callable:
 
 def _jxent(case: Case, labels, *operands_and_weights):
     *operands, weights = operands_and_weights
-    named = OPTIONS | {HAS_AUX: True, WEIGHTS: weights}
+    named = OPTIONS | {HAS_AUX: True, WEIGHTS: weights, LISTS: weights}
     options = {case.option: named[case.option]} if case.option in named else {}
     if case.form == "each":
         return mean_of_each(case.loss, labels, *operands)
@@ -121,6 +133,8 @@ def _jxent(case: Case, labels, *operands_and_weights):
         return jax.vmap(lambda y, x: one(labels=y, logits=x))(labels, *operands).mean()
     if case.option == STATISTICS:
         return policy_loss(labels, *operands)
+    if case.option in (BLOCKWISE, TIED):
+        return by_blocks(case.option == TIED, labels, *operands)
     return SCALARS[case.loss](labels, *operands, **options)
 
 
@@ -132,6 +146,7 @@ def _optax(case: Case, labels, *operands_and_weights):
     logits = operands[0]
     if case.features is not None:
         inputs, kernel = operands
+        kernel = kernel.T if case.option == TIED else kernel
         logits = inputs @ kernel.astype(inputs.dtype)
     if case.option == "logit_softcap":
         logits = OPTIONS[case.option] * jnp.tanh(logits / OPTIONS[case.option])
@@ -143,6 +158,10 @@ def _optax(case: Case, labels, *operands_and_weights):
     if case.loss == "KL":
         log_s, log_t = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, labels))
         return optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean()
+    if case.option == LISTS:
+        rows = jnp.arange(case.examples)[:, None]
+        dense = jnp.zeros(logits.shape, jnp.float32).at[rows, labels].add(weights)
+        return optax.softmax_cross_entropy(logits, dense).mean()
     losses = _optax_each(case, labels, logits)
     if case.option == "z_loss":
         losses += OPTIONS[case.option] * jax.nn.logsumexp(logits, -1) ** 2

@@ -16,7 +16,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import bounds
-from benchmarks.cases import GEMMA, HAS_AUX, STATISTICS, Case
+from benchmarks.cases import BLOCKWISE, GEMMA, HAS_AUX, LISTS, STATISTICS, TIED, Case
 from benchmarks.command import Options
 from benchmarks.compiled import NOTE, Chip, rows, tiny
 from benchmarks.report import Table
@@ -36,6 +36,7 @@ IN_BFLOAT16 = (
     Case("softmax ids", 4096, 32768, value_only=True),
     Case("softmax ids", 4096, 32768, option=HAS_AUX),
     Case("softmax ids", 4096, 32768, option=STATISTICS),
+    Case("softmax ids", 4096, 32768, option=LISTS),
     Case("softmax ids", 8192, 128256),  # Llama 3's vocabulary
     Case("softmax ids", 8192, 128256, value_only=True),
     Case("softmax ids", 32768, 1000),  # ImageNet's classes
@@ -43,6 +44,7 @@ IN_BFLOAT16 = (
     Case("sigmoid ids", 4096, 131072),
     Case("projection, softmax ids", *GEMMA, form="each"),
     Case("projection, softmax ids", *GEMMA),
+    *(Case("projection, softmax ids", 8192, 131072, 1024, option=o) for o in (BLOCKWISE, TIED)),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),

@@ -49,6 +49,17 @@ def policy_loss(labels, *operands):
     return (-found.log_prob - BONUS * found.entropy).mean(), found.prediction
 
 
+def by_blocks(is_tied, labels, inputs, kernel):
+    """The head in a user's function; blocks of 512 rows."""
+
+    def loss_fn(kernel, row):
+        table = kernel.T if is_tied else kernel
+        logits = jxent.linear_logits(inputs=row["x"], kernel=table)
+        return jxent.sparse_softmax_cross_entropy_with_logits(labels=row["y"], logits=logits)
+
+    return losses.blockwise(loss_fn, kernel, {"x": inputs, "y": labels}, block_size=512)
+
+
 # With logits: (logits, labels) -> the mean loss.
 
 

@@ -16,7 +16,18 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import bounds, command
-from benchmarks.cases import GEMMA, HAS_AUX, MASTER, OPTIONS, STATISTICS, WEIGHTS, Case
+from benchmarks.cases import (
+    BLOCKWISE,
+    GEMMA,
+    HAS_AUX,
+    LISTS,
+    MASTER,
+    OPTIONS,
+    STATISTICS,
+    TIED,
+    WEIGHTS,
+    Case,
+)
 from benchmarks.command import Options
 from benchmarks.compiled import NOTE, Chip, rows, tiny, use_no_chip
 from benchmarks.report import Table
@@ -53,6 +64,7 @@ CASES = (
     *(Case("softmax ids", 4096, 32768, option=name) for name in (*OPTIONS, WEIGHTS, HAS_AUX)),
     Case("softmax", 4096, 32768, option=HAS_AUX),
     Case("softmax ids", 4096, 32768, option=STATISTICS),
+    Case("softmax ids", 4096, 32768, option=LISTS),
     Case("softmax ids", 4096, 32768, option=STATISTICS, value_only=True),
     Case("softmax ids", 4096, 50257),  # GPT-2's vocabulary, which no tile divides
     Case("softmax ids", 4096, 50257, value_only=True),
@@ -69,6 +81,7 @@ CASES = (
     Case("projection, softmax ids", 8192, 131072, 1024, option=MASTER),
     Case("projection, softmax ids", 8192, 131072, 1024, option=STATISTICS),
     Case("projection, softmax ids", *GEMMA, option=STATISTICS, value_only=True),
+    *(Case("projection, softmax ids", 8192, 131072, 1024, option=o) for o in (BLOCKWISE, TIED)),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),

@@ -1,15 +1,10 @@
 """Exclusive classes, labels as lists of weighted ids: those of a top-k teacher, say.
 
 They stand for dense labels z_j = sum_k w_k [id_k = j], of which no array is stored. A negative id
-is padding. With o_j = sum_k w_k [id_k != j], what all other classes have, the gradient of the loss
--sum_j z_j log p_j is
-
-    o_j p_j - z_j (1 - p_j)
-
-where neither o_j nor 1 - p_j is a difference: Z p_j - z_j with Z = sum_k w_k is the same, and
-loses all digits at a leader whose label has nearly all of the weight.
+is padding.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,62 +13,79 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp, _loss, _statistics
-from jxent._arithmetic import Listed, bounded, exp, gap, largest_id, log1p
+from jxent._arithmetic import Listed, gap, largest_id, log1p
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
 
 
-class Shares(NamedTuple):
-    """For the class of each entry of a list; what is of padding is of no class."""
-
-    own: Array  # the z above
-    others: Array  # the o above
-
-
 def numbered(classes: Classes, labels: Listed, x: Array) -> tuple[Listed, Array]:
-    """The same with ids of int32, -1 for padding, and whether all are in range, one an example."""
+    """The same with ids of int32, -1 for padding, whose weight is 0; and who is in range.
+
+    One flag an example: whether all of its ids are.
+    """
     # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
     last = largest_id(labels.ids.dtype, classes.count(x))
     in_range = jnp.all(labels.ids <= last, axis=classes.one, keepdims=True)
     ids = jnp.where(labels.ids < 0, -1, labels.ids).astype(jnp.int32)
-    return Listed(ids, labels.weights), in_range
+    return Listed(ids, jnp.where(ids < 0, 0, labels.weights)), in_range
 
 
-def shares(classes: Classes, ids: Array, weights: Array) -> Shares:
+class Shares(NamedTuple):
+    """For the class of each entry of a list."""
+
+    own: Array  # what its entries weigh together
+    others: Array  # what those of all other classes do
+
+
+def shares(classes: Classes, labels: Listed) -> Shares:
     """What each entry's class has, an id that appears twice adding up, and what all others have."""
-    ids, weights = (jnp.moveaxis(a, classes.one, -1) for a in (ids, weights))
+    ids, weights = (jnp.moveaxis(a, classes.one, -1) for a in labels)
     same = ids[..., :, None] == ids[..., None, :]
-    weights = jnp.where(ids < 0, 0, weights)[..., None, :]
-    sums = (jnp.sum(jnp.where(which, weights, 0), -1) for which in (same, ~same))
+    sums = (jnp.sum(jnp.where(which, weights[..., None, :], 0), -1) for which in (same, ~same))
     return Shares(*(jnp.moveaxis(a, -1, classes.one) for a in sums))
 
 
-def weights_total(classes: Classes, labels: Listed) -> Array:
-    """The sum of all weights, one an example, the axis of the classes kept, of size 1."""
-    weights = jnp.where(labels.ids < 0, 0, labels.weights)
-    return jnp.sum(weights, classes.one, keepdims=True)
+# Ids up to which comparisons are written out, which compilers fuse with what reads the labels: as
+# in `_sigmoid.listed_classes`. Beyond, dense labels are stored, but no mask of each id. (An H100's
+# compiler stores them from 32 on: 9 passes over 4096 x 32768 bfloat16 logits in place of 3.)
+UNROLLED = 64
 
 
-def spread(classes: Classes, ids: Array, values: Array, elsewhere: Array) -> Array:
-    """`elsewhere`, of the logits' shape, with the values in the places of the ids.
+def dense(classes: Classes, labels: Listed, x: Array) -> Array:
+    """The labels that lists stand for, of the logits' shape; an id that appears twice adds up."""
+    if labels.ids.shape[classes.one] > UNROLLED:
+        return _reduced(classes, labels, x, lambda number, own: number == own)
+    own, _ = shares(classes, labels)
+    return _selected(classes, labels.ids, own, jnp.zeros_like(x))
 
-    One comparison an id, as in `_sigmoid.listed_classes`.
-    """
-    axis, numbers = classes.one, classes.numbers(elsewhere)
 
-    def with_id(k: int | Array, spread: Array) -> Array:
-        own, value = (jax.lax.dynamic_index_in_dim(a, k, axis % a.ndim) for a in (ids, values))
-        placed: Array = jnp.where(numbers == own, value, spread)
-        return placed
+def of_others(classes: Classes, labels: Listed, x: Array) -> Array:
+    """What all other classes have, of each."""
+    if labels.ids.shape[classes.one] > UNROLLED:
+        return _reduced(classes, labels, x, lambda number, own: number != own)
+    _, others = shares(classes, labels)
+    total = jnp.sum(labels.weights, classes.one, keepdims=True)
+    return _selected(classes, labels.ids, others, jnp.zeros_like(x) + total)
 
-    count = ids.shape[axis]
-    if count > 64:
-        all_placed: Array = jax.lax.fori_loop(0, count, jax.checkpoint(with_id), elsewhere)
-        return all_placed
-    for k in range(count):
-        elsewhere = with_id(k, elsewhere)
+
+def _selected(classes: Classes, ids: Array, values: Array, elsewhere: Array) -> Array:
+    """`elsewhere` with the values in the places of the ids."""
+    numbers, axis = classes.numbers(elsewhere), classes.one % elsewhere.ndim
+    for k in range(ids.shape[axis]):
+        own, value = (jax.lax.slice_in_dim(a, k, k + 1, axis=axis) for a in (ids, values))
+        elsewhere = jnp.where(numbers == own, value, elsewhere)
     return elsewhere
+
+
+def _reduced(
+    classes: Classes, labels: Listed, x: Array, takes: Callable[[Array, Array], Array]
+) -> Array:
+    """The sum of the weights that each class takes."""
+    axis = classes.one  # that of the lists comes before it
+    ids, weights = (jnp.expand_dims(a, axis) for a in labels)
+    numbers = jnp.expand_dims(classes.numbers(x), axis - 1)
+    return jnp.sum(jnp.where(takes(numbers, ids), weights, 0), axis - 1)
 
 
 @per_platform(statics=1)
@@ -89,8 +101,7 @@ def statistics(
     classes: Classes, smoothing: float, predicts: bool, x: Float[Array, "..."], labels: Listed
 ) -> LabelsStatistics:
     """As `_statistics.labels_statistics`, and whether the prediction is right if asked for."""
-    own, _ = shares(classes, *labels)
-    z = spread(classes, labels.ids, own, jnp.zeros_like(x))
+    z = dense(classes, labels, x)
     if predicts:
         return _statistics.labels_statistics_and_prediction(classes, smoothing, x, z)
     return _statistics.labels_statistics(classes, smoothing, x, z)
@@ -112,26 +123,9 @@ def slopes(
 def slopes_of_rows(
     classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
 ) -> Array:
-    """The o p - z (1 - p) above, of every class."""
-    scale = 1 / (1 + rows.rest)
-    p = exp(bounded(x) - bounded(rows.row_max)) * scale
-    leads = (x == rows.row_max) & (rows.rest < 1)
-    complement = jnp.where(leads, rows.rest * scale, 1 - p)
-    own, others = shares(classes, *labels)
-    none, total = jnp.zeros_like(x), weights_total(classes, labels)
-    z = spread(classes, labels.ids, own, none)
-    o = spread(classes, labels.ids, others, none + total)
-    z, o = smoothed(smoothing, x, rows.share, Shares(z, o))
-    return o * p - z * complement
-
-
-def smoothed(smoothing: float, x: Array, share: Array | None, labels: Shares) -> Shares:
-    """The same with what smoothing adds: to a class its share, to the others what is left."""
-    if share is None:
-        return labels
-    share = jnp.where(x > -jnp.inf, share, 0)
-    own, others = ((1 - smoothing) * a for a in labels)
-    return Shares(own + share, others + (smoothing - share))
+    """As of the dense labels, z of this class and o of all others: o p - z (1 - p)."""
+    z = dense(classes, labels, x)
+    return _statistics.slopes_of_labels(classes, smoothing, x, z, rows)
 
 
 # Linear in the weights; to the logits Z dp, as for dense labels.
@@ -142,16 +136,13 @@ def _slopes_jvp(
     value = slopes(classes, smoothing, *primals)
     change = jnp.zeros_like(value)
     if dx is not None:
-        total = (1 - smoothing) * weights_total(classes, labels) + smoothing
+        total = jnp.sum(labels.weights, classes.one, keepdims=True)
+        total = (1 - smoothing) * total + smoothing
         change += total * _logsumexp.softmax_tangent(x, dx, classes)
     if dlabels.weights is not None:
         moved = labels._replace(weights=(1 - smoothing) * dlabels.weights)
         p, q = _logsumexp.chances(x, rows.row_max, rows.rest, classes)
-        own, others = shares(classes, *moved)
-        of_own = spread(classes, moved.ids, own, jnp.zeros_like(x))
-        of_others = jnp.zeros_like(x) + weights_total(classes, moved)
-        of_others = spread(classes, moved.ids, others, of_others)
-        change += of_others * p - of_own * q
+        change += of_others(classes, moved, x) * p - dense(classes, moved, x) * q
     # Where an id is out of range the derivatives are NaN as all else is.
     return value, change * jnp.where(jnp.isnan(rows.rest), jnp.nan, jnp.ones_like(rows.rest))
 

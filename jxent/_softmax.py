@@ -85,11 +85,14 @@ class Softmax(_Exclusive):
         if self.has_aux:
             statistics = _statistics.labels_statistics_and_prediction
         known = statistics(self.classes, self.label_smoothing, x, labels.astype(x.dtype))
-        if known.share is not None:
-            s = self.label_smoothing
-            others = (1 - s) * known.others + (s - known.share)
-            known = known._replace(total=(1 - s) * known.total + s, others=others)
-        return known
+        return self._with_smoothed_sums(known)
+
+    def _with_smoothed_sums(self, known: LabelsStatistics) -> LabelsStatistics:
+        if known.share is None:
+            return known
+        s = self.label_smoothing
+        others = (1 - s) * known.others + (s - known.share)
+        return known._replace(total=(1 - s) * known.total + s, others=others)
 
     def parts(self, known: LabelsStatistics) -> Parts:
         """What the losses are made of."""
@@ -106,11 +109,10 @@ class Softmax(_Exclusive):
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
     def _slopes(self, x: Array, labels: Any, statistics: LabelsStatistics) -> Array:
-        row_max, rest, share, total, *_ = statistics
         given = labels.astype(x.dtype)
-        z = _statistics.smoothed(self.label_smoothing, x, share, given)
-        others = jnp.where(given == statistics.largest, statistics.others, total - z)
-        return _logsumexp.slopes(x, z, total, others, row_max, rest, self.classes)
+        return _statistics.slopes_of_labels(
+            self.classes, self.label_smoothing, x, given, statistics
+        )
 
     def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
@@ -145,7 +147,7 @@ class ListedSoftmax(Softmax):
         known = _label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
         loss, rest = (jnp.where(in_range, a, jnp.nan) for a in (known.loss, known.rest))
         right = None if known.right is None else jnp.where(in_range, known.right, 0)
-        return known._replace(loss=loss, rest=rest, right=right)
+        return self._with_smoothed_sums(known._replace(loss=loss, rest=rest, right=right))
 
     def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
         labels, _ = _label_lists.numbered(self.classes, labels, x)

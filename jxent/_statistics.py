@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent._arithmetic import bounded, exp, gap, log1p, zero_times
 from jxent._dispatch import per_platform
-from jxent._logsumexp import LabelNormalizer, even_share, pair
+from jxent._logsumexp import LabelNormalizer, even_share, pair, slopes
 from jxent._mesh import Classes
 
 
@@ -89,6 +89,19 @@ def labels_statistics_and_prediction(
     known = labels_statistics(classes, smoothing, x, z)
     of_predicted = label_logit(classes, first_largest(classes, x), z)
     return known._replace(right=as_right(of_predicted == classes.max(z), known.rest))
+
+
+def slopes_of_labels(
+    classes: Classes,
+    smoothing: float,
+    x: Float[Array, "..."],
+    given: Float[Array, "..."],
+    rows: LabelsStatistics,
+) -> Float[Array, "..."]:
+    """The gradient of the losses of the given labels, smoothed here."""
+    z = smoothed(smoothing, x, rows.share, given)
+    others = jnp.where(given == rows.largest, rows.others, rows.total - z)
+    return slopes(x, z, rows.total, others, rows.row_max, rows.rest, classes)
 
 
 def as_right(right: Array, rest: Array) -> Array:

@@ -9,7 +9,6 @@ from jaxtyping import Array
 from jxent import _label_lists, _logsumexp, _mesh, _statistics
 from jxent._arithmetic import Listed, bounded, exp, gap, log1p, zero_times
 from jxent._dispatch import way
-from jxent._label_lists import Shares
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
 
@@ -37,9 +36,8 @@ def _statistics_of_entries(
     """From the listed logits: dense labels would be stored."""
     row_max, rest = _logsumexp.pair(x, classes)
     share = _logsumexp.even_share(x, smoothing, classes)
-    weights = jnp.where(labels.ids < 0, 0, labels.weights)
     surprises = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
-    loss = jnp.sum(zero_times(weights, surprises), classes.one, keepdims=True)
+    loss = jnp.sum(zero_times(labels.weights, surprises), classes.one, keepdims=True)
     loss = jnp.where(jnp.isnan(rest), jnp.nan, loss)
     if share is not None:
         evenly = _statistics.expected(classes, smoothing, x, row_max, log1p(rest), share, None)
@@ -47,14 +45,14 @@ def _statistics_of_entries(
     right = None
     if predicts:
         right = _statistics.as_right(_is_right(classes, x, labels), rest)
-    total = _label_lists.weights_total(classes, labels)
-    # What all others have is told from the list again.
+    # What the largest label's others have is told from the list again.
+    total = jnp.sum(labels.weights, classes.one, keepdims=True)
     return LabelsStatistics(row_max, rest, share, total, total, total, loss, right)
 
 
 def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
     """Whether the predicted class has the largest label, which is 0 of all that are not listed."""
-    own, _ = _label_lists.shares(classes, *labels)
+    own, _ = _label_lists.shares(classes, labels)
     is_predicted = labels.ids == _statistics.first_largest(classes, x)
     largest = jnp.max(own, classes.one, keepdims=True, initial=0, where=labels.ids >= 0)
     of_predicted = jnp.max(
@@ -68,20 +66,23 @@ def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
 def _scattered_slopes(
     classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
 ) -> Array:
-    """As if no class were listed, and the listed ones written over it."""
-    axis, none = classes.one, jnp.zeros_like(rows.rest)
+    """As if no class were listed, and the listed ones written over it: o p - z (1 - p)."""
     scale = 1 / (1 + rows.rest)
-    total = _label_lists.weights_total(classes, labels)
-    z, o = _label_lists.smoothed(smoothing, x, rows.share, Shares(none, total))
-    p = exp(bounded(x) - bounded(rows.row_max)) * scale
-    plain = total * p if rows.share is None else (z + o) * p - z
-    own = _gathered(classes, labels.ids, x)
-    p = exp(bounded(own) - bounded(rows.row_max)) * scale
-    leads = (own == rows.row_max) & (rows.rest < 1)
+    shift, total = bounded(rows.row_max), rows.total
+    p = exp(bounded(x) - shift) * scale
+    elsewhere = total * p
+    own, others = _label_lists.shares(classes, labels)
+    listed = _gathered(classes, labels.ids, x)
+    if rows.share is not None:
+        share = rows.share
+        elsewhere -= jnp.where(x > -jnp.inf, share, 0)
+        share = jnp.where(listed > -jnp.inf, share, 0)
+        own = (1 - smoothing) * own + share
+        others = (1 - smoothing) * others + (smoothing - share)
+    p = exp(bounded(listed) - shift) * scale
+    leads = (listed == rows.row_max) & (rows.rest < 1)
     complement = jnp.where(leads, rows.rest * scale, 1 - p)
-    of_entries = _label_lists.shares(classes, *labels)
-    z, o = _label_lists.smoothed(smoothing, own, rows.share, of_entries)
-    return _written(plain, axis % x.ndim, labels.ids, o * p - z * complement)
+    return _written(elsewhere, classes.one, labels.ids, others * p - own * complement)
 
 
 def _written(x: Array, axis: int, ids: Array, values: Array) -> Array:
@@ -89,6 +90,7 @@ def _written(x: Array, axis: int, ids: Array, values: Array) -> Array:
 
     Padding is written beyond the end, which drops it.
     """
+    axis %= x.ndim
     rows = tuple(a for a in range(x.ndim) if a != axis)
     places = jnp.where(ids < 0, x.shape[axis], ids)
     numbers = jax.lax.ScatterDimensionNumbers(
