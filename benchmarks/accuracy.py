@@ -19,9 +19,16 @@ import numpy as np
 
 from benchmarks import command
 from benchmarks.command import Options
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import FOCUS, PEERS, Peer
 from benchmarks.report import Table
-from benchmarks.samples import POINTS, ROWS, sigmoid_samples, softmax_samples
+from benchmarks.samples import (
+    POINTS,
+    ROWS,
+    divergence_samples,
+    focal_samples,
+    sigmoid_samples,
+    softmax_samples,
+)
 from tests import reference
 
 
@@ -150,6 +157,38 @@ def entropy_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
     return found
 
 
+def divergence_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
+    """Errors of one peer's KL divergence; of the student's gradient, by its row's largest."""
+    found = []
+    for sample in divergence_samples(dtype, rows):
+        value, slope, _ = reference.wide_divergence(sample.teacher, sample.student, 1.0)
+        largest = np.abs(slope).max(-1, keepdims=True)
+        got = peer.divergence(sample.teacher, sample.student)
+        record = partial(_errors, "KL", sample.kind, peer=peer.name, dtype=dtype)
+        found += [
+            record("value", got=got[0], truth=value, condition=sample.lead),
+            record("d/dx", got=got[1], truth=slope, scale=largest, condition=sample.lead),
+        ]
+    return found
+
+
+def focal_errors(peer: Peer, dtype, points: int = POINTS) -> list[Errors]:
+    """Errors of one peer's focal loss of hard labels, where none of its terms is flushed to 0."""
+    found = []
+    for sample in focal_samples(dtype, points):
+        sign = 1 - 2 * np.asarray(sample.labels, np.longdouble)
+        value, slope, *_ = reference.wide_focal_term(FOCUS, sign * sample.logits)
+        results = zip(peer.focal(sample.labels, sample.logits), (value, sign * slope), strict=True)
+        for quantity, (got, truth) in zip(("value", "d/dx"), results, strict=True):
+            normal = np.abs(truth) > 4 * (1 + FOCUS) * float(jnp.finfo(dtype).tiny)
+            found.append(
+                _errors(
+                    "focal", sample.kind, quantity, peer.name, got[normal], truth[normal], dtype
+                )
+            )
+    return found
+
+
 def measure(
     dtype,
     peers: Sequence[Callable[[], Peer | None]] = PEERS,
@@ -166,10 +205,12 @@ def measure(
                 *sigmoid_errors(peer, dtype, points),
                 *softmax_errors(peer, dtype, rows),
                 *entropy_errors(peer, dtype, rows),
+                *divergence_errors(peer, dtype, rows),
+                *focal_errors(peer, dtype, points),
             )
         ]
-    order = {"sigmoid": 0, "softmax ids": 1, "entropy": 2}
-    return sorted(found, key=lambda e: (order[e.loss], e.quantity))
+    order = ("sigmoid", "softmax ids", "entropy", "KL", "focal")
+    return sorted(found, key=lambda e: (order.index(e.loss), e.quantity))
 
 
 def summary(rows: list[dict], dtype) -> list[dict]:

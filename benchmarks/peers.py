@@ -2,8 +2,8 @@
 
 A peer is made by a function that returns None where its library is not installed. Each is called
 on NumPy arrays and returns NumPy arrays: for sigmoid elementwise; for softmax the losses, their
-gradients, and of the second derivative the label's own element of the diagonal; of the entropy of a
-prediction value and gradient.
+gradients, and of the second derivative the label's own element of the diagonal; of all others value
+and gradient.
 """
 
 from collections.abc import Callable
@@ -15,21 +15,24 @@ import numpy as np
 
 import jxent
 
+FOCUS = 2.0  # Lin et al.'s gamma
 Results = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's two losses, and the entropy as its users write it."""
+    """A library's losses, or what its users write in their place."""
 
     name: str
     sigmoid: Callable[[np.ndarray, np.ndarray, np.floating], Results]
     softmax: Callable[[np.ndarray, np.ndarray], Results]
     entropy: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    divergence: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]  # teacher, student
+    focal: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]  # labels, logits
     has_pos_weight: bool
 
 
-def _jax_peer(name, sigmoid, softmax, entropy, has_pos_weight) -> Peer:
+def _jax_peer(name, sigmoid, softmax, entropy, divergence, focal, has_pos_weight) -> Peer:
     @jax.jit
     def sigmoid_results(z, x, q):
         ones = jnp.ones_like(x)
@@ -48,9 +51,13 @@ def _jax_peer(name, sigmoid, softmax, entropy, has_pos_weight) -> Peer:
 
         return jax.vmap(of_row)(y, x)
 
-    @jax.jit
-    def entropy_results(x):
-        return entropy(x), jax.grad(lambda x: jnp.sum(entropy(x)))(x)
+    def value_and_slope(function):
+        @jax.jit
+        def results(*args):
+            *fixed, x = args
+            return function(*fixed, x), jax.grad(lambda x: jnp.sum(function(*fixed, x)))(x)
+
+        return results
 
     def to_numpy(function):
         return lambda *args: tuple(np.asarray(a) for a in function(*map(jnp.asarray, args)))
@@ -59,7 +66,9 @@ def _jax_peer(name, sigmoid, softmax, entropy, has_pos_weight) -> Peer:
         name,
         to_numpy(sigmoid_results),
         to_numpy(softmax_results),
-        to_numpy(entropy_results),
+        to_numpy(value_and_slope(entropy)),
+        to_numpy(value_and_slope(divergence)),
+        to_numpy(value_and_slope(focal)),
         has_pos_weight,
     )
 
@@ -77,7 +86,13 @@ def jxent_peer() -> Peer:
         labels = np.zeros(len(x), int)
         return jxent.sparse_softmax_statistics_with_logits(labels=labels, logits=x).entropy
 
-    return _jax_peer("jxent", sigmoid, softmax, entropy, True)
+    def divergence(teacher, x):
+        return jxent.softmax_kl_divergence_with_logits(teacher_logits=teacher, logits=x)
+
+    def focal(z, x):
+        return jxent.sigmoid_cross_entropy_with_logits(labels=z, logits=x, focusing=FOCUS)
+
+    return _jax_peer("jxent", sigmoid, softmax, entropy, divergence, focal, True)
 
 
 def optax_peer() -> Peer | None:
@@ -91,11 +106,17 @@ def optax_peer() -> Peer | None:
         log_p = jax.nn.log_softmax(x)
         return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
+    def divergence(teacher, x):
+        log_s, log_t = jax.nn.log_softmax(x), jax.nn.log_softmax(teacher)
+        return optax.losses.kl_divergence_with_log_targets(log_s, log_t)
+
     return _jax_peer(
         "optax",
         lambda z, x, q: optax.sigmoid_binary_cross_entropy(x, z),
         lambda y, x: optax.softmax_cross_entropy_with_integer_labels(x, y),
         entropy,
+        divergence,
+        lambda z, x: optax.sigmoid_focal_loss(x, z, gamma=FOCUS),
         False,
     )
 
@@ -135,13 +156,36 @@ def torch_peer() -> Peer | None:
         value, slope, curved = second(value, x, lambda s: s.gather(1, y[:, None]))
         return value, slope, np.take_along_axis(curved, y.numpy()[:, None], 1)[:, 0]
 
-    def entropy(x):
+    def first(function, x):
         x = tensor(x).requires_grad_()
-        value = torch.distributions.Categorical(logits=x).entropy()
+        value = function(x)
         (slope,) = torch.autograd.grad(value.sum(), x)
         return array(value), array(slope)
 
-    return Peer("PyTorch", sigmoid, softmax, entropy, True)
+    def entropy(x):
+        return first(lambda x: torch.distributions.Categorical(logits=x).entropy(), x)
+
+    def divergence(teacher, x):
+        log_t = functional.log_softmax(tensor(teacher), -1)
+
+        def of_student(x):
+            log_s = functional.log_softmax(x, -1)
+            return functional.kl_div(log_s, log_t, reduction="none", log_target=True).sum(-1)
+
+        return first(of_student, x)
+
+    def focal(z, x):
+        z = tensor(z)
+
+        def of_logits(x):
+            loss = functional.binary_cross_entropy_with_logits(x, z, reduction="none")
+            p = torch.sigmoid(x)
+            missed = z * (1 - p) + (1 - z) * p
+            return loss * missed**FOCUS
+
+        return first(of_logits, x)
+
+    return Peer("PyTorch", sigmoid, softmax, entropy, divergence, focal, True)
 
 
 def tensorflow_peer() -> Peer | None:
@@ -174,15 +218,37 @@ def tensorflow_peer() -> Peer | None:
         )
         return value, slope, np.take_along_axis(curved, y[:, None], 1)[:, 0]
 
-    def entropy(x):
+    def first(function, x):
         x = tf.constant(x)
         with tf.GradientTape() as tape:
             tape.watch(x)
-            log_p = tf.nn.log_softmax(x)
-            value = -tf.reduce_sum(tf.exp(log_p) * log_p, -1)
+            value = function(x)
         return value.numpy(), tape.gradient(value, x).numpy()
 
-    return Peer("TensorFlow", sigmoid, softmax, entropy, True)
+    def entropy(x):
+        def of_logits(x):
+            log_p = tf.nn.log_softmax(x)
+            return -tf.reduce_sum(tf.exp(log_p) * log_p, -1)
+
+        return first(of_logits, x)
+
+    def divergence(teacher, x):
+        log_t = tf.nn.log_softmax(tf.constant(teacher))
+
+        def of_student(x):
+            return tf.reduce_sum(tf.exp(log_t) * (log_t - tf.nn.log_softmax(x)), -1)
+
+        return first(of_student, x)
+
+    def focal(z, x):
+        def of_logits(x):
+            p = tf.sigmoid(x)
+            missed = z * (1 - p) + (1 - z) * p
+            return tf.nn.sigmoid_cross_entropy_with_logits(z, x) * missed**FOCUS
+
+        return first(of_logits, x)
+
+    return Peer("TensorFlow", sigmoid, softmax, entropy, divergence, focal, True)
 
 
 PEERS: list[Callable[[], Peer | None]] = [jxent_peer, optax_peer, torch_peer, tensorflow_peer]

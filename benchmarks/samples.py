@@ -45,6 +45,13 @@ def sigmoid_samples(dtype, points: int = POINTS) -> Iterator[SigmoidSample]:
     )
 
 
+def focal_samples(dtype, points: int = POINTS) -> Iterator[SigmoidSample]:
+    """Hard labels, on the same logits."""
+    for sample in sigmoid_samples(dtype, points):
+        if sample.pos_weight == 1 and sample.kind in ("labels 0", "labels 1"):
+            yield sample
+
+
 @dataclass(frozen=True)
 class SoftmaxSample:
     """Rows of logits with one class id each."""
@@ -66,3 +73,30 @@ def softmax_samples(dtype, rows: int = ROWS) -> Iterator[SoftmaxSample]:
         wrong = (ids + 1) % classes
         yield SoftmaxSample(f"{classes} classes, wrong", wrong, _rounded(noise + lead, dtype))
         yield SoftmaxSample(f"{classes} classes, undecided", ids, _rounded(noise * 0.1, dtype))
+
+
+@dataclass(frozen=True)
+class DivergenceSample:
+    """Rows of a teacher's logits and a student's."""
+
+    kind: str
+    lead: float  # of the teacher's first class
+    teacher: np.ndarray
+    student: np.ndarray
+
+
+def divergence_samples(dtype, rows: int = ROWS) -> Iterator[DivergenceSample]:
+    """Students that agree with their teacher, who is undecided or confident, and such as do not."""
+    rng = np.random.default_rng(3)
+    for classes in (10, 1000):
+        for lead in (0, 8, 60):
+            for apart in (1e-3, 1.0):
+                if np.dtype(dtype) == np.float16 and lead > 8:
+                    continue
+                teacher = 2 * rng.standard_normal((rows, classes))
+                teacher[:, 0] += lead
+                student = teacher + apart * rng.standard_normal((rows, classes))
+                kind = f"{classes} classes, lead {lead}, {apart:g} apart"
+                yield DivergenceSample(
+                    kind, lead, _rounded(teacher, dtype), _rounded(student, dtype)
+                )

@@ -194,6 +194,36 @@ def wide_entropy(x, t):
     return (np.log1p(rest) + mean_gap)[..., 0], slope, curve, size
 
 
+def wide_divergence(teacher, student, temperature):
+    """The divergence, its gradient to the student, and the logarithm of the ratio."""
+
+    def log_p(y):
+        gap = y.max(-1, keepdims=True) - y
+        odds = np.exp(-gap)
+        leads = np.arange(y.shape[-1]) == odds.argmax(-1)[:, None]
+        rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+        return -gap - np.log1p(rest), odds / (1 + rest)
+
+    t = WIDE(temperature)
+    log_t, p_t = log_p(np.asarray(teacher, WIDE) / t)
+    log_s, _ = log_p(np.asarray(student, WIDE) / t)
+    d = log_s - log_t
+    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))
+    excess = np.where(np.abs(d) < 1e-3, series, np.expm1(d) - d)
+    return (p_t * excess).sum(-1), p_t * np.expm1(d) / t, d
+
+
+def wide_focal_term(g, x):
+    """sigmoid(x)^g softplus(x), first and second derivative, and the sizes of their terms."""
+    x = np.asarray(x, WIDE)
+    q, p, loss = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x)), np.logaddexp(WIDE(0), x)
+    w, s = q ** WIDE(g), p * loss
+    slope = w * (g * s + q)
+    curve = w * (g * p * (g * s + q) - g * q * s + (g + 1) * p * q)
+    size = w * (g * p * (g * s + q) + g * q * s + (g + 1) * p * q)
+    return w * loss, slope, curve, size
+
+
 # Wide formulas of whole arrays at any logits: infinite, masked, NaN. Classes are the last axis.
 
 

@@ -24,6 +24,10 @@ BOUNDS = {
     ("softmax ids", "d2/dx_label2"): 8,
     ("entropy", "value"): 8,
     ("entropy", "d/dx"): 8,
+    ("KL", "value"): 16,
+    ("KL", "d/dx"): 16,
+    ("focal", "value"): 10,
+    ("focal", "d/dx"): 10,
 }
 
 

@@ -12,22 +12,11 @@ import pytest
 import jxent
 from jxent import _dispatch, losses
 from tests.quick import quick
-from tests.reference import WIDE, ulps
+from tests.reference import WIDE, ulps, wide_focal_term
 from tests.test_linear import products
 
 inf, nan = np.inf, np.nan
 POWERS = (0.5, 0.7, 1.0, 1.5, 2.0, 5.0)
-
-
-def term(g, x):
-    """sigmoid(x)^g softplus(x), first and second derivative, and the sizes of their terms."""
-    x = np.asarray(x, WIDE)
-    q, p, loss = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x)), np.logaddexp(WIDE(0), x)
-    w, s = q ** WIDE(g), p * loss
-    slope = w * (g * s + q)
-    curve = w * (g * p * (g * s + q) - g * q * s + (g + 1) * p * q)
-    size = w * (g * p * (g * s + q) + g * q * s + (g + 1) * p * q)
-    return w * loss, slope, curve, size
 
 
 @pytest.mark.parametrize("g", POWERS)
@@ -49,7 +38,7 @@ def test_sigmoid_terms_keep_their_digits(g, platform):
         results = [jax.jit(partial(program, label))(jnp.asarray(x)) for label in (0.0, 1.0)]
     jax.clear_caches()
     for (value, slope, curve), sign in zip(results, (1, -1), strict=True):
-        truth = term(g, sign * x)
+        truth = wide_focal_term(g, sign * x)
         allowed = 6 + 2 * g + (g % 1) * np.maximum(-sign * x, 0)
         for got, wanted, size, more in (
             (value, truth[0], truth[0], 0),

@@ -13,32 +13,13 @@ from jax.sharding import PartitionSpec as P
 import jxent
 from jxent import _dispatch, losses
 from tests.quick import quick
-from tests.reference import WIDE, ulps
+from tests.reference import WIDE, ulps, wide_divergence
 from tests.test_linear import products
 
 inf, nan = np.inf, np.nan
 KL = jxent.softmax_kl_divergence_with_logits
 
 # Digits, against long double.
-
-
-def truth(teacher, student, temperature):
-    """The divergence, its gradient to the student, and the logarithm of the ratio."""
-
-    def log_p(y):
-        gap = y.max(-1, keepdims=True) - y
-        odds = np.exp(-gap)
-        leads = np.arange(y.shape[-1]) == odds.argmax(-1)[:, None]
-        rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
-        return -gap - np.log1p(rest), odds / (1 + rest)
-
-    t = WIDE(temperature)
-    log_t, p_t = log_p(np.asarray(teacher, WIDE) / t)
-    log_s, _ = log_p(np.asarray(student, WIDE) / t)
-    d = log_s - log_t
-    series = d**2 / 2 * (1 + d / 3 * (1 + d / 4 * (1 + d / 5 * (1 + d / 6))))
-    excess = np.where(np.abs(d) < 1e-3, series, np.expm1(d) - d)
-    return (p_t * excess).sum(-1), p_t * np.expm1(d) / t, d
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
@@ -65,7 +46,7 @@ def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
         teacher = np.asarray(teacher, np.float32)
         with _dispatch.as_on(platform):
             value, slope = program(teacher, student, temperature)
-        right, of_student, _ = truth(teacher, student, temperature)
+        right, of_student, _ = wide_divergence(teacher, student, temperature)
         largest = np.abs(of_student).max(-1, keepdims=True)
         # A gap of `lead` is rounded, and both rows are: so many units in an exponential.
         allowed = 16 + lead
@@ -85,7 +66,7 @@ def test_a_constant_between_the_two_costs_no_digits(shift):
     student = (rng.standard_normal((50, 7)) + shift).astype(np.float32)
     value = KL(teacher_logits=teacher, logits=student)
     slope = jax.grad(lambda x: KL(teacher_logits=teacher, logits=x).sum())(student)
-    right, of_student, _ = truth(teacher, student, 1.0)
+    right, of_student, _ = wide_divergence(teacher, student, 1.0)
     largest = np.abs(of_student).max(-1, keepdims=True)
     assert np.max(ulps(slope, of_student, np.float32, largest)) <= 16
     assert np.max(ulps(value, right, np.float32)) <= 16
@@ -103,11 +84,11 @@ def test_the_temperature_has_its_digits(apart):
     )(temperature, teacher, student)
 
     def along(h):
-        return truth(teacher, student, WIDE(temperature) * (1 + WIDE(h)))[0]
+        return wide_divergence(teacher, student, WIDE(temperature) * (1 + WIDE(h)))[0]
 
     h = 1e-4
     right = (8 * (along(h) - along(-h)) - along(2 * h) + along(-2 * h)) / (12 * h) / temperature
-    value = truth(teacher, student, temperature)[0]
+    value = wide_divergence(teacher, student, temperature)[0]
     size = np.maximum(np.abs(right), value / temperature)
     assert np.max(ulps(slope, right, np.float32, size)) <= 64
 
