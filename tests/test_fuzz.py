@@ -70,7 +70,7 @@ class Program:
     class_block_size: int | None = None
     bias: bool = False
     features: int = 1
-    ids: int = 0  # of a list
+    ids: int = 0  # of a list; 0 of exclusive classes: one an example
     second_order: bool = True
 
     @property
@@ -122,7 +122,11 @@ def draw_program(data, function: str) -> Program:
     batch = some(data, SHAPES, "batch")
     weighted = kind == "weighted" or (not exclusive and (scalar or linear or smoothing))
     reduction = some(data, REDUCTIONS, "reduction") if scalar else None
-    by_classes = not exclusive or (scalar and kind.startswith("sparse") and reduction != "none")
+    lists = {"sparse_sigmoid": (0, 1, 3), "sparse_softmax": (0, 0, 0, 1, 3, 70)}
+    ids = some(data, lists[kind], "ids") if kind in lists else 0
+    by_classes = not exclusive or (
+        scalar and kind.startswith("sparse") and reduction != "none" and not ids
+    )
     return Program(
         function,
         some(data, DTYPES, "dtype"),
@@ -139,7 +143,7 @@ def draw_program(data, function: str) -> Program:
         *(some(data, BLOCKS[: None if by_classes else 4], "blocks") if linear else (None, None)),
         data.draw(st.booleans(), label="bias") if linear else False,
         some(data, (1, 2, 5), "features") if linear else 1,
-        some(data, (0, 1, 3), "ids") if kind == "sparse_sigmoid" else 0,
+        ids,
         some(data, (True, False, False), "second order"),  # it doubles the time of compilation
     )  # fmt: skip
 
@@ -277,6 +281,8 @@ def draw_batch(program: Program, seed: int) -> Batch:
         arguments, direction = ({"logits": _with_axis(program, a)} for a in (x, along))
     moving = ("kernel",) if program.is_linear else ("logits",)
     arguments["labels"], z, bad = draw_labels(program, rng, own)
+    if program.kind == "sparse_softmax" and program.ids:
+        z, arguments["label_weights"] = draw_label_weights(program, rng, arguments["labels"])
     pos_weight: np.ndarray = np.ones(classes)
     if program.pos_weight is not None:
         size = () if program.pos_weight == "number" else (classes,)
@@ -320,6 +326,11 @@ def draw_labels(program: Program, rng, own):
     """Labels as they are passed, dense, and which examples have an id out of range."""
     count, classes = program.examples, program.classes
     bad = rng.random(count) < 0.05
+    if program.kind == "sparse_softmax" and program.ids:
+        lists = rng.integers(-1, classes, size=(count, program.ids))
+        lists[:, 0] = own
+        lists[bad, -1] = classes + 3
+        return lists.reshape(*program.batch, program.ids), np.eye(classes)[own], bad
     if program.kind == "sparse_softmax":
         ids = own.copy()
         ids[bad] = rng.choice([-1, classes, classes + 5])
@@ -338,6 +349,15 @@ def draw_labels(program: Program, rng, own):
     z = rounded(z, program.dtype)
     passed = z.reshape(*program.batch, classes) if program.is_linear else _with_axis(program, z)
     return passed, z, np.zeros(count, bool)
+
+
+def draw_label_weights(program: Program, rng, lists):
+    """The labels that lists stand for, dense, and their weights as they are passed."""
+    lists = np.reshape(lists, (program.examples, program.ids))
+    weights = rng.choice([0.0, 1.0, 0.3, 1e-12], size=lists.shape).astype(program.wide)
+    listed = lists[..., None] == np.arange(program.classes)
+    z = (listed * np.asarray(weights, WIDE)[..., None]).sum(1)
+    return z, weights.reshape(*program.batch, program.ids)
 
 
 def draw_weights(program: Program, rng, arguments) -> np.ndarray:
