@@ -40,7 +40,11 @@ class Cut(NamedTuple):
         """`[examples, ...]` as `[number, size, ...]`, strided; zeros fill the last places."""
         number, size = self
         if self.is_ragged(x.shape[0]):
-            x = jnp.pad(x, [(0, number * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1))
+            more = number * size - x.shape[0]
+            if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # a random key is never 0
+                x = jnp.concatenate([x, jnp.broadcast_to(x[:1], (more, *x.shape[1:]))])
+            else:
+                x = jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
         return jnp.swapaxes(x.reshape(size, number, *x.shape[1:]), 0, 1)
 
     def from_blocks(self, examples: int, x: Array) -> Array:

@@ -300,4 +300,6 @@ def _sweep(
 
 
 def _weighed_sum(weights: Array, x: Array) -> Array:
-    return jnp.sum(_loss.weigh(_along(weights, x), x.astype(weights.dtype)), 0)
+    wider = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > weights.dtype.itemsize
+    dtype = x.dtype if wider else weights.dtype
+    return jnp.sum(_loss.weigh(_along(weights.astype(dtype), x), x.astype(dtype)), 0)

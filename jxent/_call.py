@@ -157,7 +157,10 @@ def reduced_rows(
     Not compiled here: a function is a new one in every call.
     """
     shape = (given.number,)
-    learned = isinstance(weights, jax.Array) and jnp.issubdtype(weights.dtype, jnp.floating)
+    learned = any(
+        isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+        for x in jax.tree.leaves(weights)
+    )
     masks, weights = _checked_weights(weights, shape, dtype, per_example=True)
     kind = _checks.reduction(reduction, Reduction)
     each = jnp.broadcast_to(weights, shape)

@@ -22,28 +22,24 @@ def rows(
     """The function of what it is given, with all that it closes over, and its losses' dtype."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of params and a block, got {shown(loss_fn)}")
-    params, rows = jax.tree.map(partial(_array, "params"), params), _rows(rows)
+    params, of_params = jax.tree.flatten(jax.tree.map(partial(_array, "params"), params))
+    rows, of_rows = jax.tree.flatten(_rows(rows))
 
-    # Not the user's function: what JAX traces of one it keeps, as if it could not change.
-    def of_block(params: Any, block: Any) -> tuple[Any, Any]:
-        found = loss_fn(params, block)
-        if not has_aux:
-            return found, None
-        if not (isinstance(found, tuple) and len(found) == 2):
-            raise TypeError(
-                f"loss_fn must with has_aux give a tuple of losses and more, got {shown(found)}"
-            )
-        return found
+    def of_leaves(params: list[Any], block: list[Any]) -> tuple[Any, Any]:
+        found = loss_fn(jax.tree.unflatten(of_params, params), jax.tree.unflatten(of_rows, block))
+        return _losses_and_more(found, has_aux)
 
-    axes = {axis for x in jax.tree.leaves((params, rows)) for axis in _mesh.varies_over(x)}
+    axes = {axis for x in (*params, *rows) for axis in _mesh.varies_over(x)}
     params, rows = _mesh.varying((params, rows), axes)
-    number = jax.tree.leaves(rows)[0].shape[0]
-    blocks = evened(number, block_size)
-    block = jax.tree.map(lambda x: blocks.to_blocks(x)[0], rows)
-    converted, closed_over = jax.closure_convert(of_block, params, block)
+    blocks = evened(rows[0].shape[0], block_size)
+    block = [blocks.to_blocks(x)[0] for x in rows]
+    # All that it closes over becomes an argument: integers and keys too, which may be tracers of a
+    # program that is gone when the derivative is taken.
+    program, found = jax.make_jaxpr(of_leaves, return_shape=True)(params, block)
+    closed_over = list(program.consts)
     for x in closed_over:
-        missing = axes - _mesh.varies_over(x)
-        if missing:
+        missing = axes - _mesh.varies_over(x) if isinstance(x, jax.core.Tracer) else None
+        if missing and jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"loss_fn must not close over a floating array, of shape {x.shape}, that is the "
                 f"same along mesh axes {sorted(map(str, missing))} where rows or params are not: "
@@ -52,10 +48,10 @@ def rows(
 
     def function(shared: Any, block: Any) -> Any:
         params, closed_over = shared
-        return converted(params, block, *closed_over)
+        leaves = jax.core.eval_jaxpr(program.jaxpr, closed_over, *params, *block)
+        return jax.tree.unflatten(jax.tree.structure(found), leaves)
 
-    given = Given((params, closed_over), rows)
-    losses, more = jax.eval_shape(function, given.shared, block)
+    losses, more = found
     _check_losses(losses, blocks.size)
     for x in jax.tree.leaves(more):
         if not x.ndim or x.shape[0] != blocks.size:
@@ -69,12 +65,23 @@ def rows(
             or x.dtype == bool
         ):
             raise TypeError(f"loss_fn must with has_aux give real arrays, got {x.dtype}")
-    return function, given, computing_dtype(losses.dtype)
+    return function, Given((params, closed_over), rows), computing_dtype(losses.dtype)
+
+
+def _losses_and_more(found: Any, has_aux: bool) -> tuple[Any, Any]:
+    if has_aux and not (isinstance(found, tuple) and len(found) == 2):
+        raise TypeError(f"loss_fn must with has_aux give a tuple of losses and more, got {found!r}")
+    losses, more = found if has_aux else (found, None)
+    if not hasattr(losses, "dtype"):
+        raise TypeError(f"loss_fn must give an array of losses, got {type(losses).__name__}")
+    for x in jax.tree.leaves(more):
+        if not hasattr(x, "dtype"):
+            kind = type(x).__name__
+            raise TypeError(f"loss_fn must with has_aux give a tree of arrays, got a leaf {kind}")
+    return losses, more
 
 
 def _check_losses(losses: Any, size: int) -> None:
-    if not hasattr(losses, "dtype"):
-        raise TypeError(f"loss_fn must give an array of losses, got {shown(losses)}")
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise TypeError(f"loss_fn must give floating losses, got {losses.dtype}")
     if losses.shape != (size,):
@@ -86,12 +93,15 @@ def _check_losses(losses: Any, size: int) -> None:
 
 def _array(name: str, x: Any) -> Array:
     try:
-        return jnp.asarray(x)
+        array = jnp.asarray(x)
     except TypeError:
         raise TypeError(
             f"{name} must be a pytree of arrays, got a leaf {shown(x)}; loss_fn may close over "
             "what is none"
         ) from None
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} must be real, got a leaf of {array.dtype}")
+    return array
 
 
 def _rows(rows: Any) -> Any:

@@ -225,9 +225,11 @@ def block_sizes(block_size: int | None, class_block_size: int | None = None) -> 
 
 def rows_a_block(value: int) -> int:
     """A block size that must be given."""
+    not_traced("block_size", value, "integer")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"block_size must be a Python integer, got {shown(value)}")
     size = _block_size("block_size", value)
-    if size is None:
-        raise TypeError("block_size must be a Python integer, got None")
+    assert size is not None
     return size
 
 

@@ -36,6 +36,7 @@ class Shares(NamedTuple):
 
     own: Array  # what its entries weigh together
     others: Array  # what those of all other classes do
+    first: Array  # whether no entry of the same class comes before
 
 
 def shares(classes: Classes, labels: Listed) -> Shares:
@@ -43,7 +44,8 @@ def shares(classes: Classes, labels: Listed) -> Shares:
     ids, weights = (jnp.moveaxis(a, classes.one, -1) for a in labels)
     same = ids[..., :, None] == ids[..., None, :]
     sums = (jnp.sum(jnp.where(which, weights[..., None, :], 0), -1) for which in (same, ~same))
-    return Shares(*(jnp.moveaxis(a, -1, classes.one) for a in sums))
+    first = ~jnp.any(jnp.tril(same, -1), -1)
+    return Shares(*(jnp.moveaxis(a, -1, classes.one) for a in (*sums, first)))
 
 
 # Ids up to which comparisons are written out, which compilers fuse with what reads the labels: as
@@ -56,7 +58,7 @@ def dense(classes: Classes, labels: Listed, x: Array) -> Array:
     """The labels that lists stand for, of the logits' shape; an id that appears twice adds up."""
     if labels.ids.shape[classes.one] > UNROLLED:
         return _reduced(classes, labels, x, lambda number, own: number == own)
-    own, _ = shares(classes, labels)
+    own = shares(classes, labels).own
     return _selected(classes, labels.ids, own, jnp.zeros_like(x))
 
 
@@ -64,7 +66,7 @@ def of_others(classes: Classes, labels: Listed, x: Array) -> Array:
     """What all other classes have, of each."""
     if labels.ids.shape[classes.one] > UNROLLED:
         return _reduced(classes, labels, x, lambda number, own: number != own)
-    _, others = shares(classes, labels)
+    others = shares(classes, labels).others
     total = jnp.sum(labels.weights, classes.one, keepdims=True)
     return _selected(classes, labels.ids, others, jnp.zeros_like(x) + total)
 

@@ -250,6 +250,86 @@ def test_what_is_closed_over_has_its_gradient():
     close(slopes, (wanted["kernel"], wanted["scale"]), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
+@pytest.mark.parametrize("around", [jax.jit, jax.checkpoint])
+def test_integers_and_keys_may_be_closed_over(around, reduction):
+    """They are tracers of a program that is gone when the rule for the derivative runs."""
+    x, key = data()["x"], jax.random.key(0)
+    keys = jax.random.split(key, N)
+
+    @around
+    def step(kernel, count, key):
+        def inside(kernel, row):
+            noise = jax.vmap(jax.random.uniform)(row["key"]) + jax.random.uniform(key)
+            return jnp.sum((row["x"] @ kernel) ** 2, -1) * count[0].astype(x.dtype) + noise
+
+        rows = {"x": x, "key": keys}
+        return BLOCKS(inside, kernel, rows, block_size=4, reduction=reduction).sum()
+
+    got = jax.grad(step)(data()["kernel"], jnp.array([3, 1]), key)
+    size = N if reduction == "weighted_mean" else 1
+    wanted = jax.grad(lambda k: 3 * jnp.sum((x @ k) ** 2) / size)(data()["kernel"])
+    close(got, wanted, rtol=2e-5)
+
+
+def test_steps_of_a_scan_may_close_over_what_it_cuts():
+    x, kernel = data()["x"], data()["kernel"]
+
+    def loss(kernel):
+        def body(total, count):
+            def head(kernel, row):
+                return count.astype(x.dtype) * jnp.sum(row @ kernel, -1)
+
+            found = BLOCKS(head, kernel, x, block_size=3)
+            return total + found, None
+
+        return jax.lax.scan(body, 0.0, jnp.arange(1, 4))[0]
+
+    close(jax.grad(loss)(kernel), jax.grad(lambda k: 6 * (x @ k).sum(-1).mean())(kernel), rtol=2e-5)
+
+
+def test_what_is_none():
+    """An optional bias."""
+    x, kernel = data()["x"], data()["kernel"]
+
+    def head(params, row):
+        assert params["bias"] is None
+        assert row["more"] is None
+        return jnp.sum((row["x"] @ params["kernel"]) ** 2, -1)
+
+    def loss(kernel, reduction):
+        params, rows = {"kernel": kernel, "bias": None}, {"x": x, "more": None}
+        return BLOCKS(head, params, rows, block_size=4, reduction=reduction).sum()
+
+    wanted = jax.grad(lambda k: jnp.sum((x @ k) ** 2))(kernel)
+    for reduction in ("weighted_sum", "none"):
+        close(jax.grad(loss)(kernel, reduction), wanted, rtol=2e-5)
+        jax.jvp(jax.grad(partial(loss, reduction=reduction)), (kernel,), (kernel,))
+
+
+def test_weights_in_a_list_are_learned_too():
+    x = data()["x"]
+
+    def loss(weights, wrap):
+        return BLOCKS(
+            lambda _, b: jnp.sum(b, -1), (), x[:3], block_size=2, weights=wrap(weights),
+            reduction="none",
+        ).sum()  # fmt: skip
+
+    weights = jnp.array([0.0, 1.0, -1.0])
+    close(jax.grad(loss)(weights, list), jax.grad(loss)(weights, lambda w: w), rtol=1e-6)
+    close(jax.grad(loss)(weights, list), x[:3].sum(-1), rtol=1e-6)
+
+
+def test_sums_keep_their_dtype():
+    with jax.enable_x64(True):
+        more = jnp.full(3, 1 + 1e-12)
+        _, sums = BLOCKS(
+            lambda _, b: (b, more), (), jnp.ones(3, np.float32), block_size=3, has_aux=True
+        )
+        np.testing.assert_allclose(sums, 3 + 3e-12, rtol=1e-15)
+
+
 def test_an_object_that_changes_is_traced_anew():
     class Model:
         factor = jnp.float32(1.0)
@@ -511,6 +591,13 @@ GOOD = {
             ValueError,
             "has_aux must be False for Reduction.NONE",
         ),
+        (
+            {"has_aux": True, "loss_fn": lambda p, r: (r["x"][:, 0], "right")},
+            TypeError,
+            "loss_fn must with has_aux give a tree of arrays, got a leaf str",
+        ),
+        ({"params": np.ones((D, C), complex)}, TypeError, "params must be real, got a leaf of com"),
+        ({"rows": np.ones((D, C), complex)}, TypeError, "rows must be real, got a leaf of complex"),
         ({"params": {"name": "head"}}, TypeError, "params must be a pytree of arrays, got a leaf"),
         ({"rows": {}}, ValueError, "rows must have an array at least"),
         ({"rows": 1.0}, ValueError, "rows must be arrays that share their first axis"),

@@ -189,6 +189,35 @@ def test_masked_and_infinite_logits(platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
+def test_an_id_adds_up_before_it_meets_infinity(platform):
+    """Weights that cancel are no label at all."""
+    rows = (
+        ([0.0, 1.0, -jnp.inf], [0, 2, 2], [1.0, 1.0, -1.0], 1.3132617),
+        ([0.0, 10.0, -jnp.inf], [0, 0, 1], [3e38, -3e38, 0.0], 0.0),
+        ([0.0, 1.0, -jnp.inf], [2, 0, 2], [2.0, 1.0, -1.0], jnp.inf),
+    )
+    logits, ids, weights, wanted = (jnp.asarray(x) for x in zip(*rows, strict=True))
+    got, *_ = as_computed(platform, value_and_slopes, logits, ids, weights)
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_accuracy_where_all_classes_are_listed(platform):
+    """The largest of negative labels is right, of which none is 0."""
+    logits = jnp.array([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    ids = jnp.array([[0, 1, 2, -1], [2, 1, 0, 2], [0, 2, 2, 0]])
+    weights = jnp.array([[-0.3, -0.3, -0.1, 5], [-0.3, -0.2, -0.1, 0.1], [-0.1, -0.1, 0, 0]])
+
+    def aux():
+        return losses.sparse_softmax_cross_entropy(
+            ids, logits, label_weights=weights, has_aux=True
+        )[1]
+
+    right = jnp.array([1.0, 0.0, 0.0])  # in the last row class 1 is not listed, and has 0
+    np.testing.assert_allclose(as_computed(platform, aux).accuracy, right.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_accuracy_is_that_of_the_dense_labels(platform):
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.integers(0, 3, (64, 5)), jnp.float32)

@@ -1,13 +1,41 @@
 """Floor 3, any head: losses that a user writes, a block of rows at a time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from jaxtyping import Array, Float
 
 from jxent import _call, _check_rows, _checks
 from jxent._arithmetic import Numbers
 from jxent._reduction import Reduction
+
+
+@overload
+def blockwise(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    rows: Any,
+    *,
+    block_size: int,
+    weights: Numbers = ...,
+    has_aux: Literal[False] = ...,
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> Float[Array, "..."]: ...
+
+
+@overload
+def blockwise(
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    rows: Any,
+    *,
+    block_size: int,
+    weights: Numbers = ...,
+    has_aux: Literal[True],
+    scope: str | None = ...,
+    reduction: Reduction | str = ...,
+) -> tuple[Float[Array, ""], Any]: ...
 
 
 def blockwise(
@@ -28,6 +56,11 @@ def blockwise(
     computes the loss. A norm before the head, adapters, a quantised or tied table, the difference
     of two heads: all that is written in `loss_fn`. `jxent.linear_logits` is a projection whose
     derivatives have products in the operands' dtype.
+
+    A row of weight 0 may hold anything, if the weights are booleans or integers. Learned weights,
+    floating arrays of JAX, have a slope there too: with `NONE`, and where gradients are
+    differentiated, such a row is left out only where its loss is inf or NaN, so one whose loss is
+    finite and whose slope is not (the norm of zeros) makes these NaN.
 
     Args:
       loss_fn: `loss_fn(params, block)` gives one loss a row, `[block_size]`, in any floating dtype;

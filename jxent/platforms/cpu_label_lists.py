@@ -37,7 +37,8 @@ def _statistics_of_entries(
     row_max, rest = _logsumexp.pair(x, classes)
     share = _logsumexp.even_share(x, smoothing, classes)
     surprises = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
-    loss = jnp.sum(zero_times(labels.weights, surprises), classes.one, keepdims=True)
+    own, _, first = _label_lists.shares(classes, labels)
+    loss = jnp.sum(zero_times(jnp.where(first, own, 0), surprises), classes.one, keepdims=True)
     loss = jnp.where(jnp.isnan(rest), jnp.nan, loss)
     if share is not None:
         evenly = _statistics.expected(classes, smoothing, x, row_max, log1p(rest), share, None)
@@ -52,9 +53,12 @@ def _statistics_of_entries(
 
 def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
     """Whether the predicted class has the largest label, which is 0 of all that are not listed."""
-    own, _ = _label_lists.shares(classes, labels)
+    own, _, first = _label_lists.shares(classes, labels)
     is_predicted = labels.ids == _statistics.first_largest(classes, x)
-    largest = jnp.max(own, classes.one, keepdims=True, initial=0, where=labels.ids >= 0)
+    listed = jnp.sum(first & (labels.ids >= 0), classes.one, keepdims=True)
+    of_listed = jnp.max(own, classes.one, keepdims=True, initial=-jnp.inf, where=labels.ids >= 0)
+    all_listed = listed == x.shape[classes.one]
+    largest = jnp.where(all_listed, of_listed, jnp.maximum(of_listed, 0))
     of_predicted = jnp.max(
         jnp.where(is_predicted, own, -jnp.inf), classes.one, keepdims=True, initial=-jnp.inf
     )
@@ -71,7 +75,7 @@ def _scattered_slopes(
     shift, total = bounded(rows.row_max), rows.total
     p = exp(bounded(x) - shift) * scale
     elsewhere = total * p
-    own, others = _label_lists.shares(classes, labels)
+    own, others, _ = _label_lists.shares(classes, labels)
     listed = _gathered(classes, labels.ids, x)
     if rows.share is not None:
         share = rows.share
