@@ -136,8 +136,7 @@ def _tangent(function: Callable[..., Any], primals: Any, tangents: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def weighted_losses(plan: Plan, weights: Float[Array, "rows"], given: Given) -> Array:
     """The losses, each times its weight; reverse mode computes each block a second time."""
-    losses = losses_as_they_are(plan, weights, given)
-    return _loss.weigh(weights, losses) if plan.masks else weights * losses
+    return weights * _losses(plan, plan.counting(weights), given)
 
 
 def _weighted_losses_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:

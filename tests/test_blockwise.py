@@ -163,6 +163,25 @@ def test_rows_that_do_not_count_reach_nothing(bad, reduction):
     close(got[1][2][kept], alone[1][2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
+def test_debug_nans_takes_padding_for_what_it_is(reduction):
+    arrays = data()
+    weights = arrays["weights"] != 0
+    x = arrays["x"].at[~weights].set(0)
+
+    def loss(kernel, x):
+        rows = {"x": x, "y": arrays["y"]}
+        options = {"block_size": 4, "weights": weights, "reduction": reduction}
+        return jnp.sum(BLOCKS(normed, kernel, rows, **options))
+
+    with jax.debug_nans(True):
+        found = jax.jit(jax.value_and_grad(loss, (0, 1)))(arrays["kernel"], x)
+        jax.jit(jax.jvp, static_argnums=0)(
+            jax.grad(loss), (arrays["kernel"], x), (arrays["kernel"], x)
+        )
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(found))
+
+
 @pytest.mark.parametrize("reduction", ["weighted_mean", "weighted_sum", "none"])
 def test_nothing_that_counts_is_0(reduction):
     x = jnp.full((5, D), jnp.nan)
