@@ -85,14 +85,13 @@ class Softmax(_Exclusive):
         if self.has_aux:
             statistics = _statistics.labels_statistics_and_prediction
         known = statistics(self.classes, self.label_smoothing, x, labels.astype(x.dtype))
-        return self._with_smoothed_sums(known)
+        return self._with_smoothed_total(known)
 
-    def _with_smoothed_sums(self, known: LabelsStatistics) -> LabelsStatistics:
+    def _with_smoothed_total(self, known: LabelsStatistics) -> LabelsStatistics:
         if known.share is None:
             return known
-        s = self.label_smoothing
-        others = (1 - s) * known.others + (s - known.share)
-        return known._replace(total=(1 - s) * known.total + s, others=others)
+        total = (1 - self.label_smoothing) * known.total + self.label_smoothing
+        return known._replace(total=total)
 
     def parts(self, known: LabelsStatistics) -> Parts:
         """What the losses are made of."""
@@ -147,7 +146,7 @@ class ListedSoftmax(Softmax):
         known = _label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
         loss, rest = (jnp.where(in_range, a, jnp.nan) for a in (known.loss, known.rest))
         right = None if known.right is None else jnp.where(in_range, known.right, 0)
-        return self._with_smoothed_sums(known._replace(loss=loss, rest=rest, right=right))
+        return self._with_smoothed_total(known._replace(loss=loss, rest=rest, right=right))
 
     def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
         labels, _ = _label_lists.numbered(self.classes, labels, x)

@@ -62,8 +62,8 @@ class LabelsStatistics(NamedTuple):
     row_max: Array
     rest: Array
     share: Array | None  # what smoothing adds to every label, if there is smoothing
-    total: Array  # the sum of the labels
-    largest: Array  # of the labels, before smoothing; one that is more than all others together
+    total: Array  # the sum of the labels, smoothed
+    largest: Array  # before smoothing; one that is more than all others together
     others: Array  # the sum of these
     loss: Array  # what `expected` gives
     right: Array | None = None  # 1 where the predicted class has the largest label, if asked for
@@ -100,7 +100,10 @@ def slopes_of_labels(
 ) -> Float[Array, "..."]:
     """The gradient of the losses of the given labels, smoothed here."""
     z = smoothed(smoothing, x, rows.share, given)
-    others = jnp.where(given == rows.largest, rows.others, rows.total - z)
+    # A label that is not the largest has no more than all others, and there is nothing to cancel.
+    others = jnp.where(given == rows.largest, rows.others, rows.largest + rows.others - given)
+    if rows.share is not None:
+        others = (1 - smoothing) * others + (smoothing - rows.share)
     return slopes(x, z, rows.total, others, rows.row_max, rows.rest, classes)
 
 

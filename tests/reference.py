@@ -308,8 +308,9 @@ def wide_softmax_of(z, x, t, *, label_smoothing=0.0, z_loss=0.0, logit_softcap=N
         value = value + zeta * normalizer**2
         reach = np.where(np.isfinite(top), np.abs(top) + np.log1p(rest) + 1, 0)
         value_size = value_size + zeta * np.abs(normalizer) * reach[..., 0]
-    slope = (total - z) * p - z * miss + pull * p
-    of_sum = np.where(leads, np.abs(total - z), np.abs(z).sum(-1, keepdims=True))
+    others = np.where(leads, np.where(leads, 0, z).sum(-1, keepdims=True), total - z)
+    slope = others * p - z * miss + pull * p
+    of_sum = np.where(leads, np.abs(others), np.abs(z).sum(-1, keepdims=True))
     slope_size = (of_sum + np.where(leads, 0, np.abs(z))) * p + np.abs(z) * miss
     if z_loss:
         slope_size = slope_size + 2 * zeta * p * reach

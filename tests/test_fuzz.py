@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import jxent
-from jxent import _logsumexp, losses
+from jxent import _logsumexp, _statistics, losses
 from jxent.platforms import cpu, cpu_sigmoid
 from tests import reference
 from tests.reference import WIDE, Wide
@@ -344,6 +344,8 @@ def draw_labels(program: Program, rng, own):
     z = rng.choice([0.0, 1.0, 0.3, 0.9999], size=(count, classes), p=[0.6, 0.3, 0.05, 0.05])
     if program.kind == "softmax" and rng.random() < 0.5:
         z = np.eye(classes)[own]
+        if rng.random() < 0.5:  # nearly
+            z = np.maximum(z, 1e-12 * (rng.random(z.shape) < 0.1))
     if rng.random() < 0.2:
         z = z * 1.5 - 0.25
     z = rounded(z, program.dtype)
@@ -767,6 +769,12 @@ MUTANTS = {
         cpu, ("_pieces",), "exp(pieces - row_max[..., None])",
         "jnp.where(jnp.isnan(pieces), 0, exp(pieces - row_max[..., None]))",
         "softmax_cross_entropy_with_logits", 640, None,
+    ),
+    "a leader's label taken from the sum": (
+        _statistics, ("slopes_of_labels",),
+        "jnp.where(given == rows.largest, rows.others, rows.largest + rows.others - given)",
+        "rows.largest + rows.others - given",
+        "softmax_cross_entropy_with_logits", 64, None,
     ),
     "probabilities without a shift": (
         cpu, ("_without_shift",),

@@ -323,12 +323,15 @@ def _largest_in_pieces(z: Array) -> tuple[Array, Array]:
 
 
 def _largest_label(classes: Classes, z: Array) -> tuple[Array, Array]:
-    """By a minimum, as in `_pair_without_selects`; ties are no more than the others together."""
+    """By a minimum, as in `_pair_without_selects`; ties are no more than the others together.
+
+    Unless all labels are negative: of these it is the difference.
+    """
     inverse, one = own_constants(z.dtype, 1 / jnp.finfo(z.dtype).tiny, 1.0)
     largest = classes.max(z)
     without = classes.sum(z * jnp.minimum((largest - z) * inverse, one))
     rest = classes.sum(z) - largest
-    return largest, jnp.where(rest < 0.5 * largest, without, rest)
+    return largest, jnp.where((largest > 0) & (rest < 0.5 * largest), without, rest)
 
 
 @way(_statistics.expected, "cpu", applies=lambda classes, _, *data: _are_rows(classes, *data))

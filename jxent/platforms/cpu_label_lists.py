@@ -73,13 +73,16 @@ def _scattered_slopes(
     """As if no class were listed, and the listed ones written over it: o p - z (1 - p)."""
     scale = 1 / (1 + rows.rest)
     shift, total = bounded(rows.row_max), rows.total
-    p = exp(bounded(x) - shift) * scale
-    elsewhere = total * p
+    elsewhere = total * (exp(bounded(x) - shift) * scale)
     own, others, _ = _label_lists.shares(classes, labels)
     listed = _gathered(classes, labels.ids, x)
     if rows.share is not None:
         share = rows.share
-        elsewhere -= jnp.where(x > -jnp.inf, share, 0)
+        weights = jnp.sum(labels.weights, classes.one, keepdims=True)
+        of_others = (1 - smoothing) * weights + (smoothing - share)
+        of_leader = of_others * scale - share * (rows.rest * scale)
+        leads = (x == rows.row_max) & (rows.rest < 1)
+        elsewhere = jnp.where(leads, of_leader, elsewhere - jnp.where(x > -jnp.inf, share, 0))
         share = jnp.where(listed > -jnp.inf, share, 0)
         own = (1 - smoothing) * own + share
         others = (1 - smoothing) * others + (smoothing - share)
