@@ -1,6 +1,6 @@
 """A user's own losses and what they are computed from, checked as in `_checks`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -37,14 +37,7 @@ def rows(
     # program that is gone when the derivative is taken.
     program, found = jax.make_jaxpr(of_leaves, return_shape=True)(params, block)
     closed_over = list(program.consts)
-    for x in closed_over:
-        missing = axes - _mesh.varies_over(x) if isinstance(x, jax.core.Tracer) else None
-        if missing and jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"loss_fn must not close over a floating array, of shape {x.shape}, that is the "
-                f"same along mesh axes {sorted(map(str, missing))} where rows or params are not: "
-                "its gradient would be multiplied by their size; pass it in params"
-            )
+    _check_closed_over(closed_over, axes)
 
     def function(shared: Any, block: Any) -> Any:
         params, closed_over = shared
@@ -53,18 +46,7 @@ def rows(
 
     losses, more = found
     _check_losses(losses, blocks.size)
-    for x in jax.tree.leaves(more):
-        if not x.ndim or x.shape[0] != blocks.size:
-            raise ValueError(
-                "loss_fn must with has_aux give arrays with an entry for each row of a block, "
-                f"first axis {blocks.size}, got shape {x.shape}"
-            )
-        if not (
-            jnp.issubdtype(x.dtype, jnp.floating)
-            or jnp.issubdtype(x.dtype, jnp.integer)
-            or x.dtype == bool
-        ):
-            raise TypeError(f"loss_fn must with has_aux give real arrays, got {x.dtype}")
+    _check_more(more, blocks.size)
     return function, Given((params, closed_over), rows), computing_dtype(losses.dtype)
 
 
@@ -79,6 +61,29 @@ def _losses_and_more(found: Any, has_aux: bool) -> tuple[Any, Any]:
             kind = type(x).__name__
             raise TypeError(f"loss_fn must with has_aux give a tree of arrays, got a leaf {kind}")
     return losses, more
+
+
+def _check_closed_over(arrays: list[Any], axes: Set[Any]) -> None:
+    for x in arrays:
+        missing = axes - _mesh.varies_over(x) if isinstance(x, jax.core.Tracer) else None
+        if missing and jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"loss_fn must not close over a floating array, of shape {x.shape}, that is the "
+                f"same along mesh axes {sorted(map(str, missing))} where rows or params are not: "
+                "its gradient would be multiplied by their size; pass it in params"
+            )
+
+
+def _check_more(more: Any, size: int) -> None:
+    for x in jax.tree.leaves(more):
+        if not x.ndim or x.shape[0] != size:
+            raise ValueError(
+                "loss_fn must with has_aux give arrays with an entry for each row of a block, "
+                f"first axis {size}, got shape {x.shape}"
+            )
+        kinds = (jnp.floating, jnp.integer, jnp.bool_)
+        if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
+            raise TypeError(f"loss_fn must with has_aux give real arrays, got {x.dtype}")
 
 
 def _check_losses(losses: Any, size: int) -> None:
