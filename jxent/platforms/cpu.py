@@ -285,7 +285,7 @@ def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
 @way(_statistics.labels_sums, "cpu")
 def _labels_sums_computed_once(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
     """The select keeps the sums from being fused with the gradient, which would store them."""
-    if not classes.are_last(z):
+    if not (classes.are_last(z) and are_whole(z)):
         largest, others = _largest_label(classes, z)
     elif z.shape[-1] <= FEW:
         largest, others = _largest_of_few(z)
