@@ -5,8 +5,8 @@ known as soon as its losses are. Of the intermediates of all rows, one block's a
 
 A row that does not count, because it weighs 0 or fills the last block up, becomes a copy of one
 that does: whatever is wrong with it (x / |x| of zeros is NaN, and so is a row of NaN) would reach
-the gradients of what all rows share, as 0 times NaN. Where the gradients themselves are
-differentiated, to learned weights too, a row of weight 0 counts as long as its loss is finite: its
+the gradients of what all rows share, as 0 times NaN. With learned weights, where gradients are
+differentiated and for one loss a row, a row of weight 0 counts as long as its loss is finite: its
 own slope is what its weight multiplies.
 """
 
@@ -47,7 +47,7 @@ class Plan:
         return counts if losses is None else counts | jnp.isfinite(losses)
 
     def counting_in_derivatives(self, weights: Array, given: "Given") -> Array | None:
-        """The same for what is differentiated again."""
+        """The same for what JAX differentiates itself: learned weights have a slope at 0 too."""
         if self.masks and self.learned:
             return self.counting(weights, losses_as_they_are(self, weights, given))
         return self.counting(weights)

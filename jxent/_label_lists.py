@@ -1,7 +1,7 @@
 """Exclusive classes, labels as lists of weighted ids: those of a top-k teacher, say.
 
-They stand for dense labels z_j = sum_k w_k [id_k = j], of which no array is stored. A negative id
-is padding.
+They stand for dense labels z_j = sum_k w_k [id_k = j], of which no array is stored for short lists.
+A negative id is padding.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def shares(classes: Classes, labels: Listed) -> Shares:
 
 # Ids up to which comparisons are written out, which compilers fuse with what reads the labels: as
 # in `_sigmoid.listed_classes`. Beyond, dense labels are stored, but no mask of each id. (An H100's
-# compiler stores them from 32 on: 9 passes over 4096 x 32768 bfloat16 logits in place of 3.)
+# compiler stores them from 32 on: 7 to 9 passes over 4096 x 32768 bfloat16 logits in place of 3.)
 UNROLLED = 64
 
 
@@ -125,7 +125,7 @@ def slopes(
 def slopes_of_rows(
     classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
 ) -> Array:
-    """As of the dense labels, z of this class and o of all others: o p - z (1 - p)."""
+    """As of the dense labels."""
     z = dense(classes, labels, x)
     return _statistics.slopes_of_labels(classes, smoothing, x, z, rows)
 

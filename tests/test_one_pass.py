@@ -171,6 +171,14 @@ def halves(row):
     )
 
 
+def test_a_label_of_nan_is_in_a_sum():
+    """Whatever a maximum or a minimum makes of it."""
+    z = jnp.array([[0.0, jnp.nan, 1.0]])
+    labels = _one_pass.row_of_one(jnp.zeros_like(z), labels=z).labels
+    assert labels is not None
+    np.testing.assert_array_equal(np.isnan(labels.others), np.isnan(z))
+
+
 @pytest.mark.parametrize("lanes", [8, 128, 8 * 128, 2**13])
 @pytest.mark.parametrize(
     "classes", [2**15, *(pytest.param(n, marks=pytest.mark.long) for n in (2**17, 2**18))]

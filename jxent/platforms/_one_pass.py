@@ -26,7 +26,7 @@ class Weighed(NamedTuple):
     """Weights of classes, such as labels, and what they say of a row."""
 
     largest: Array  # 0 of units, which are added up only
-    others: Array  # the sum of all but one of that size
+    others: Array  # the sum of all but one of that size; carries NaN
     below: Array  # sum w (row_max - x); nothing where w = 0, at -inf too
 
     @property
@@ -125,7 +125,7 @@ def row_of_one(
         x,
         zero,
         logit,
-        None if labels is None else Weighed(labels, zero, zero),
+        None if labels is None else Weighed(labels, jnp.where(jnp.isnan(labels), labels, 0), zero),
         None if unit is None else Weighed(zero, jnp.where(x > -jnp.inf, unit, zero), zero),
         predicted,
         zero if gaps else None,

@@ -306,26 +306,33 @@ def _largest_of_few(z: Array) -> tuple[Array, Array]:
         return jnp.maximum(a[0], b[0]), a[1] + b[1] + jnp.minimum(a[0], b[0])
 
     none = jnp.zeros((), z.dtype)
-    labels, start = _mesh.alike(((z, jnp.zeros_like(z)), (none, none)))
+    of_nan = jnp.where(jnp.isnan(z), z, 0)  # a maximum and a minimum may drop it
+    labels, start = _mesh.alike(((z, of_nan), (none, none)))
     largest, others = jax.lax.reduce(labels, start, merged, (z.ndim - 1,))
     return largest[..., None], others[..., None]
 
 
 def _largest_in_pieces(z: Array) -> tuple[Array, Array]:
-    """A label that is more than all others together is in the piece of the largest sum."""
+    """A label that is more than all others together is in the piece of the largest sum.
+
+    Unless others are negative; but any label does where none is more than all others.
+    """
     pieces = in_pieces(z, cast(int, piece_length(z)))
     sums = jax.lax.optimization_barrier(jnp.sum(pieces, -1))
     which = first_place(sums, jnp.max(sums, -1, keepdims=True))
     own = jax.lax.optimization_barrier(piece_at(pieces, which))
     largest = jnp.max(own, -1, keepdims=True)
     others = sum_without(sums, which) + sum_without(own, first_place(own, largest))
-    return largest, others
+    has_nan = jnp.isnan(jnp.sum(sums, -1, keepdims=True))
+    return largest, jnp.where(has_nan, jnp.nan, others)
 
 
 def _largest_label(classes: Classes, z: Array) -> tuple[Array, Array]:
     """By a minimum, as in `_pair_without_selects`; ties are no more than the others together.
 
-    Unless all labels are negative: of these it is the difference.
+    The difference where it is half of the largest label at least: the sum is then at most three
+    times what is left, and so are its roundings. And where all labels are negative. The product
+    below is between 0 and inf, its minimum 0 for the largest and its ties, 1 for all others.
     """
     inverse, one = own_constants(z.dtype, 1 / jnp.finfo(z.dtype).tiny, 1.0)
     largest = classes.max(z)
