@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import _logsumexp, losses
+from jxent import _logsumexp, _statistics, losses
 from jxent._mesh import Classes
 from jxent.platforms import cpu
 from tests import reference
@@ -253,3 +253,31 @@ def test_a_nan_in_one_column_of_the_kernel():
         value, slope = jax.value_and_grad(function, 1)(labels, inputs, kernel)
         assert np.isnan(value), member
         assert np.isnan(slope).all(), member
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("classes", [2, 64, 65, 509, 640, 4000])
+def test_sums_of_labels(classes, axis):
+    """From none to more than the largest label, across half of it, and ties: each way on CPU."""
+    rng = np.random.default_rng(0)
+    shares = [0, 1e-30, 1e-12, 1e-6, 0.3, *(0.5 * s for s in SIDES), 1 - 1e-3, 1, 1 + 1e-3, 10]
+    others = rng.dirichlet(np.ones(classes - 1), len(shares)) * np.array(shares)[:, None]
+    rows = [rng.permutation([1.0, *row]) for row in others]
+    z = np.asarray([*rows, np.full(classes, 0.25), np.zeros(classes)], np.float32)
+    rest = jnp.zeros((len(z), 1))
+    z = np.moveaxis(z, -1, axis)
+    got = jax.jit(partial(_statistics.labels_sums, Classes(axis - 2 * (axis == 0))))(
+        jnp.asarray(z), jnp.moveaxis(rest, -1, axis)
+    )
+    largest, left = (np.moveaxis(np.asarray(a), axis, -1)[:, 0] for a in got)
+    z = np.moveaxis(z, axis, -1).astype(WIDE)
+    # The entry that is left out: the largest, or where none outweighs all others any.
+    assert all(value in row.astype(np.float32) for value, row in zip(largest, z, strict=True))
+    ends = [
+        np.argmax(row.astype(np.float32) == value) for value, row in zip(largest, z, strict=True)
+    ]
+    truth = np.array([np.delete(row, end).sum() for row, end in zip(z, ends, strict=True)])
+    rounding = (8 + classes**0.5) * float(jnp.finfo(np.float32).eps)
+    assert (np.abs(left - truth) <= rounding * np.abs(truth)).all()
+    outweighs = 2 * z.max(-1) > z.sum(-1)
+    np.testing.assert_array_equal(largest[outweighs], z.max(-1)[outweighs])
