@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp, _loss, _statistics
-from jxent._arithmetic import Listed, gap, largest_id, log1p
+from jxent._arithmetic import Listed, gap, largest_id, log1p, widen
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
@@ -103,7 +103,7 @@ def statistics(
     classes: Classes, smoothing: float, predicts: bool, x: Float[Array, "..."], labels: Listed
 ) -> LabelsStatistics:
     """As `_statistics.labels_statistics`, and whether the prediction is right if asked for."""
-    z = dense(classes, labels, x)
+    z = dense(classes, labels, widen(x))
     if predicts:
         return _statistics.labels_statistics_and_prediction(classes, smoothing, x, z)
     return _statistics.labels_statistics(classes, smoothing, x, z)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jxent._arithmetic import bounded, exp, gap, log1p
+from jxent._arithmetic import bounded, exp, gap, log1p, widen
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
@@ -51,6 +51,7 @@ def _pair_jvp(
 @per_platform(statics=1)
 def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """The pair as it is defined; NaN reaches `rest` through its sum."""
+    x = widen(x)
     row_max = classes.max(x)
     at_top = x == row_max
     others = classes.sum(jnp.where(at_top, 0, exp(-gap(x, row_max))))
@@ -75,6 +76,7 @@ def _classes_left_jvp(
 @per_platform(statics=1)
 def counted(classes: Classes, x: Array) -> Array:
     """The number of classes that are not at -inf."""
+    x = widen(x)
     return classes.sum((x > -jnp.inf).astype(x.dtype))
 
 

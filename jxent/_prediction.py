@@ -79,7 +79,8 @@ class Prediction(Options):
 
     def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Found:
         """All of them, and what their derivatives are made of."""
-        y = self.scaled(logits, temperature)
+        as_given = self.logit_softcap is None and temperature is None
+        y = logits if as_given else self.scaled(logits, temperature)
         found = _statistics.of_prediction(self.classes, y, self.classes.ids(labels, y))
         row_max, rest = _logsumexp.defined(found.row_max, found.rest)
         normalizer = _statistics.of_pair(found.logit, row_max, rest)

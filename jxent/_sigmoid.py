@@ -135,17 +135,19 @@ class SigmoidSum(_Focused, Options):
         weights: Array | None = None,
     ) -> tuple[Array, None]:
         # Of the logits' rank, which `vmap` may add to.
-        data = [labels, logits] + [
-            None if x is None else x.reshape((1,) * (logits.ndim - x.ndim) + x.shape)
-            for x in (pos_weight, weights)
-        ]
-        return summed_losses(self, *data), None
+        factors = (_of_rank(logits.ndim, x) for x in (pos_weight, weights))
+        return summed_losses(self, labels, logits, *factors), None
 
     def gradient(self, data: Data, statistics: None) -> Array:
         return self.each.gradient(data, statistics)
 
     def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         return self.classes.total(self.each.tangent(data, statistics, tangents))
+
+
+def _of_rank(ndim: int, x: Array | None) -> Array | None:
+    """With leading axes of size 1."""
+    return None if x is None else x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
 @per_platform(statics=1)
@@ -207,6 +209,12 @@ class SparseSigmoid(_Focused, Options):
         return self.classes.places(block, labels)
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
+        pos_weight = _of_rank(logits.ndim, pos_weight)
+        total = summed_losses_of_ids(self, labels, logits, pos_weight)
+        return jnp.where(self._in_range(labels, logits), total, jnp.nan), None
+
+    def class_losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> Array:
+        """The losses of all classes; of ids out of range as if they were not there."""
         x = softcap(widen(logits), self.logit_softcap)
         listed = listed_classes(self.classes, labels, x)
         a, b = self._factors(listed, x, pos_weight)
@@ -215,8 +223,7 @@ class SparseSigmoid(_Focused, Options):
         losses = own if a is None else zero_times(a, own)
         if b is not None:
             losses += zero_times(b, self._by_label(term, ~listed, -v))
-        total = self.classes.total(losses)
-        return jnp.where(self._in_range(labels, x), total, jnp.nan), None
+        return losses
 
     def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
@@ -234,7 +241,9 @@ class SparseSigmoid(_Focused, Options):
             slope -= b * self._by_label(term_slope, ~listed, -v)
         else:
             slope = _slope(a, b, v)
-        slope = jnp.where(listed, -slope, slope) * softcap_slope(x, self.logit_softcap)
+        # A product: of a select between two compilers store the slope.
+        slope *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
+        slope *= softcap_slope(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.
         known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
         return slope * _mesh.filled(known[..., None], x)
@@ -279,6 +288,14 @@ class SparseSigmoid(_Focused, Options):
     def _in_range(self, labels: Array, x: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
         return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(x)), axis=-1)
+
+
+@per_platform(statics=1)
+def summed_losses_of_ids(
+    member: SparseSigmoid, labels: Array, logits: Array, pos_weight: Array | None
+) -> Array:
+    """The sum over the classes of the losses."""
+    return member.classes.total(member.class_losses(labels, logits, pos_weight))
 
 
 @per_platform(statics=1)

@@ -47,6 +47,10 @@ class _Exclusive(Options):
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
+    def _of_statistics(self, logits: Array) -> Array:
+        """What statistics take: the logits as they are given, where they are not capped."""
+        return logits if self.logit_softcap is None else self._capped(logits)
+
     def _capped(self, logits: Array) -> Array:
         x = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is None:
@@ -74,7 +78,7 @@ class Softmax(_Exclusive):
     def losses(
         self, labels: Any, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelsStatistics]:
-        known = self._statistics(self._capped(logits), labels)
+        known = self._statistics(self._of_statistics(logits), labels)
         loss = known.loss
         if self.z_loss:
             loss += self.z_loss * jnp.square(known.row_max + log1p(known.rest))
@@ -84,7 +88,7 @@ class Softmax(_Exclusive):
         statistics = _statistics.labels_statistics
         if self.has_aux:
             statistics = _statistics.labels_statistics_and_prediction
-        known = statistics(self.classes, self.label_smoothing, x, labels.astype(x.dtype))
+        known = statistics(self.classes, self.label_smoothing, x, labels)
         return self._with_smoothed_total(known)
 
     def _with_smoothed_total(self, known: LabelsStatistics) -> LabelsStatistics:
@@ -193,7 +197,7 @@ class SparseSoftmax(_Exclusive):
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelNormalizer]:
-        x = self._capped(logits)
+        x = self._of_statistics(logits)
         ids = self.classes.ids(labels, x)
         statistics = _statistics.label_statistics
         if self.has_aux:
@@ -210,13 +214,15 @@ class SparseSoftmax(_Exclusive):
             return jnp.where(in_range, x, otherwise)
 
         scale, complement = normalizer.scale, normalizer.complement
-        loss, scale, complement = map(known, (loss, scale, complement))
+        scale, complement = map(known, (scale, complement))
         if self.has_aux or self.focusing:
             normalizer = normalizer._replace(loss=known(normalizer.loss))
         if normalizer.right is not None:
             normalizer = normalizer._replace(right=known(normalizer.right, 0.0))
         normalizer = normalizer._replace(scale=scale, complement=complement)
-        return jnp.squeeze(loss, self.axis), normalizer
+        # Without the axis first: some compilers compute arrays of one class a row number by number.
+        loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
+        return jnp.where(in_range, loss, jnp.nan), normalizer
 
     def parts(self, normalizer: LabelNormalizer) -> Parts:
         """What the losses are made of."""

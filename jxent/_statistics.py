@@ -1,11 +1,15 @@
-"""What a row's loss and gradient are computed from, found in one go where a platform can."""
+"""What a row's loss and gradient are computed from, found in one go where a platform can.
+
+Logits and labels come in their own dtypes, and are widened where they are read: an array of the
+wider dtype that several passes read would be stored.
+"""
 
 from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jxent._arithmetic import bounded, exp, gap, log1p, zero_times
+from jxent._arithmetic import bounded, exp, gap, log1p, widen, zero_times
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer, even_share, pair, slopes
 from jxent._mesh import Classes
@@ -18,6 +22,7 @@ def labels_sums(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
     Any other one does where the largest is not more than all others together. `rest` is there for
     a way that must not be fused with the gradient.
     """
+    z = z.astype(rest.dtype)
     largest = classes.max(z)
     is_largest = z == largest
     ties = classes.sum(is_largest.astype(z.dtype))
@@ -43,6 +48,8 @@ def expected(
     z: Array | None,
 ) -> Array:
     """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
+    x = widen(x)
+    z = None if z is None else z.astype(x.dtype)
     surprises = gap(x, row_max) + more
     total = classes.sum(zero_times(smoothed(smoothing, x, share, z), surprises))
     # The row of a NaN is NaN even if its labels are all 0.
@@ -87,6 +94,7 @@ def labels_statistics_and_prediction(
 ) -> LabelsStatistics:
     """The same, and whether the prediction is right."""
     known = labels_statistics(classes, smoothing, x, z)
+    z = z.astype(known.rest.dtype)
     of_predicted = label_logit(classes, first_largest(classes, x), z)
     return known._replace(right=as_right(of_predicted == classes.max(z), known.rest))
 
@@ -161,7 +169,7 @@ def of_prediction(
 @per_platform(statics=1)
 def sum_of_gaps(classes: Classes, x: Array, row_max: Array) -> Array:
     """Sum of exp(x - row_max) (row_max - x)."""
-    below = gap(x, row_max)
+    below = gap(widen(x), row_max)
     return classes.sum(zero_times(exp(-below), below))
 
 
@@ -180,4 +188,5 @@ def label_logit(
     classes: Classes, ids: Integer[Array, "..."], x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """The label's logit: compared, which fuses, and moves no logits where the classes are split."""
+    x = widen(x)
     return classes.sum(jnp.where(classes.numbers(x) == ids, x, 0))

@@ -9,10 +9,11 @@ import jax
 import pytest
 from jax.extend.backend import clear_backends
 
-from jxent.platforms import cpu, tpu
+from jxent.platforms import cpu, cpu_sigmoid, tpu
 
 # The family's rows are narrow and its lists short, and its tests are to be tests of every way.
 USUAL_NARROW, cpu.NARROW = cpu.NARROW, 0
+cpu_sigmoid.SHORT = 2
 USUAL_TILES, (tpu.LONG, tpu.LANES, tpu.TILE) = (tpu.LONG, tpu.LANES, tpu.TILE), (2, 1, 1)
 
 jax.config.update("jax_num_cpu_devices", 1)

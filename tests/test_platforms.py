@@ -16,6 +16,7 @@ from benchmarks.cases import GEMMA, Case, shapes
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
 from jxent import _dispatch, _loss, losses
+from jxent.platforms import cpu
 from tests import reference
 from tests.family import CASES
 from tests.quick import quick
@@ -74,11 +75,14 @@ def test_the_family_takes_every_way(platform, monkeypatch):
     monkeypatch.setattr(_dispatch.PerPlatform, "taken", recorded)
     jax.clear_caches()
     with _dispatch.as_on(platform):
-        for case in CASES:
-            f, moving = split(case, case.arrays(jnp.dtype("float32")))
-            slope = jax.grad(scalar(case, f))
-            # Some stand in what is of second order only.
-            jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
+        for narrow in (0, 32):
+            monkeypatch.setattr(cpu, "NARROW", narrow)
+            for case in CASES:
+                f, moving = split(case, case.arrays(jnp.dtype("float32")))
+                slope = jax.grad(scalar(case, f))
+                # Some stand in what is of second order only.
+                jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
+            jax.clear_caches()
         # Into how large blocks a projection is cut shows at the size of a model only.
         head = losses.linear_sparse_softmax_cross_entropy
         arrays = shapes(Case("projection, softmax ids", *GEMMA))[:3]
@@ -192,7 +196,7 @@ def test_no_other_class_is_left_out(examples, classes):
 
 
 @pytest.mark.parametrize("chance", [1e-4, 0.49, 0.51, 1 - 1e-7])
-@pytest.mark.parametrize("classes", rarely([639, 640, 1000, 4096, 50257], (639, 640)))
+@pytest.mark.parametrize("classes", rarely([639, 640, 1000, 4096, 50257, 32771], (639, 640, 32771)))
 @pytest.mark.xdist_group("rows")
 @pytest.mark.one_in(5)
 def test_rows_that_are_cut_into_pieces(classes, chance):
@@ -203,6 +207,7 @@ def test_rows_that_are_cut_into_pieces(classes, chance):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((9, classes))
     ids = rng.integers(classes, size=9)
+    ids[:2] = 0, classes - 1
     rows = np.arange(8)
     x[rows, ids[:8]] = -np.inf
     others = np.log(np.exp(x[:8]).sum(1))
@@ -360,6 +365,70 @@ def test_sums_of_sigmoid_losses_with_infinite_logits():
     assert np.isnan(losses.sigmoid_cross_entropy(z, agree.at[0, 0].set(np.nan)))
 
 
+@pytest.mark.parametrize("count", [2, 5])  # of ids: compared, and scattered
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pos_weight": 3.0}, {"pos_weight": 0.0}, {"label_smoothing": 1e-5, "pos_weight": 2.0},
+     {"focusing": 0.7, "negative_focusing": 2.0}],
+    ids=str,
+)  # fmt: skip
+def test_losses_of_lists_are_those_of_dense_labels(options, count):
+    """Finite rows, and one with infinite logits, which goes the exact way; ids out of range."""
+    rng = np.random.default_rng(2)
+    x = rng.uniform(-60, 60, (6, 70)).astype(np.float32)
+    x[1, :3] = np.inf, -np.inf, np.inf
+    ids = rng.integers(-1, 70, (6, count))
+    ids[2] = -1
+    ids[3] = 5  # once, however often
+    ids[1, :2] = 0, 2  # agrees
+    labels = (ids[..., None] == np.arange(70)).any(1).astype(np.float32)
+
+    def of_lists(x, ids=ids):
+        return losses.sparse_sigmoid_cross_entropy(ids, x, reduction="none", **options)
+
+    def of_labels(x):
+        smoothing = options.get("label_smoothing", 0)
+        other = {k: v for k, v in options.items() if k != "label_smoothing"}
+        with jax.enable_x64(True):  # 1 - s / 2 is no float32
+            z = jnp.float64(labels) * (1 - smoothing) + smoothing / 2
+            each = losses.sigmoid_cross_entropy(z, jnp.float64(x), reduction="none", **other)
+            return each.sum(-1).astype(jnp.float32)
+
+    value, slope = value_and_slope(of_lists, x)
+    wanted, wanted_slope = value_and_slope(of_labels, x)
+    np.testing.assert_allclose(value, wanted, rtol=3e-6)
+    np.testing.assert_allclose(slope, wanted_slope, rtol=1e-5, atol=1e-37)
+    ids[4, 0] = 70
+    bad = np.arange(6) == 4
+    np.testing.assert_array_equal(np.isnan(of_lists(x, ids)), bad)
+
+
+def value_and_slope(function, x):
+    value, pull = jax.vjp(function, jnp.asarray(x))
+    return value, pull(jnp.ones_like(value))[0]
+
+
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_every_mix_of_odd_logits_in_narrow_rows(classes):
+    """As the plain spelling, which has a decision for each of them."""
+    odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 30.0, 90.0, 200.0]
+    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    for y in range(classes):
+        ids = np.full(len(x), y)
+
+        def loss(x, ids=ids):
+            return jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
+
+        jax.clear_caches()
+        with _dispatch.as_on(PLAIN):
+            value, slope = jax.jit(partial(value_and_slope, loss))(x)
+        jax.clear_caches()
+        got, got_slope = jax.jit(partial(value_and_slope, loss))(x)
+        np.testing.assert_allclose(got, value, rtol=1e-6)
+        np.testing.assert_allclose(got_slope, slope, rtol=1e-6, atol=1e-37)
+
+
 @pytest.mark.parametrize("pos_weight", [1.0, np.float32(3)])
 def test_sums_of_sigmoid_losses_of_any_label(pos_weight):
     """Labels outside [0, 1] follow the formula too, in the form of few operations."""
@@ -473,6 +542,47 @@ def test_a_step_that_returns_its_loss_copies_and_stores_nothing(loss, shape):
     assert not copies
 
 
+LISTS = {
+    "plain": {}, "smoothed": SMOOTHED, "pos_weight": {"pos_weight": 3.0},
+    "capped": {"logit_softcap": 5.0}, "focused": {"focusing": 2.0, "negative_focusing": 1.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("options", LISTS)
+@pytest.mark.one_in(3)
+def test_a_step_of_lists_stores_bytes_only(options, count):
+    """Which classes are listed, as booleans and as integers."""
+    shape = (256, 8192)
+
+    def loss(x, labels):
+        return losses.sparse_sigmoid_cross_entropy(
+            jnp.tile(labels["ids"][:, None], count), x, **LISTS[options]
+        )
+
+    temporaries, copies = in_place(loss, shape)
+    assert temporaries < 0.55 * size_of(shape)
+    assert not copies
+
+
+@pytest.mark.parametrize("shape", [(256, 8192), (4096, 500), (64, 40009)])
+@pytest.mark.parametrize("loss", ["ids", "dense", "ids, smoothed", "statistics"])
+@pytest.mark.one_in(3)
+def test_narrow_floats_are_not_stored_as_wide_ones(loss, shape):
+    """What several passes read is read in its own dtype."""
+
+    def statistics(x, labels):
+        found = jxent.sparse_softmax_statistics_with_logits(labels=labels["ids"], logits=x)
+        return (found.entropy - found.log_prob).mean()
+
+    function = {"statistics": statistics}.get(
+        loss, IN_PLACE.get(loss, IN_PLACE.get(f"{loss}, plain"))
+    )
+    temporaries, copies = in_place(function, shape, jnp.bfloat16)
+    assert temporaries < 0.6 * size_of(shape) / 2
+    assert not copies
+
+
 def test_the_dependency_is_what_does_it(monkeypatch):
     """Without it the test above would fail: optax's step, and ours."""
     shape = (256, 8192)
@@ -493,10 +603,11 @@ def size_of(shape):
     return 4 * math.prod(shape)
 
 
-def in_place(loss, shape):
+def in_place(loss, shape, dtype=jnp.float32):
     """Bytes of temporaries of a step, and its copies of the logits."""
     examples, classes = shape
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    logits = jax.ShapeDtypeStruct(shape, dtype)
     labels = {
         "ids": jax.ShapeDtypeStruct((examples,), jnp.int32),
         "dense": f32(shape), "q": f32((classes,)), "each": f32((examples,)),
@@ -507,10 +618,11 @@ def in_place(loss, shape):
         value, gradient = jax.value_and_grad(loss)(x, labels)
         return value, x - 0.1 * gradient
 
-    compiled = jax.jit(step, donate_argnums=0).lower(f32(shape), labels).compile()
+    labels["dense"] = logits
+    compiled = jax.jit(step, donate_argnums=0).lower(logits, labels).compile()
     analysis = compiled.memory_analysis()
     assert analysis is not None
-    copies = re.findall(rf"= f32\[{examples},{classes}\]\S* copy\(", compiled.as_text())
+    copies = re.findall(rf"= b?f\d+\[{examples},{classes}\]\S* copy\(", compiled.as_text())
     return analysis.temp_size_in_bytes, copies
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _logsumexp, _mesh, _statistics
-from jxent._arithmetic import exp, log1p, zero_times
+from jxent._arithmetic import exp, log1p, widen, zero_times
 from jxent._dispatch import PerPlatform
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
@@ -201,7 +201,7 @@ def across(classes: Classes, row: Row) -> Row:
 
 def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
     """As `_logsumexp.pair_of_rows`."""
-    row = reduced(classes, row_of_one(x))
+    row = reduced(classes, row_of_one(widen(x)))
     return row.row_max, row.rest
 
 
@@ -209,6 +209,7 @@ def label_statistics(
     classes: Classes, smoothing: float, x: Array, ids: Array, predicts: bool = False
 ) -> LabelNormalizer:
     """As `_statistics.label_statistics`."""
+    x = widen(x)
     numbers = classes.numbers(x)
     logit = jnp.where(numbers == ids, x, 0)
     predicted = Predicted(numbers) if predicts else None
@@ -230,6 +231,8 @@ def labels_statistics(
     classes: Classes, smoothing: float, x: Array, z: Array, predicts: bool = False
 ) -> LabelsStatistics:
     """As `_statistics.labels_statistics`."""
+    x = widen(x)
+    z = z.astype(x.dtype)
     predicted = Predicted(classes.numbers(x), z, z) if predicts else None
     row = reduced(
         classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x), predicted=predicted)
@@ -251,6 +254,7 @@ def labels_statistics(
 
 def of_prediction(classes: Classes, x: Array, ids: Array) -> PredictionStatistics:
     """As `_statistics.of_prediction`."""
+    x = widen(x)
     numbers = classes.numbers(x)
     logit = jnp.where(numbers == ids, x, 0)
     row = reduced(classes, row_of_one(x, logit, predicted=Predicted(numbers), gaps=True))

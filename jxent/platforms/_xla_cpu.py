@@ -7,12 +7,14 @@ Beside `attempt`, what keeps both ways from storing arrays there: `by_rows` and 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
+
+from jxent._arithmetic import computing_dtype
 
 
 def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,6 +58,18 @@ def own_constants(dtype: DTypeLike, *numbers: Any) -> list[Array]:
     return own
 
 
+def widened(x: Array, after: Array, dtype: DTypeLike | None = None) -> Array:
+    """The array in the computing dtype, or this one, for one sum, which waits for `after`.
+
+    Widened once for several sums, or for one and the gradient, it would be stored.
+    """
+    dtype = computing_dtype(x.dtype) if dtype is None else dtype
+    if x.dtype == dtype:
+        return x
+    x, _ = jax.lax.optimization_barrier((x, after))
+    return x.astype(dtype)
+
+
 def are_whole(x: Array) -> bool:
     """Whether `x` is known to be split over no mesh, so that its rows may be cut.
 
@@ -64,6 +78,27 @@ def are_whole(x: Array) -> bool:
     """
     whole: bool = jax.typeof(x).sharding.mesh.empty
     return whole
+
+
+def own_in_loop(arrays: Any, number: Any) -> tuple[Any, Any]:
+    """Arrays that a loop reads, and the number of its round.
+
+    The compiler would take what is made of whole arrays out of the loop, and store it.
+    """
+    both: tuple[Any, Any] = jax.lax.optimization_barrier((arrays, number))
+    return both
+
+
+def moved(function: Callable[[Array], Array], x: Array) -> Array:
+    """`function` of an array, which moves some of its elements and computes nothing.
+
+    Of the bits of narrow floats: XLA:CPU would move them in float32, and widen the whole array.
+    """
+    bits = 8 * x.dtype.itemsize
+    if bits >= 32 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return function(x)
+    kept = function(jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{bits}")))
+    return jax.lax.bitcast_convert_type(kept, x.dtype)
 
 
 # Elements of a block of rows: as many as stay in a core's own cache, with what is made of them.
@@ -97,9 +132,12 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
 
         def of_block(start: int | Array) -> Array:
             def cut(x: Array) -> Array:
-                return x if x.shape[0] == 1 else jax.lax.dynamic_slice_in_dim(x, start, block)
+                if x.shape[0] == 1:
+                    return x
+                return moved(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), x)
 
-            return function(*jax.tree.map(cut, flattened))
+            own, start = own_in_loop(flattened, start)
+            return function(*jax.tree.map(cut, own))
 
         def step(k: int | Array, result: Array) -> Array:
             # The last block starts earlier than it would, so that all are of one size.
@@ -113,36 +151,82 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
     return in_blocks
 
 
-def piece_length(x: Array) -> int | None:
-    """The length to cut rows into on CPU: a divisor of their width, near what its caches like.
-
-    None for short rows, where a piece would be a large part of the row, and for those which have
-    no such divisor. In rows of more than 2^15 any division is worth it: whole, XLA:CPU takes about
-    ten times as long for them. None, too, where the rows may be split.
-    """
-    classes = x.shape[-1]
-    if not are_whole(x):
-        return None
-    longest = classes // 10 if classes <= 2**15 else 2**15
-    lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)
-    return min(lengths, key=lambda n: (max(n, 2**9), -n), default=None)
-
-
-def in_pieces(x: Array, piece: int) -> Array:
-    """`[..., classes]` as `[..., pieces, piece]`, which the barrier keeps XLA from joining again.
+class Pieces(NamedTuple):
+    """How rows are cut into pieces, the last of which may be shorter than the others.
 
     XLA:CPU works on whole rows, whose intermediate results then leave the cache: sums of pieces
     were measured 2 to 9 times as fast on long rows. And a sum that leaves one class out needs to
     look for it in one piece only.
     """
-    split = (*x.shape[:-1], x.shape[-1] // piece, piece)  # no -1: there may be no examples
-    pieces: Array = jax.lax.optimization_barrier(x.reshape(split))
-    return pieces
+
+    length: int
+    classes: int
+
+    @property
+    def rest(self) -> int:
+        """The length of the last one, if it is shorter."""
+        return self.classes % self.length
+
+    def each(self, function: Callable[..., Array], x: Array, *rows: Array) -> Array:
+        """`function` of every piece, which reduces the last axis: `[..., pieces]`.
+
+        `rows`: what else it is given, `[..., 1]` of each row.
+        """
+        if not self.rest:
+            # The barrier keeps XLA from joining the pieces again.
+            pieces, *rows = jax.lax.optimization_barrier((self._side_by_side(x), *rows))
+            found = function(pieces, *(row[..., None, :] for row in rows))
+            return cast(Array, jax.lax.optimization_barrier(found))
+        # A piece at a time: beside one another all of them would be stored.
+        count = self.classes // self.length
+
+        def of_piece(_: None, number: Array) -> tuple[None, Array]:
+            whole, start = own_in_loop(x, number * self.length)
+            own = moved(lambda x: jax.lax.dynamic_slice_in_dim(x, start, self.length, -1), whole)
+            return None, function(own, *rows)
+
+        _, found = jax.lax.scan(of_piece, None, jnp.arange(count))
+        last = function(jax.lax.slice_in_dim(x, count * self.length, None, axis=-1), *rows)
+        return jnp.concatenate([jnp.moveaxis(found, 0, -1), last[..., None]], -1)
+
+    def own(self, x: Array, which: Array, other: float) -> tuple[Array, Array]:
+        """The piece number `which` `[..., 1]` of every row, and the class that it starts with.
+
+        Before a shorter last one are classes of another, in whose place is `other`.
+        """
+        if not self.rest:
+            pieces, which = self._side_by_side(x), which[..., None]
+            taken = partial(jnp.take_along_axis, indices=which, axis=-2, mode="promise_in_bounds")
+            return moved(taken, pieces)[..., 0, :], which[..., 0] * self.length
+        start = jnp.minimum(which * self.length, self.classes - self.length)
+        cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=self.length)
+        for _ in x.shape[:-1]:
+            cut = jax.vmap(cut)
+        own = moved(lambda x: cut(x, start[..., 0]), x)
+        numbers = start + jax.lax.broadcasted_iota(start.dtype, own.shape, own.ndim - 1)
+        return jnp.where(numbers < which * self.length, other, own), start
+
+    def _side_by_side(self, x: Array) -> Array:
+        # No -1: there may be no examples.
+        return x.reshape(*x.shape[:-1], self.classes // self.length, self.length)
 
 
-def piece_at(pieces: Array, which: Array) -> Array:
-    """The piece number `which` `[..., 1]` of every row."""
-    return jnp.take_along_axis(pieces, which[..., None], -2, mode="promise_in_bounds")[..., 0, :]
+def pieces_of(x: Array) -> Pieces | None:
+    """How to cut rows on CPU: at a divisor of their width, near what its caches like.
+
+    None for short rows, where a piece would be a large part of the row, and for those which have
+    no such divisor; but in rows of more than 2^15 any pieces are worth it: whole, XLA:CPU takes
+    about ten times as long for them. None, too, where the rows may be split.
+    """
+    classes = x.shape[-1]
+    if not are_whole(x):
+        return None
+    longest = classes // 10 if classes <= 2**15 else 2**12
+    lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)
+    length = min(lengths, key=lambda n: (max(n, 2**9), -n), default=None)
+    if length is None and classes > 2**15:
+        length = 2**10
+    return None if length is None else Pieces(length, classes)
 
 
 def sum_without(x: Array, which: Array) -> Array:
@@ -156,3 +240,22 @@ def first_place(x: Array, value: Array) -> Array:
     last = x.shape[-1] - 1
     numbers = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return jnp.min(jnp.where(x == value, numbers, last), -1, keepdims=True)
+
+
+def written(x: Array, axis: int, ids: Array, values: Array) -> Array:
+    """`x` with the values in the places of the ids; rows are told apart, as a mesh may split them.
+
+    Padding is written beyond the end, which drops it.
+    """
+    axis %= x.ndim
+    rows = tuple(a for a in range(x.ndim) if a != axis)
+    places = jnp.where(ids < 0, x.shape[axis], ids)
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(),
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=rows,
+        scatter_indices_batching_dims=rows,
+    )
+    changed: Array = jax.lax.scatter(x, places[..., None], values, numbers, mode="drop")
+    return changed

@@ -1,16 +1,17 @@
 """What XLA:CPU wants spelled otherwise of lists of weighted ids: each way with its reason."""
 
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _label_lists, _logsumexp, _mesh, _statistics
-from jxent._arithmetic import Listed, bounded, exp, gap, log1p, zero_times
+from jxent._arithmetic import Listed, bounded, exp, gap, log1p, widen, zero_times
 from jxent._dispatch import way
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
+from jxent.platforms._xla_cpu import moved, written
 
 
 def _is_whole(classes: Classes, *rest: Any) -> bool:
@@ -20,7 +21,8 @@ def _is_whole(classes: Classes, *rest: Any) -> bool:
 
 def _gathered(classes: Classes, ids: Array, x: Array) -> Array:
     places = jnp.clip(ids, 0, x.shape[classes.one] - 1)
-    return jnp.take_along_axis(x, places, classes.one, mode="promise_in_bounds")
+    taken = partial(jnp.take_along_axis, indices=places, axis=classes.one, mode="promise_in_bounds")
+    return widen(moved(taken, x))
 
 
 @way(_label_lists.logits_of, "cpu", applies=lambda classes, _, x: _is_whole(classes, x))
@@ -89,23 +91,4 @@ def _scattered_slopes(
     p = exp(bounded(listed) - shift) * scale
     leads = (listed == rows.row_max) & (rows.rest < 1)
     complement = jnp.where(leads, rows.rest * scale, 1 - p)
-    return _written(elsewhere, classes.one, labels.ids, others * p - own * complement)
-
-
-def _written(x: Array, axis: int, ids: Array, values: Array) -> Array:
-    """`x` with the values in the places of the ids; rows are told apart, as a mesh may split them.
-
-    Padding is written beyond the end, which drops it.
-    """
-    axis %= x.ndim
-    rows = tuple(a for a in range(x.ndim) if a != axis)
-    places = jnp.where(ids < 0, x.shape[axis], ids)
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(),
-        inserted_window_dims=(axis,),
-        scatter_dims_to_operand_dims=(axis,),
-        operand_batching_dims=rows,
-        scatter_indices_batching_dims=rows,
-    )
-    written: Array = jax.lax.scatter(x, places[..., None], values, numbers, mode="drop")
-    return written
+    return written(elsewhere, classes.one, labels.ids, others * p - own * complement)
