@@ -34,6 +34,7 @@ from jxent._arithmetic import (
     widen,
     zero_times,
 )
+from jxent._dispatch import per_platform
 from jxent._loss import Data, Tangents
 from jxent._mesh import Classes
 from jxent._operands import project
@@ -106,12 +107,7 @@ class Divergence(Options):
     def _scaled(self, data: Data, rows: Rows) -> tuple[Array, Array, Array]:
         """Both logits over the temperature, and a, which is subtracted before it is divided."""
         teacher, logits, temperature = data
-        capped = self._capped(teacher, logits)
-        x_t, x_s = map(_finite, capped, (rows.teacher_is_infinite, rows.student_is_infinite))
-        apart, lost = _difference(x_s, x_t)
-        apart = (apart - rows.shift) + (lost - rows.shift_lost)
-        y_t, y_s, a = (_per(x, temperature) for x in (x_t, x_s, apart))
-        return y_t, y_s, a
+        return _scaled(*self._capped(teacher, logits), temperature, rows)
 
     def _rows(self, data: Data) -> Rows:
         """In three passes: the pairs, the mean of a, and S."""
@@ -131,19 +127,12 @@ class Divergence(Options):
         none = jnp.zeros_like(shift)
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
         rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none)
-        y_t, y_s, a = self._scaled(data, rows)
-        odds = exp(-gap(y_t, max_t))  # p_t (1 + rest)
-        mean = classes.sum(zero_times(odds, a)) / (1 + rest_t)
-        # Else what both passes are made of might be stored.
-        y_t, y_s, a = self._scaled((read_again(data[0]), *data[1:]), rows)
-        odds = exp(-gap(y_t, max_t))
-        b = a - mean
-        # Those times e^b as one exponential: of a class that the teacher rules out they are 0.
+        mean = sum_apart(classes, *capped, temperature, rows) / (1 + rest_t)
+        rows = rows._replace(mean=mean)
         offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
-        whole = exp(offset - gap(y_s, max_s)) - odds - zero_times(odds, b)
-        few = (odds > 0) & (b <= 1)
-        terms = jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole)
-        excess = classes.sum(terms) / (1 + rest_t)
+        # Else what both passes are made of might be stored.
+        capped = self._capped(read_again(data[0]), data[1])
+        excess = sum_of_excess(classes, *capped, temperature, rows, offset) / (1 + rest_t)
         # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
         # overflows, or is inf - inf, the two are not near.
         near = excess <= 1
@@ -153,7 +142,6 @@ class Divergence(Options):
         divergence = jnp.where(mean == -jnp.inf, jnp.inf, divergence)
         broken = jnp.isnan(rest_t) | jnp.isnan(rest_s)
         return rows._replace(
-            mean=mean,
             more=jnp.where(near, divergence, jnp.nan),
             divergence=jnp.where(broken, jnp.nan, divergence),
         )
@@ -178,6 +166,39 @@ class ProjectedDivergence(Divergence):
         """The teacher's logits, and the temperature."""
         temperature, kernel, bias = parameters
         return project(labels, kernel.astype(labels.dtype), bias), temperature
+
+
+def _scaled(
+    x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+) -> tuple[Array, Array, Array]:
+    x_t, x_s = _finite(x_t, rows.teacher_is_infinite), _finite(x_s, rows.student_is_infinite)
+    apart, lost = _difference(x_s, x_t)
+    apart = (apart - rows.shift) + (lost - rows.shift_lost)
+    y_t, y_s, a = (_per(x, temperature) for x in (x_t, x_s, apart))
+    return y_t, y_s, a
+
+
+@per_platform(statics=1)
+def sum_apart(
+    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+) -> Array:
+    """Sum of p_t a (1 + rest)."""
+    y_t, _, a = _scaled(x_t, x_s, temperature, rows)
+    return classes.sum(zero_times(exp(-gap(y_t, rows.teacher[0])), a))
+
+
+@per_platform(statics=1)
+def sum_of_excess(
+    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+) -> Array:
+    """S (1 + rest); the terms times e^b are exp(offset - gap) of the student."""
+    y_t, y_s, a = _scaled(x_t, x_s, temperature, rows)
+    odds = exp(-gap(y_t, rows.teacher[0]))
+    b = a - rows.mean
+    # As one exponential: of a class that the teacher rules out it is all that there is.
+    whole = exp(offset - gap(y_s, rows.student[0])) - odds - zero_times(odds, b)
+    few = (odds > 0) & (b <= 1)
+    return classes.sum(jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole))
 
 
 def _per(x: Array, temperature: Array | None) -> Array:

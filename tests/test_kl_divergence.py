@@ -58,6 +58,41 @@ def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
+def test_classes_that_the_teacher_hardly_has(temperature):
+    """Whose odds are flushed to 0, or nearly so, and to which the student gives some."""
+    scale = 1 if temperature is None else temperature
+    rows = []
+    for below in (60.0, 80.0, 86.0, 87.2, 87.5, 90.0, 103.0):
+        for up in (0.0, 40.0, 70.0, 83.0, 85.0, 88.0, 95.0):
+            teacher = np.array([0.3, -0.2, 0.0, -below, -below])
+            rows.append((teacher, teacher + np.array([1e-6, -1e-6, 0, up, up - 3])))
+    teacher, student = np.asarray(scale * np.array(rows), np.float32).swapaxes(0, 1)
+    loss = partial(KL, temperature=1.0 if temperature is None else temperature)
+    right, of_student, _ = wide_divergence(teacher, student, WIDE(scale))
+    largest = np.abs(of_student).max(-1, keepdims=True)
+    for chosen in (slice(None), *np.arange(len(rows))[:, None]):  # together and each alone
+        of_teacher = partial(loss, teacher_logits=teacher[chosen])
+        value, pull = jax.vjp(lambda x, f=of_teacher: f(logits=x), student[chosen])
+        (slope,) = pull(jnp.ones_like(value))
+        assert np.max(ulps(value, right[chosen], np.float32)) <= 128
+        assert np.max(ulps(slope, of_student[chosen], np.float32, largest[chosen])) <= 128
+
+
+def test_a_step_on_logits_stores_nothing():
+    """On CPU, where a select in a sum would be stored."""
+    shape = (256, 8192)
+
+    def step(x, teacher):
+        value, slope = jax.value_and_grad(losses.softmax_kl_divergence, 1)(teacher, x)
+        return value, x - 0.1 * slope
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    analysis = jax.jit(step, donate_argnums=0).lower(x, x).compile().memory_analysis()
+    assert analysis is not None
+    assert analysis.temp_size_in_bytes < 0.3 * 4 * shape[0] * shape[1]
+
+
 @pytest.mark.parametrize("shift", [100.0, 1e4, 1e6])
 def test_a_constant_between_the_two_costs_no_digits(shift):
     """Their difference is rounded at its size, and what that loses is added back."""
