@@ -7,13 +7,14 @@ from benchmarks.report import Table
 
 @dataclass(frozen=True)
 class Goal:
-    """jxent is to be at least `factor` times as fast as `against`."""
+    """jxent is to be at least `factor` times as fast as `against`, of workloads of this shape."""
 
     loss: str
     quantity: str
     against: str
     factor: float
     program: str = "jxent"
+    shape: str = ""
 
     def rows(self, measured: list[dict]) -> list[dict]:
         """One line for each workload and kind of data that was measured."""
@@ -21,6 +22,7 @@ class Goal:
             _line(row, self.program, self.against, self.factor, row["ratio"] / own["ratio"])
             for row in measured
             if row["loss"] == self.loss
+            and self.shape in row["workload"]
             and row["quantity"] == self.quantity
             and row["program"] == self.against
             for own in measured
@@ -46,15 +48,40 @@ def _line(row, program, against, factor, reached) -> dict:
 
 
 LOSS, STEP, GRADIENTS = "mean loss", "loss and step in place", "value and gradients"
+ALONE, FRESH = "step alone, in place", "loss and gradient"
+EACH = "jxent, mean of each"
 BARE = "three bare products"
 
+
+def _of(loss: str, shape: str, of_loss: float, of_step: float) -> tuple[Goal, Goal]:
+    both = (LOSS, of_loss), (STEP, of_step)
+    first, second = (Goal(loss, what, "optax", factor, shape=shape) for what, factor in both)
+    return first, second
+
+
 GOALS = (
-    Goal("sigmoid", LOSS, "optax", 6),
-    Goal("sigmoid", STEP, "optax", 4),
-    Goal("softmax ids", LOSS, "optax", 1),
-    Goal("softmax ids", STEP, "optax", 2),
-    Goal("projection", GRADIENTS, "optax", 1.1),
-    Goal("projection", GRADIENTS, BARE, 1 / 1.15),
+    *_of("sigmoid", "4096 x 4096 float32", 5, 5),
+    Goal("sigmoid", LOSS, "optax", 2, EACH),
+    Goal("sigmoid", STEP, "optax", 2, EACH),
+    *_of("softmax ids", " 2048 x 32768 float32", 2, 4),
+    *_of("softmax ids", "32768 x 1000 float32", 1.3, 3.3),
+    *_of("softmax ids", "x 10 float32", 0.7, 1.5),
+    *_of("softmax ids", "x 50261 ", 1, 2),
+    *_of("softmax ids", "x 32003 ", 1.3, 3),
+    *_of("softmax", "32768 x 1000 ", 1, 2.2),
+    *(
+        Goal("sigmoid ids", quantity, "optax", factor, shape=f" {count} ids")
+        for count, factor in ((8, 2.5), (64, 1.2), (256, 1), (1000, 1))
+        for quantity in (LOSS, STEP)
+    ),
+    *(
+        Goal(loss, quantity, "optax", 1, shape=shape)
+        for shape in (" 32 x 10 ", " 128 x 10 ", " 256 x 100 ", " 1024 x 1000 ")
+        for loss in ("sigmoid", "softmax ids", "softmax")
+        for quantity in (LOSS, STEP)
+    ),
+    Goal("projection", GRADIENTS, "optax", 1.7),
+    Goal("projection", GRADIENTS, BARE, 0.8),
 )
 BEST_BLOCK = 1 / 1.05  # of the bare products' speed, at the best block size
 

@@ -63,27 +63,93 @@ def by_blocks(is_tied, labels, inputs, kernel):
 # With logits: (logits, labels) -> the mean loss.
 
 
-def jxent_mean(kind: str) -> Callable:
+def jxent_mean(kind: str, smoothing: float = 0.0) -> Callable:
     """This library's scalar."""
-    return lambda logits, labels: SCALARS[kind](labels, logits)
+    if kind == "statistics":
+        return lambda logits, labels: policy_loss(labels, logits)[0]
+    options = {"label_smoothing": smoothing} if smoothing else {}
+    return lambda logits, labels: SCALARS[kind](labels, logits, **options)
 
 
-def optax_mean(kind: str, *, each: bool = False) -> Callable:
-    """The mean of optax's losses, or each of them."""
+def jxent_mean_of_each(kind: str) -> Callable:
+    """This library's losses, one a class or one an example, reduced by the caller."""
+    functions: dict[str, Callable] = {
+        "sigmoid": jxent.sigmoid_cross_entropy_with_logits,
+        "softmax ids": jxent.sparse_softmax_cross_entropy_with_logits,
+        "softmax": jxent.softmax_cross_entropy_with_logits,
+    }
+    return lambda logits, labels: functions[kind](labels=labels, logits=logits).mean()
+
+
+def optax_mean(kind: str, *, each: bool = False, smoothing: float = 0.0) -> Callable:
+    """The mean of optax's losses, or each of them; labels made as its users make them."""
     functions: dict[str, Callable] = {
         "sigmoid": optax.sigmoid_binary_cross_entropy,
+        "sigmoid ids": of_label_ids,
         "softmax ids": optax.softmax_cross_entropy_with_integer_labels,
         "softmax": optax.softmax_cross_entropy,
+        "KL": lambda logits, teacher: optax.losses.kl_divergence(
+            jax.nn.log_softmax(logits), jax.nn.softmax(teacher)
+        ),
     }
     function = functions[kind]
+    if smoothing and kind == "softmax ids":
+
+        def function(logits, labels):
+            dense = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+            return optax.softmax_cross_entropy(logits, dense)
+    elif smoothing:
+
+        def function(logits, labels):
+            dense = labels * (1 - smoothing) + smoothing / 2
+            return optax.sigmoid_binary_cross_entropy(logits, dense)
+
     return function if each else lambda logits, labels: function(logits, labels).mean()
+
+
+def plain_mean(kind: str, smoothing: float = 0.0) -> Callable:
+    """The mean as a user writes it with `jax.nn`."""
+
+    def sigmoid(logits, labels):
+        labels = labels * (1 - smoothing) + smoothing / 2 if smoothing else labels
+        present, absent = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+        return -(labels * present + (1 - labels) * absent)
+
+    def of_label(logs, labels):
+        return jnp.take_along_axis(logs, labels[:, None], -1)[:, 0]
+
+    def softmax_ids(logits, labels):
+        logs = jax.nn.log_softmax(logits)
+        own = -of_label(logs, labels)
+        return (1 - smoothing) * own - smoothing * logs.mean(-1) if smoothing else own
+
+    def divergence(logits, teacher):
+        logs = jax.nn.log_softmax(teacher)
+        return (jnp.exp(logs) * (logs - jax.nn.log_softmax(logits))).sum(-1)
+
+    def policy(logits, labels):
+        logs = jax.nn.log_softmax(logits)
+        return BONUS * (jnp.exp(logs) * logs).sum(-1) - of_label(logs, labels)
+
+    functions: dict[str, Callable] = {
+        "sigmoid": sigmoid,
+        "sigmoid ids": lambda logits, ids: sigmoid(logits, scattered(logits, ids)).sum(-1),
+        "softmax ids": softmax_ids,
+        "softmax": lambda logits, labels: -(labels * jax.nn.log_softmax(logits)).sum(-1),
+        "KL": divergence,
+        "statistics": policy,
+    }
+    return lambda logits, labels: functions[kind](logits, labels).mean()
+
+
+def scattered(logits, ids):
+    """Dense labels of lists of ids."""
+    return jnp.zeros_like(logits).at[jnp.arange(logits.shape[0])[:, None], ids].set(1)
 
 
 def of_label_ids(logits, labels):
     """Each loss of lists of label ids as a user of optax writes it."""
-    rows = jnp.arange(logits.shape[0])[:, None]
-    dense = jnp.zeros_like(logits).at[rows, labels].set(1)
-    return optax.sigmoid_binary_cross_entropy(logits, dense).sum(-1)
+    return optax.sigmoid_binary_cross_entropy(logits, scattered(logits, labels)).sum(-1)
 
 
 # The projection: (inputs, kernel, labels) -> the mean loss.

@@ -16,15 +16,18 @@ import numpy as np
 from benchmarks import command, competitors, programs
 from benchmarks.command import Options
 from benchmarks.competitors import COMPETITORS, Make, check_against_each_other, losses_in_mean
-from benchmarks.goals import BARE, GRADIENTS, LOSS, STEP, goals_table
+from benchmarks.goals import ALONE, BARE, FRESH, GRADIENTS, LOSS, STEP, goals_table
 from benchmarks.report import Table
 from benchmarks.timing import Program, ratio, side_by_side
 from benchmarks.workloads import (
+    MORE,
+    SMALL,
     Loss,
     Variant,
     Workload,
     labels_and_logits,
     projection_operands,
+    shrunk,
     variants,
     workloads,
 )
@@ -33,6 +36,11 @@ DEFINITIONS = f"""\
 * {LOSS}: one number from labels and logits in memory.
 * {STEP}: a training step, which returns its mean loss and writes `logits - rate * gradient` over \
 the logits; compiled, the buffer given away; PyTorch: backward, then `sub_`, gradients set to None.
+* {ALONE}: the same without the loss. {FRESH}: with the gradient in an array of its own. Of the \
+first workloads.
+* jxent, mean of each: its losses, one a class or one an example, and the caller's `mean()`. \
+jax.nn: as users write it.
+* optax computes in the logits' dtype, in bfloat16 too; jxent in float32.
 * {GRADIENTS}: the mean loss with d/d inputs and d/d kernel, as fresh arrays.
 * random data: logits standard normal. Confident: in 9 rows of 10 the label's logit leads by 10 \
 to 20.
@@ -53,23 +61,36 @@ def rows_of(times: dict[str, np.ndarray], to: str, **place) -> list[dict]:
 
 
 def losses_and_steps(
-    workload: Workload, variant: Variant, rounds: int, makers: Sequence[Make] = COMPETITORS
+    workload: Workload,
+    variant: Variant,
+    rounds: int,
+    makers: Sequence[Make] = COMPETITORS,
+    *,
+    main: bool = True,
 ) -> list[dict]:
-    """Mean loss and step in place of all competitors on one workload."""
+    """Mean loss and step in place of all competitors on one workload; of a main one, more."""
     labels, logits = labels_and_logits(workload, variant)
-    made = [make(workload.loss, labels, logits) for make in makers]
+    makers = (*makers, competitors.of_jxent_each) if main else makers
+    made = [make(workload, labels, logits) for make in makers]
     present = [one for one in made if one is not None]
-    check_against_each_other(present, workload.loss, logits)
+    check_against_each_other(present, workload, logits)
     # So small a rate that the data stay what they are over all rounds.
-    rate = 0.01 * losses_in_mean(workload.loss, logits)
-    place = {"loss": workload.loss, "workload": workload.name, "data": variant}
-    time = partial(side_by_side, rounds=rounds, label=f"{workload.name}, {variant}")
-    by_loss = time({one.name: Program(one.loss) for one in present})
-    by_step = time({one.name: Program(partial(one.step, rate)) for one in present})
-    return [
-        *rows_of(by_loss, "jxent", **place, quantity=LOSS),
-        *rows_of(by_step, "jxent", **place, quantity=STEP),
-    ]
+    rate = 0.01 * losses_in_mean(workload)
+    programs = {
+        LOSS: {one.name: Program(one.loss) for one in present},
+        STEP: {one.name: Program(partial(one.step, rate)) for one in present},
+    }
+    if main:
+        programs[ALONE] = {
+            one.name: Program(partial(one.alone, rate)) for one in present if one.alone
+        }
+        programs[FRESH] = {one.name: Program(one.fresh) for one in present if one.fresh}
+    rows = []
+    for quantity, of_all in programs.items():
+        times = side_by_side(of_all, rounds, f"{workload.name}, {variant}, {quantity}")
+        place = {"loss": workload.loss, "workload": workload.name, "data": variant}
+        rows += rows_of(times, "jxent", **place, quantity=quantity)
+    return rows
 
 
 Step = Callable[[], tuple]
@@ -210,7 +231,7 @@ def sweep(elements: int, rounds: int) -> list[dict]:
             examples = elements // classes
             workload = Workload("cpu", loss, examples, classes, "float32", "A sweep.")
             count = examples * classes
-            found = losses_and_steps(workload, "random", rounds, makers)
+            found = losses_and_steps(workload, "random", rounds, makers, main=False)
             for quantity in (LOSS, STEP):
                 ours, theirs = (r for r in found if r["quantity"] == quantity)
                 rows.append({
@@ -232,6 +253,18 @@ def tables(options: Options, makers: Sequence[Make] = COMPETITORS) -> list[Table
             for variant in variants(workload)
             for row in losses_and_steps(workload, variant, options.rounds or 15, makers)
         ]
+        more = [
+            row
+            for workload in (map(shrunk, MORE) if options.tiny else MORE)
+            for row in losses_and_steps(workload, "random", options.rounds or 7, makers, main=False)
+        ]
+        small = [
+            row
+            for workload in SMALL
+            for row in losses_and_steps(
+                workload, "random", 3 * (options.rounds or 7), makers, main=False
+            )
+        ]
         projected = [
             row
             for workload in workloads("cpu", "projection", tiny=options.tiny)
@@ -243,15 +276,18 @@ def tables(options: Options, makers: Sequence[Make] = COMPETITORS) -> list[Table
     reasons = "\n".join(
         f"* {w.name}: {w.reason}" for w in workloads("cpu", tiny=options.tiny)
     )  # fmt: skip
+    more_reasons = "\n".join(f"* {w.name}: {w.reason}" for w in MORE)
     found = [
         Table("Mean loss, and training step in place", _without_loss(with_logits), DEFINITIONS),
+        Table("More shapes, dtypes and losses", _without_loss(more), more_reasons),
+        Table("Small batches", _without_loss(small)),
         Table("Projection, value and gradients", _without_loss(projected), reasons),
         Table(
             "Cost over the number of classes",
             swept,
             "The number of elements is constant; random data.",
         ),
-        goals_table(with_logits + projected),
+        goals_table(with_logits + more + small + projected),
     ]
     if options.plots:
         from benchmarks import plots  # noqa: PLC0415  # needs matplotlib

@@ -6,13 +6,16 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-Loss = Literal["sigmoid", "softmax ids", "softmax", "projection"]
+Loss = Literal["sigmoid", "sigmoid ids", "softmax ids", "softmax", "KL", "statistics", "projection"]
 Platform = Literal["cpu", "gpu"]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Shapes of one measurement. `features` is what a projection sums over, else None."""
+    """Shapes of one measurement.
+
+    `features` is what a projection sums over, `ids` how many an example has in its list, else None.
+    """
 
     platform: Platform
     loss: Loss
@@ -21,13 +24,16 @@ class Workload:
     dtype: str
     reason: str
     features: int | None = None
+    ids: int | None = None
+    smoothing: float = 0.0
 
     @property
     def name(self) -> str:
-        """Loss, shape and dtype."""
+        """Loss, shape, dtype and option."""
         sizes = [self.examples, self.features, self.classes]
         shape = " x ".join(str(size) for size in sizes if size is not None)
-        return f"{self.loss} {shape} {self.dtype}"
+        count = "" if self.ids is None else f", {self.ids} ids"
+        return f"{self.loss} {shape} {self.dtype}{count}{', smoothed' if self.smoothing else ''}"
 
     @property
     def logits_bytes(self) -> int:
@@ -79,6 +85,45 @@ WORKLOADS = (
 )  # fmt: skip
 
 
+def _more(loss: Loss, examples: int, classes: int, reason: str, **rest) -> Workload:
+    return Workload("cpu", loss, examples, classes, rest.pop("dtype", "float32"), reason, **rest)
+
+
+# As many elements as 2048 x 32768 have.
+_VOCABULARIES = {
+    32001: "A vocabulary of Llama 2 with one more token: an odd length.",
+    32003: "A prime.",
+    50261: "A prime beyond 2^15, from where rows have to be cut.",
+    50265: "RoBERTa's vocabulary.",
+    100277: "The vocabulary of cl100k.",
+    151936: "Qwen's vocabulary.",
+}
+
+MORE = (
+    _more("sigmoid", 4096, 4096, "Smoothed labels.", smoothing=0.1),
+    _more("sigmoid", 4096, 4096, "Narrow logits.", dtype="bfloat16"),
+    _more("softmax ids", 2048, 32768, "Narrow logits.", dtype="bfloat16"),
+    _more("softmax ids", 32768, 1000, "Smoothed labels.", smoothing=0.1),
+    _more("softmax ids", 1024, 32768, "The same in few long rows.", smoothing=0.1),
+    _more("softmax ids", 2**24 // 10, 10, "Rows of ten classes."),
+    _more("softmax ids", 2**24 // 100, 100, "Rows of a hundred."),
+    *(_more("softmax ids", 2**26 // c, c, reason) for c, reason in _VOCABULARIES.items()),
+    _more("softmax", 1024, 32768, "Soft labels of a vocabulary."),
+    *(
+        _more("sigmoid ids", 128, 10_000, "Lists beside a scatter into dense labels.", ids=count)
+        for count in (8, 64, 256, 1000)
+    ),
+    _more("KL", 32768, 1000, "Distillation, the teacher's logits at hand."),
+    _more("statistics", 32768, 1000, "Log-probability and entropy, for a policy's gradient."),
+)
+
+SMALL = tuple(
+    _more(loss, examples, classes, "What is tried first.")
+    for loss in ("sigmoid", "softmax ids", "softmax")
+    for examples, classes in ((32, 10), (128, 10), (256, 100), (1024, 1000))
+)
+
+
 def workloads(platform: Platform, *losses: Loss, tiny: bool = False) -> list[Workload]:
     """The workloads of a platform, of these losses or all; shrunk if `tiny`."""
     chosen = [w for w in WORKLOADS if w.platform == platform and (not losses or w.loss in losses)]
@@ -103,7 +148,8 @@ def variants(workload: Workload) -> tuple[Variant, ...]:
 
     Softmax on confident rows too: a shortcut that depends on the data must not flatter anyone.
     """
-    return ("random", "confident") if workload.loss == "softmax ids" else ("random",)
+    both = workload.loss == "softmax ids" and workload not in (*MORE, *SMALL)
+    return ("random", "confident") if both else ("random",)
 
 
 def labels_and_logits(workload: Workload, variant: Variant = "random", seed: int = 0):
@@ -111,7 +157,7 @@ def labels_and_logits(workload: Workload, variant: Variant = "random", seed: int
 
     Random logits are standard normal. Confident: in 9 rows of 10 the label's logit leads the
     largest other one by 10 to 20. Sigmoid labels are 0 and, with probability 0.1, 1. Softmax labels
-    without ids are the softmax of standard normal numbers.
+    without ids are the softmax of standard normal numbers, a teacher's logits such numbers.
     """
     if workload.loss == "projection":
         raise ValueError(f"workload must have logits; {workload.name!r} is a projection")
@@ -121,6 +167,12 @@ def labels_and_logits(workload: Workload, variant: Variant = "random", seed: int
     if workload.loss == "sigmoid":
         labels = (rng.random(shape, np.float32) < 0.1).astype(workload.dtype)
         return labels, logits.astype(workload.dtype)
+    if workload.loss == "KL":
+        teacher = rng.standard_normal(shape, np.float32)
+        return teacher.astype(workload.dtype), logits.astype(workload.dtype)
+    if workload.ids is not None:
+        lists = rng.integers(workload.classes, size=(workload.examples, workload.ids))
+        return lists.astype(np.int32), logits.astype(workload.dtype)
     if workload.loss == "softmax":
         odds = np.exp(rng.standard_normal(shape, np.float32))
         labels = odds / odds.sum(1, keepdims=True)

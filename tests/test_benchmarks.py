@@ -149,9 +149,14 @@ def check_picture(folder, name):
 
 @pytest.mark.long
 def test_speed(tmp_path):
-    with_logits, projected, swept, goal = speed.tables(replace(TINY, plots=tmp_path), JAX_ONLY)
-    # A sigmoid, soft labels, two shapes of ids with two kinds of data; loss, step; two libraries.
-    assert len(with_logits.rows) == 6 * 2 * 2
+    tables = speed.tables(replace(TINY, plots=tmp_path), JAX_ONLY)
+    with_logits, more, small, projected, swept, goal = tables
+    # A sigmoid, soft labels, two shapes of ids with two kinds of data; loss, two steps, gradient;
+    # two libraries, and ours as single losses.
+    assert len(with_logits.rows) == 6 * 4 * 3
+    both = len(workloads.MORE) - 1, len(workloads.MORE)  # optax has no such statistics
+    assert len(more.rows) == sum(both) * 2
+    assert len(small.rows) == len(workloads.SMALL) * 2 * 2
     assert {"optax", "jxent", "jxent, per example", goals.BARE} <= {
         row["program"] for row in projected.rows
     }
@@ -164,8 +169,8 @@ def test_speed(tmp_path):
 def test_goals_compare_with_the_right_row():
     def row(program, ratio, quantity=goals.LOSS):
         return {
-            "loss": "sigmoid", "workload": "w", "data": "random", "quantity": quantity,
-            "program": program, "ratio": ratio,
+            "loss": "sigmoid", "workload": "sigmoid 4096 x 4096 float32", "data": "random",
+            "quantity": quantity, "program": program, "ratio": ratio,
         }  # fmt: skip
 
     rows = goals.goals_table([
@@ -191,12 +196,18 @@ def test_goals_compare_with_the_right_row():
 )
 def test_steps_descend_in_place(workload):
     labels, logits = workloads.labels_and_logits(workload)
-    one = competitors.of_jxent(workload.loss, labels, logits)
+    one = competitors.of_jxent(workload, labels, logits)
     before = one.loss()
-    one.step(competitors.losses_in_mean(workload.loss, logits))
+    one.step(competitors.losses_in_mean(workload))
     assert one.loss() < before
     one.put(logits)
     np.testing.assert_array_equal(one.logits(), logits)
+
+
+def present(makers, workload):
+    labels, logits = workloads.labels_and_logits(workload)
+    made = (make(workload, labels, logits) for make in makers)
+    return [one for one in made if one is not None]
 
 
 @pytest.mark.parametrize(
@@ -208,16 +219,16 @@ def test_steps_descend_in_place(workload):
 def test_a_wrong_competitor_is_caught(kind, wrong):
     """One whose loss is off by a thousandth, or whose gradient is wrong in the label's class."""
     tiny = workloads.workloads("cpu", kind, tiny=True)[0]
-    labels, logits = workloads.labels_and_logits(tiny)
-    right = [make(kind, labels, logits) for make in JAX_ONLY]
-    competitors.check_against_each_other(right, kind, logits)
+    _, logits = workloads.labels_and_logits(tiny)
+    right = present(JAX_ONLY, tiny)
+    competitors.check_against_each_other(right, tiny, logits)
     broken = replace(right[1], name="broken")
     if wrong == "loss":
         broken = replace(broken, loss=lambda: 1.001 * right[1].loss())
     else:
         broken = replace(broken, step=lambda rate: right[1].step(1.01 * rate))
     with pytest.raises(AssertionError, match=f"broken against jxent: {wrong}"):
-        competitors.check_against_each_other([right[0], broken], kind, logits)
+        competitors.check_against_each_other([right[0], broken], tiny, logits)
 
 
 def test_a_wrong_projection_is_caught():
@@ -228,13 +239,14 @@ def test_a_wrong_projection_is_caught():
         speed.check_projections({"a": lambda: right, "b": lambda: wrong})
 
 
-def test_torch_agrees():
-    pytest.importorskip("torch")
-    for kind in ("sigmoid", "softmax ids", "softmax"):
-        tiny = workloads.workloads("cpu", kind, tiny=True)[0]
-        labels, logits = workloads.labels_and_logits(tiny)
-        both = [make(kind, labels, logits) for make in (competitors.of_jxent, competitors.of_torch)]
-        competitors.check_against_each_other(both, kind, logits)
+@pytest.mark.long
+def test_all_agree():
+    """PyTorch too, where it is installed, and formulas as users write them."""
+    makers = (*JAX_ONLY, competitors.of_plain, competitors.of_torch)
+    main = workloads.workloads("cpu", "sigmoid", "softmax ids", "softmax", tiny=True)
+    for tiny in (*main, *map(workloads.shrunk, workloads.MORE)):
+        _, logits = workloads.labels_and_logits(tiny)
+        competitors.check_against_each_other(present(makers, tiny), tiny, logits)
 
 
 def test_bare_products_are_the_same_in_blocks():
