@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from enum import Enum
 from typing import Any, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +61,9 @@ def _kind(leaf: Any) -> str:
 
 def floating(name: str, value: ArrayLike) -> Array:
     """`value` as an array of a floating dtype."""
+    # With its test variants, and so `unittest`, its import takes as long as that of all the rest.
+    import chex  # noqa: PLC0415
+
     x = array(name, value)
     try:
         chex.assert_type(x, float)
