@@ -766,8 +766,8 @@ MUTANTS = {
         "sparse_softmax_cross_entropy_with_logits", 64, 0.0,
     ),
     "NaN dropped by a minimum": (
-        cpu, ("_pieces",), "exp(pieces - row_max[..., None])",
-        "jnp.where(jnp.isnan(pieces), 0, exp(pieces - row_max[..., None]))",
+        cpu, ("_in_pieces",), "exp(widen(x) - row_max)",
+        "jnp.where(jnp.isnan(x), 0, exp(widen(x) - row_max))",
         "softmax_cross_entropy_with_logits", 640, None,
     ),
     "a leader's label taken from the sum": (
