@@ -189,6 +189,7 @@ def of_torch_compiled(workload, labels, logits) -> Competitor | None:
         def mean(x, z):  # its own function: a library's may be skipped by the compiler
             return f(x, z)
 
+        torch.compiler.reset()  # or after some shapes it is run eagerly, see its recompile limit
         return torch.compile(mean, dynamic=False)
 
     return _of_torch("PyTorch, compiled", workload, labels, logits, compiled)

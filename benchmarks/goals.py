@@ -65,7 +65,7 @@ GOALS = (
     Goal("sigmoid", STEP, "optax", 2, EACH),
     *_of("softmax ids", " 2048 x 32768 float32", 2, 4),
     *_of("softmax ids", "32768 x 1000 float32", 1.3, 3.3),
-    *_of("softmax ids", "x 10 float32", 0.7, 1.5),
+    *_of("softmax ids", "1677721 x 10 ", 0.7, 1.5),
     *_of("softmax ids", "x 50261 ", 1, 2),
     *_of("softmax ids", "x 32003 ", 1.3, 3),
     *_of("softmax", "32768 x 1000 ", 1, 2.2),

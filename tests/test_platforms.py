@@ -566,7 +566,18 @@ def test_a_step_of_lists_stores_bytes_only(options, count):
 
 
 @pytest.mark.parametrize("shape", [(256, 8192), (4096, 500), (64, 40009)])
-@pytest.mark.parametrize("loss", ["ids", "dense", "ids, smoothed", "statistics"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "ids",
+        "dense",
+        "ids, smoothed",
+        "statistics",
+        "sigmoid",
+        "sigmoid, pos_weight",
+        "mean of sigmoids",
+    ],
+)
 @pytest.mark.one_in(3)
 def test_narrow_floats_are_not_stored_as_wide_ones(loss, shape):
     """What several passes read is read in its own dtype."""

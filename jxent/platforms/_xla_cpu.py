@@ -40,10 +40,10 @@ def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> 
 
     @tried.def_vmap
     def _with_one_more_axis(size: int, batched: Sequence[Any], *arrays: Any) -> tuple[Any, Any]:
-        def widened(x: Array, is_batched: bool) -> Array:
+        def with_axis(x: Array, is_batched: bool) -> Array:
             return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
 
-        result = attempt(fast, exact)(*jax.tree.map(widened, arrays, tuple(batched)))
+        result = attempt(fast, exact)(*jax.tree.map(with_axis, arrays, tuple(batched)))
         return result, jax.tree.map(lambda _: True, result)
 
     return tried

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _mesh, _sigmoid
-from jxent._arithmetic import exp, log1p, widen
+from jxent._arithmetic import exp, log1p
 from jxent._dispatch import way
 from jxent._mesh import Classes
 from jxent._sigmoid import SigmoidSum, SparseSigmoid
@@ -20,6 +20,7 @@ from jxent.platforms._xla_cpu import (
     attempt,
     by_rows,
     own_constants,
+    widened,
     written,
 )
 
@@ -42,8 +43,8 @@ def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
     def of_finite(
         labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
     ) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widen(logits), member.logit_softcap)
-        z = labels.astype(x.dtype)
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
+        z = widened(labels, jnp.zeros(()), x.dtype)
         if member.label_smoothing:
             smoothing = (1 - member.label_smoothing, member.label_smoothing / 2)
             kept, added = own_constants(x.dtype, *smoothing)
@@ -89,7 +90,7 @@ def _total_of_ids_on_cpu(member: SparseSigmoid, *data: Array | None) -> Array:
 
     # As above; a select, and what booleans become, would be stored before it is summed.
     def of_finite(labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widen(logits), member.logit_softcap)
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
         listed = _sigmoid.listed_classes(member.classes, labels, x)
         listed = jax.lax.optimization_barrier(listed.astype(jnp.int8)).astype(x.dtype)
         one, two, kept, share = own_constants(
