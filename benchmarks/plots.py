@@ -1,16 +1,21 @@
 """Pictures of the results, with the data behind each stored as JSON beside it."""
 
 import json
+import re
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.goals import GRADIENTS, STEP
 from benchmarks.peers import Peer
 from tests import reference
 
-COLORS = {"jxent": "#1b6ca8", "optax": "#e07b39", "PyTorch": "#7a5195", "TensorFlow": "#6aa84f"}
+COLORS = {
+    "jxent": "#1b6ca8", "optax": "#e07b39", "jax.nn": "#555555", "PyTorch": "#7a5195",
+    "TensorFlow": "#6aa84f",
+}  # fmt: skip
 
 
 def _color(name: str) -> str:
@@ -104,29 +109,32 @@ def memory(rows: list[dict], folder: Path) -> None:
     _save(figure, rows, folder, "temporaries_over_classes")
 
 
+MARKERS = {"optax": "o", "jax.nn": "s", "PyTorch": "^", "PyTorch, compiled": "D"}
+
+
 def speed(rows: list[dict], folder: Path) -> None:
-    """Time over jxent's, a bar a program; right of the line a program is slower."""
-    groups: dict[str, list[dict]] = {}
-    for row in rows:  # of a workload and its data first the loss, then the step
-        data = "" if row["data"] == "random" else f", {row['data']}"
-        title = f"{row['workload'].removesuffix(' float32')}{data}: {row['quantity']}"
-        groups.setdefault(title, []).append(row)
-    columns = 2
-    lines = -(-len(groups) // columns)
-    figure = Figure(figsize=(9, 1.7 * lines + 0.3), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    for panel, (title, group) in zip(panels, groups.items(), strict=False):
-        names = [row["program"] for row in group]
-        bars = panel.barh(
-            names, [row["ratio"] for row in group], color=[_color(name) for name in names]
-        )
-        panel.bar_label(bars, [f"{row['ratio']:.2f}" for row in group], fontsize=7, padding=2)
-        panel.axvline(1, color="#555555", lw=0.8)
-        panel.invert_yaxis()
-        panel.margins(x=0.15)
-        panel.tick_params(labelsize=7)
-        panel.set_title(title, fontsize=8)
-    for panel in list(figure.axes)[len(groups) :]:
-        panel.remove()
-    figure.supxlabel("time over jxent's", fontsize=9)
+    """Time of a step over jxent's, a line a workload; right of 1 a program is slower."""
+    shown = [
+        {**row, "program": row["program"].replace(" linear_cross_entropy", "")}
+        for row in rows
+        if row["quantity"] in (STEP, GRADIENTS) and row["data"] == "random"
+    ]
+    names = list(dict.fromkeys(row["workload"] for row in shown))
+    figure = Figure(figsize=(6.4, 0.5 * len(names) + 1.6), layout="constrained")
+    panel = figure.subplots()
+    for k, (program, marker) in enumerate(MARKERS.items()):
+        found = {row["workload"]: row["ratio"] for row in shown if row["program"] == program}
+        places = [names.index(name) + 0.14 * (k - 1.5) for name in found]  # none hides another
+        color = _color(program)
+        panel.plot([*found.values()], places, marker, ms=8, color=color, label=program, alpha=0.9)
+    panel.axvline(1, color="#1b6ca8", lw=1.5)
+    panel.text(1.03, -0.55, "jxent", color="#1b6ca8", va="center")
+    labels = [re.sub(r" (?=\d)", "\n", n.removesuffix(" float32"), count=1) for n in names]
+    panel.set_yticks(range(len(names)), labels)
+    panel.set(xscale="log", ylim=(len(names) - 0.5, -0.8), xlabel="time of a step over jxent's")
+    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20) if tick < 1.5 * max(panel.get_xlim())]
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
+    panel.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=4)
     _save(figure, rows, folder, "speed")
