@@ -78,7 +78,7 @@ class LabelsStatistics(NamedTuple):
 
 @per_platform(statics=2)
 def labels_statistics(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Float[Array, "..."]
+    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Array
 ) -> LabelsStatistics:
     """From the logits and the labels, which are smoothed here."""
     row_max, rest = pair(x, classes)
@@ -90,7 +90,7 @@ def labels_statistics(
 
 @per_platform(statics=2)
 def labels_statistics_and_prediction(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Float[Array, "..."]
+    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Array
 ) -> LabelsStatistics:
     """The same, and whether the prediction is right."""
     known = labels_statistics(classes, smoothing, x, z)

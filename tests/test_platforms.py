@@ -575,7 +575,6 @@ def test_a_step_of_lists_stores_bytes_only(options, count):
         "statistics",
         "sigmoid",
         "sigmoid, pos_weight",
-        "mean of sigmoids",
     ],
 )
 @pytest.mark.one_in(3)

@@ -167,15 +167,23 @@ class Pieces(NamedTuple):
         """The length of the last one, if it is shorter."""
         return self.classes % self.length
 
+    def cut(self, x: Array) -> Array:
+        """What the functions below take: `[..., pieces, length]`, if all are of one length."""
+        if self.rest:
+            return x
+        # No -1: there may be no examples. The barrier keeps XLA from joining the pieces again.
+        shape = (*x.shape[:-1], self.classes // self.length, self.length)
+        pieces: Array = jax.lax.optimization_barrier(x.reshape(shape))
+        return pieces
+
     def each(self, function: Callable[..., Array], x: Array, *rows: Array) -> Array:
         """`function` of every piece, which reduces the last axis: `[..., pieces]`.
 
         `rows`: what else it is given, `[..., 1]` of each row.
         """
         if not self.rest:
-            # The barrier keeps XLA from joining the pieces again.
-            pieces, *rows = jax.lax.optimization_barrier((self._side_by_side(x), *rows))
-            found = function(pieces, *(row[..., None, :] for row in rows))
+            x, *rows = jax.lax.optimization_barrier((x, *rows))  # as in `widened`
+            found = function(x, *(row[..., None, :] for row in rows))
             return cast(Array, jax.lax.optimization_barrier(found))
         # A piece at a time: beside one another all of them would be stored.
         count = self.classes // self.length
@@ -195,9 +203,9 @@ class Pieces(NamedTuple):
         Before a shorter last one are classes of another, in whose place is `other`.
         """
         if not self.rest:
-            pieces, which = self._side_by_side(x), which[..., None]
-            taken = partial(jnp.take_along_axis, indices=which, axis=-2, mode="promise_in_bounds")
-            return moved(taken, pieces)[..., 0, :], which[..., 0] * self.length
+            places = which[..., None]
+            taken = partial(jnp.take_along_axis, indices=places, axis=-2, mode="promise_in_bounds")
+            return moved(taken, x)[..., 0, :], which * self.length
         start = jnp.minimum(which * self.length, self.classes - self.length)
         cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=self.length)
         for _ in x.shape[:-1]:
@@ -205,10 +213,6 @@ class Pieces(NamedTuple):
         own = moved(lambda x: cut(x, start[..., 0]), x)
         numbers = start + jax.lax.broadcasted_iota(start.dtype, own.shape, own.ndim - 1)
         return jnp.where(numbers < which * self.length, other, own), start
-
-    def _side_by_side(self, x: Array) -> Array:
-        # No -1: there may be no examples.
-        return x.reshape(*x.shape[:-1], self.classes // self.length, self.length)
 
 
 def pieces_of(x: Array) -> Pieces | None:

@@ -36,7 +36,7 @@ Rows = tuple[Any, ...]
 NARROW = 32
 
 
-def are_rows(classes: Classes, x: Array, *_: Array | None) -> bool:
+def are_rows(classes: Classes, x: Array, *_: Any) -> bool:
     """Whether the classes are whole rows, and wide enough for a fast way."""
     return classes.are_last(x) and x.shape[-1] >= NARROW
 
@@ -59,8 +59,8 @@ def _pair_on_cpu(_: Classes, x: Array) -> tuple[Array, Array]:
     def subtracted(everyone: Array, *_: Array) -> tuple[Array, Array]:
         return everyone >= 2, everyone - 1
 
-    def left_out(everyone: Array, x: Array, *parts: Array) -> tuple[Array, Array]:
-        return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(x, *parts))
+    def left_out(everyone: Array, _: Array, *parts: Array) -> tuple[Array, Array]:
+        return ~jnp.isnan(everyone), jnp.where(everyone >= 2, everyone - 1, but_one(*parts))
 
     def exact(_: Array, x: Array, *__: Array) -> Array:
         form = _logsumexp.pair_of_rows.plain if are_whole(x) else _pair_without_selects
@@ -80,23 +80,24 @@ def _whole_rows(x: Array) -> Rows:
 
     row_max = widen(jnp.max(x, -1, keepdims=True))
     everyone = jnp.sum(exp(widened(x, row_max) - row_max), -1, keepdims=True)
-    return row_max, everyone, but_one, row_max
+    return row_max, everyone, but_one, x, row_max
 
 
 def _in_pieces(pieces: Pieces, x: Array) -> Rows:
     """As `_whole_rows`: the maximum is left out of its own piece."""
 
-    def but_one(x: Array, tops: Array, row_max: Array, sums: Array) -> Array:
+    def but_one(cut: Array, tops: Array, row_max: Array, sums: Array) -> Array:
         which = first_place(tops, row_max)
-        own = widen(pieces.own(x, which, -jnp.inf)[0])
+        own = widen(pieces.own(cut, which, -jnp.inf)[0])
         in_own = sum_without(exp(own - row_max), first_place(own, row_max))
         return sum_without(sums, which) + in_own
 
-    tops = pieces.each(lambda x: widen(jnp.max(x, -1)), x)
+    cut = pieces.cut(x)
+    tops = pieces.each(lambda x: widen(jnp.max(x, -1)), cut)
     row_max = jnp.max(tops, -1, keepdims=True)
-    sums = pieces.each(lambda x, row_max: jnp.sum(exp(widen(x) - row_max), -1), x, row_max)
+    sums = pieces.each(lambda x, row_max: jnp.sum(exp(widen(x) - row_max), -1), cut, row_max)
     everyone = jnp.sum(sums, -1, keepdims=True)
-    return row_max, everyone, but_one, tops, row_max, sums
+    return row_max, everyone, but_one, cut, tops, row_max, sums
 
 
 # XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and it
@@ -162,9 +163,10 @@ def _first_largest_of_rows(classes: Classes, x: Array) -> Array:
     pieces = pieces_of(x)
     if not pieces:
         return by_rows(partial(_statistics.first_largest.plain, classes))(x)
-    tops = pieces.each(lambda x: widen(jnp.max(x, -1)), x)
+    cut = pieces.cut(x)
+    tops = pieces.each(lambda x: widen(jnp.max(x, -1)), cut)
     row_max = jnp.max(tops, -1, keepdims=True)
-    own, start = pieces.own(x, first_place(tops, row_max), -jnp.inf)
+    own, start = pieces.own(cut, first_place(tops, row_max), -jnp.inf)
     return start + first_place(widen(own), row_max)
 
 
@@ -272,22 +274,23 @@ def _others(x: Array, ids: Array, logit: Array, most: float) -> Array:
     pieces = pieces_of(x)
     if not pieces:
         return _without(ids, x, most)
-    sums = pieces.each(lambda x: jnp.sum(exp(widen(x)), -1), x)
+    cut = pieces.cut(x)
+    sums = pieces.each(lambda x: jnp.sum(exp(widen(x)), -1), cut)
     total = jnp.sum(sums, -1, keepdims=True)
     label = exp(logit)
 
-    def left_out(ids: Array, x: Array, sums: Array) -> Array:
+    def left_out(ids: Array, cut: Array, sums: Array) -> Array:
         which = ids // pieces.length
-        own, start = jax.lax.optimization_barrier(pieces.own(x, which, -jnp.inf))
+        own, start = jax.lax.optimization_barrier(pieces.own(cut, which, -jnp.inf))
         rest = _without(jax.lax.optimization_barrier(ids - start), own, most)
         return sum_without(sums, which) + rest
 
-    def mended(ids: Array, x: Array, sums: Array) -> Array:
-        return jnp.where(small, total - label, left_out(ids, x, sums))
+    def mended(ids: Array, cut: Array, sums: Array) -> Array:
+        return jnp.where(small, total - label, left_out(ids, cut, sums))
 
     # Where the label has less than half of the probability, the subtraction loses no digit.
     small = 2 * label < total
-    others: Array = jax.lax.cond(jnp.all(small), lambda *_: total - label, mended, ids, x, sums)
+    others: Array = jax.lax.cond(jnp.all(small), lambda *_: total - label, mended, ids, cut, sums)
     return others
 
 

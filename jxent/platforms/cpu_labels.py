@@ -60,9 +60,10 @@ def _largest_in_pieces(pieces: Pieces, z: Array, dtype: DTypeLike) -> tuple[Arra
 
     Unless others are negative; but any label does where none is more than all others.
     """
-    sums = pieces.each(lambda z: jnp.sum(z.astype(dtype), -1), z)
+    cut = pieces.cut(z)
+    sums = pieces.each(lambda z: jnp.sum(z.astype(dtype), -1), cut)
     which = first_place(sums, jnp.max(sums, -1, keepdims=True))
-    own = jax.lax.optimization_barrier(pieces.own(z, which, 0)[0].astype(dtype))
+    own = jax.lax.optimization_barrier(pieces.own(cut, which, 0)[0].astype(dtype))
     largest = jnp.max(own, -1, keepdims=True)
     others = sum_without(sums, which) + sum_without(own, first_place(own, largest))
     has_nan = jnp.isnan(jnp.sum(sums, -1, keepdims=True))
