@@ -61,6 +61,11 @@ def widen(x: Array) -> Array:
     return x.astype(computing_dtype(x.dtype))
 
 
+def of_rank(ndim: int, x: Array | None) -> Array | None:
+    """With leading axes of size 1."""
+    return None if x is None else x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
 def largest_id(dtype: DTypeLike, classes: int) -> int:
     """The last class that an id of this integer dtype can name."""
     return min(classes - 1, int(jnp.iinfo(dtype).max))

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _loss, _mesh
-from jxent._arithmetic import exp, largest_id, log1p, widen, zero_times
+from jxent._arithmetic import exp, largest_id, log1p, of_rank, widen, zero_times
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._loss import Data, Tangents
@@ -135,7 +135,7 @@ class SigmoidSum(_Focused, Options):
         weights: Array | None = None,
     ) -> tuple[Array, None]:
         # Of the logits' rank, which `vmap` may add to.
-        factors = (_of_rank(logits.ndim, x) for x in (pos_weight, weights))
+        factors = (of_rank(logits.ndim, x) for x in (pos_weight, weights))
         return summed_losses(self, labels, logits, *factors), None
 
     def gradient(self, data: Data, statistics: None) -> Array:
@@ -143,11 +143,6 @@ class SigmoidSum(_Focused, Options):
 
     def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         return self.classes.total(self.each.tangent(data, statistics, tangents))
-
-
-def _of_rank(ndim: int, x: Array | None) -> Array | None:
-    """With leading axes of size 1."""
-    return None if x is None else x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
 @per_platform(statics=1)
@@ -209,7 +204,7 @@ class SparseSigmoid(_Focused, Options):
         return self.classes.places(block, labels)
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
-        pos_weight = _of_rank(logits.ndim, pos_weight)
+        pos_weight = of_rank(logits.ndim, pos_weight)
         total = summed_losses_of_ids(self, labels, logits, pos_weight)
         return jnp.where(self._in_range(labels, logits), total, jnp.nan), None
 
@@ -241,7 +236,7 @@ class SparseSigmoid(_Focused, Options):
             slope -= b * self._by_label(term_slope, ~listed, -v)
         else:
             slope = _slope(a, b, v)
-        # A product: of a select between two compilers store the slope.
+        # A product: in a select between the two, compilers store the slope.
         slope *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
         slope *= softcap_slope(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.

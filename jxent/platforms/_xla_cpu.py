@@ -101,6 +101,12 @@ def moved(function: Callable[[Array], Array], x: Array) -> Array:
     return jax.lax.bitcast_convert_type(kept, x.dtype)
 
 
+def gathered(x: Array, places: Array, axis: int) -> Array:
+    """The elements in these places, which are in bounds, along the axis."""
+    taken = partial(jnp.take_along_axis, indices=places, axis=axis, mode="promise_in_bounds")
+    return moved(taken, x)
+
+
 # Elements of a block of rows: as many as stay in a core's own cache, with what is made of them.
 _BLOCK = 2**16
 
@@ -203,9 +209,7 @@ class Pieces(NamedTuple):
         Before a shorter last one are classes of another, in whose place is `other`.
         """
         if not self.rest:
-            places = which[..., None]
-            taken = partial(jnp.take_along_axis, indices=places, axis=-2, mode="promise_in_bounds")
-            return moved(taken, x)[..., 0, :], which * self.length
+            return gathered(x, which[..., None], -2)[..., 0, :], which * self.length
         start = jnp.minimum(which * self.length, self.classes - self.length)
         cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=self.length)
         for _ in x.shape[:-1]:

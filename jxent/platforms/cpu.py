@@ -20,7 +20,7 @@ from jxent.platforms._xla_cpu import (
     attempt,
     by_rows,
     first_place,
-    moved,
+    gathered,
     own_constants,
     pieces_of,
     sum_without,
@@ -30,7 +30,7 @@ from jxent.platforms._xla_cpu import (
 # The maximum, the sum of all, how to sum all but the maximum, and the arrays that this takes.
 Rows = tuple[Any, ...]
 
-# Rows of fewer classes are computed plainly: a condition and its branches cost 30 to 50 us a step,
+# Rows of fewer classes are computed without conditions: one and its branches cost 30 to 50 us a step,
 # as much as some 1500 such rows gain by them, and up to half a second to compile (128 x 10, AMD
 # EPYC; 200000 x 10 take 1.3 to 1.4 times as long for it).
 NARROW = 32
@@ -313,8 +313,7 @@ def _without(ids: Array, x: Array, most: float) -> Array:
 )
 def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
     """A comparison would store an array."""
-    taken = partial(jnp.take_along_axis, indices=ids, axis=classes.one, mode="promise_in_bounds")
-    return widen(moved(taken, x))
+    return widen(gathered(x, ids, classes.one))
 
 
 @way(_loss.nonzero, "cpu")

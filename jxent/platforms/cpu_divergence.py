@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _divergence
-from jxent._arithmetic import exp
+from jxent._arithmetic import exp, of_rank
 from jxent._dispatch import way
 from jxent._divergence import Rows
 from jxent._mesh import Classes
@@ -35,10 +35,6 @@ def _is_positive(temperature: Array | None) -> Any:
     return True if temperature is None else temperature > 0
 
 
-def _of_rank(ndim: int, temperature: Array | None) -> Array | None:
-    return None if temperature is None else temperature.reshape((1,) * ndim)
-
-
 @way(_divergence.sum_apart, "cpu", applies=are_rows)
 def _sum_apart_on_cpu(
     classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
@@ -51,7 +47,7 @@ def _sum_apart_on_cpu(
         return jnp.isfinite(total) & _is_positive(temperature), total
 
     exact = by_rows(partial(_divergence.sum_apart.plain, classes))
-    total: Array = attempt(of_finite, exact)(x_t, x_s, _of_rank(x_t.ndim, temperature), rows)
+    total: Array = attempt(of_finite, exact)(x_t, x_s, of_rank(x_t.ndim, temperature), rows)
     return total
 
 
@@ -89,6 +85,6 @@ def _sum_of_excess_on_cpu(
         return usable, total
 
     exact = by_rows(partial(_divergence.sum_of_excess.plain, classes))
-    arguments = (x_t, x_s, _of_rank(x_t.ndim, temperature), rows, offset)
+    arguments = (x_t, x_s, of_rank(x_t.ndim, temperature), rows, offset)
     total: Array = attempt(of_finite, exact)(*arguments)
     return total

@@ -1,6 +1,5 @@
 """What XLA:CPU wants spelled otherwise of lists of weighted ids: each way with its reason."""
 
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ from jxent._arithmetic import Listed, bounded, exp, gap, log1p, widen, zero_time
 from jxent._dispatch import way
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
-from jxent.platforms._xla_cpu import moved, written
+from jxent.platforms._xla_cpu import gathered, written
 
 
 def _is_whole(classes: Classes, *rest: Any) -> bool:
@@ -21,8 +20,7 @@ def _is_whole(classes: Classes, *rest: Any) -> bool:
 
 def _gathered(classes: Classes, ids: Array, x: Array) -> Array:
     places = jnp.clip(ids, 0, x.shape[classes.one] - 1)
-    taken = partial(jnp.take_along_axis, indices=places, axis=classes.one, mode="promise_in_bounds")
-    return widen(moved(taken, x))
+    return widen(gathered(x, places, classes.one))
 
 
 @way(_label_lists.logits_of, "cpu", applies=lambda classes, _, x: _is_whole(classes, x))
