@@ -14,25 +14,21 @@ from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
+from jxent.platforms._pieces import Pieces, first_place, pieces_of, sum_without
 from jxent.platforms._xla_cpu import (
-    Pieces,
     are_whole,
     attempt,
     by_rows,
-    first_place,
     gathered,
     own_constants,
-    pieces_of,
-    sum_without,
     widened,
 )
 
 # The maximum, the sum of all, how to sum all but the maximum, and the arrays that this takes.
 Rows = tuple[Any, ...]
 
-# Rows of fewer classes are computed without conditions: one and its branches cost 30 to 50 us a step,
-# as much as some 1500 such rows gain by them, and up to half a second to compile (128 x 10, AMD
-# EPYC; 200000 x 10 take 1.3 to 1.4 times as long for it).
+# Rows of fewer classes are computed without conditions: one and its branches cost 10 to 50 us a
+# step, and up to half a second to compile (128 x 10, AMD EPYC).
 NARROW = 32
 
 

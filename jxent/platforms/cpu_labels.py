@@ -11,15 +11,12 @@ from jaxtyping import Array
 from jxent import _mesh, _statistics
 from jxent._dispatch import way
 from jxent._mesh import Classes
+from jxent.platforms._pieces import Pieces, first_place, pieces_of, sum_without
 from jxent.platforms._xla_cpu import (
-    Pieces,
     are_whole,
     attempt,
     by_rows,
-    first_place,
     own_constants,
-    pieces_of,
-    sum_without,
     widened,
 )
 from jxent.platforms.cpu import are_rows
