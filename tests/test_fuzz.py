@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import jxent
 from jxent import _logsumexp, _statistics, losses
-from jxent.platforms import cpu, cpu_sigmoid
+from jxent.platforms import cpu, cpu_labels, cpu_sigmoid
 from tests import reference
 from tests.reference import WIDE, Wide
 
@@ -739,7 +739,7 @@ def compare(classes, usable, fast, exact):
 @pytest.mark.one_in(2)
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
     jax.clear_caches()
-    for room in (cpu, cpu_sigmoid):
+    for room in (cpu, cpu_labels, cpu_sigmoid):
         monkeypatch.setattr(room, "attempt", both)
     COMPARED.update(fast=0, exact=0)
 

@@ -298,8 +298,26 @@ def test_vmap_over_wide_rows_is_a_loop(kind, options):
         np.testing.assert_allclose(got, jnp.stack([r[k] for r in looped]), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(0, WIDE), (3, 0, WIDE)])
-def test_no_examples_of_wide_rows(shape):
+def test_vmap_over_rows_that_no_length_divides():
+    """The label in the first piece, in the last and shorter one, and in between; led by 0 to 40."""
+    classes = 32771
+    x = jax.random.normal(jax.random.key(1), (4, classes))
+    ids = jnp.array([0, classes - 1, classes - 4, 20000])
+    x = x.at[jnp.arange(4), ids].add(jnp.array([40.0, 20.0, 30.0, 0.0]))
+
+    def loss(y, x):
+        return jxent.sparse_softmax_cross_entropy_with_logits(labels=y, logits=x)
+
+    both = jax.jit(jax.vmap(jax.value_and_grad(loss, 1)))(ids, x)
+    for k, (y, row) in enumerate(zip(np.asarray(ids), np.asarray(x), strict=True)):
+        value, slope, *_ = reference.wide_softmax_of_class(y, row)
+        assert reference.ulps(np.asarray(both[0])[k], value, np.float32) <= 16
+        assert reference.ulps(np.asarray(both[1])[k, y], slope[y], np.float32) <= 16
+
+
+@pytest.mark.parametrize("shape", [(0, WIDE), (3, 0, WIDE), (0, 32771), (0, 3)])
+@pytest.mark.usefixtures("narrow_rows")
+def test_no_examples_of_rows_of_any_width(shape):
     x, y = jnp.zeros(shape), jnp.zeros(shape[:-1], jnp.int32)
     for options in ({}, {"label_smoothing": 0.1}):
         ids = jax.value_and_grad(losses.sparse_softmax_cross_entropy, 1)(y, x, **options)

@@ -1,7 +1,7 @@
 """A fast way first, and the exact one only where it does not do.
 
 On CPU the arithmetic of a loss is dear, not the memory, and most of the care is for rare values.
-Beside `attempt`, what keeps both ways from storing arrays there: `by_rows` and `own_constants`.
+Beside `attempt`, what keeps both ways from storing arrays there.
 """
 
 import math
