@@ -213,6 +213,11 @@ def measure(
     return sorted(found, key=lambda e: (order.index(e.loss), e.quantity))
 
 
+def all_digits(dtype) -> float:
+    """The error in ulp from which on no digit is right: half of the result's own size."""
+    return 0.5 / float(jnp.finfo(dtype).eps)
+
+
 def summary(rows: list[dict], dtype) -> list[dict]:
     """The largest error of each quantity over all samples, one column a library."""
     table: dict[tuple[str, str], dict] = {}
@@ -221,7 +226,7 @@ def summary(rows: list[dict], dtype) -> list[dict]:
             (row["loss"], row["quantity"]), {"loss": row["loss"], "quantity": row["quantity"]}
         )
         line[row["library"]] = max(line.get(row["library"], 0.0), row["max ulp"])
-    lost = 0.5 / float(jnp.finfo(dtype).eps)
+    lost = all_digits(dtype)
     return [
         {
             k: v if isinstance(v, str) else "all digits" if v >= lost else f"{v:.2g}"

@@ -1,32 +1,57 @@
-"""Pictures of the results, with the data behind each stored as JSON beside it."""
+"""Pictures of the results, with the data behind each stored as JSON beside it.
 
+    python -m benchmarks.plots [DIR]
+
+draws them anew from the data in DIR (benchmarks/results) and measures nothing.
+"""
+
+import argparse
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import speed as steps
+from benchmarks.accuracy import all_digits
 from benchmarks.goals import GRADIENTS, STEP
 from benchmarks.peers import Peer
 from tests import reference
 
+# Okabe and Ito's, told apart by those who see no red or green, too; no line or marker twice, so
+# that no color is needed.
 COLORS = {
-    "jxent": "#1b6ca8", "optax": "#e07b39", "jax.nn": "#555555", "PyTorch": "#7a5195",
-    "TensorFlow": "#6aa84f",
+    "jxent": "#0072B2", "optax": "#E69F00", "jax.nn": "#666666", "PyTorch": "#CC79A7",
+    "TensorFlow": "#009E73",
 }  # fmt: skip
+LINES = {"jxent": "-", "optax": "-", "PyTorch": "--", "TensorFlow": ":"}
+MARKERS = {"optax": "o", "jax.nn": "s", "PyTorch": "^", "PyTorch, compiled": "D"}
+
+# A phone shows a picture 380 pixels wide: text of 12 points stays legible at this width.
+WIDTH = 5.2
+LEGIBLE = mpl.rc_context({
+    "font.size": 12, "axes.titlesize": 12, "axes.labelsize": 12, "legend.fontsize": 12,
+    "xtick.labelsize": 12, "ytick.labelsize": 12, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+})  # fmt: skip
 
 
 def _color(name: str) -> str:
-    return next((color for key, color in COLORS.items() if name.startswith(key)), "#888888")
+    return next((color for key, color in COLORS.items() if name.startswith(key)), "#999999")
 
 
-def _save(figure: Figure, data, folder: Path, name: str) -> None:
+def _save_data(data, folder: Path, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
     content = json.dumps(data, indent=1, default=float) + "\n"
     (folder / f"{name}.json").write_text(content, encoding="utf-8")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> None:
+    figure.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
 
 
 def errors_over_logit(peers: list[Peer], points: int) -> dict:
@@ -57,84 +82,178 @@ def errors_over_logit(peers: list[Peer], points: int) -> dict:
     return found
 
 
+# Of sigmoid's loss nobody loses digits; below -10 and above 40 all goes on as at the ends.
+PANELS = {
+    "softmax, value": "Softmax loss",
+    "softmax, gradient": "Softmax gradient",
+    "sigmoid, gradient": "Sigmoid gradient",
+}
+SHOWN = (-10, 40)
+
+
+@LEGIBLE
+def draw_accuracy(data: dict) -> Figure:
+    """The largest error in ulp around each whole logit; the top line is a loss of all digits."""
+    figure = Figure(figsize=(WIDTH, 7), layout="constrained")
+    panels = figure.subplots(len(PANELS), sharex=True, sharey=True)
+    lost = all_digits(jnp.float32)
+    whole = np.round(data["logit"])
+    shown = [x for x in np.unique(whole) if SHOWN[0] <= x <= SHOWN[1]]
+    for panel, (key, title) in zip(panels, PANELS.items(), strict=True):
+        panel.axhline(lost, color="black", lw=1)
+        losers = set()
+        for name, ulps in data["ulp"][key].items():
+            largest = np.array([np.max(ulps, where=whole == x, initial=0) for x in shown])
+            if largest.max() >= lost:
+                losers.add(name)
+            ours = name == "jxent"
+            panel.plot(
+                shown, np.clip(largest, 0.1, lost), LINES[name], color=_color(name), label=name,
+                lw=4 if ours else 2.5, zorder=4 if ours else 3,
+            )  # fmt: skip
+        peers = data["ulp"][key].keys() - {"jxent"}
+        who = "all but jxent" if losers == peers else ", ".join(sorted(losers)) or "nobody"
+        panel.set_title(f"{title}: lost by {who}", loc="left")
+        panel.set(yscale="log", ylim=(0.03, 4 * lost))
+        panel.set_yticks([1, 1e3, lost], ["1", "1000", "all digits"])
+        panel.minorticks_off()
+    panels[1].set_ylabel("largest error, ulp")
+    panels[-1].set_xlabel("logit of the right class")
+    figure.suptitle("Digits of float32 lost\nas a model gets confident")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 def accuracy(peers: list[Peer], folder: Path, points: int = 641) -> None:
-    """Error in ulp over the logit; the top of each panel is a result without a right digit."""
+    """Measures and draws the errors over the logit."""
     data = errors_over_logit(peers, points)
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    lost = 1 / float(jnp.finfo(jnp.float32).eps)
-    for panel, (title, lines) in zip(panels.flat, data["ulp"].items(), strict=True):
-        # jxent last, on top, and each smaller than the one below: many errors are the same.
-        drawn = sorted(lines.items(), key=lambda item: item[0] == "jxent")
-        for size, (name, ulps) in zip(np.linspace(6, 2, len(drawn)), drawn, strict=True):
-            shown = np.clip(ulps, 0.05, 2 * lost)
-            panel.plot(data["logit"], shown, ".", ms=size, mew=0, color=_color(name), label=name)
-        panel.axhline(lost, color="#999999", lw=0.8, ls="--")
-        panel.set(title=title, yscale="log")
-        panel.grid(alpha=0.3)
-    for panel in panels[1]:
-        panel.set_xlabel("logit of the label")
-    for panel in panels[:, 0]:
-        panel.set_ylabel("error, ulp")
-    handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
-    figure.suptitle("float32; dashed: no digit is right")
-    _save(figure, data, folder, "error_over_logit")
+    _save_data(data, folder, "error_over_logit")
+    _save(draw_accuracy(data), folder, "error_over_logit")
 
 
-def memory(rows: list[dict], folder: Path) -> None:
-    """Temporaries of value and gradients over the number of classes."""
+def _size(megabytes: float) -> str:
+    number, unit = megabytes * 1e6, "B"
+    for unit in ("B", "kB", "MB", "GB"):  # noqa: B007
+        if number < 999.5:
+            break
+        number /= 1e3
+    return f"{float(f'{number:.2g}'):g} {unit}"
+
+
+@LEGIBLE
+def draw_memory(rows: list[dict]) -> Figure:
+    """Temporaries of value and gradients over the number of classes, beside the logits' size."""
     kinds = list(dict.fromkeys(row["loss"] for row in rows))
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
-    styles = {
-        "jxent": ("-", COLORS["jxent"]),
-        "jxent, per example": (":", COLORS["jxent"]),
-        "optax": ("-", COLORS["optax"]),
-        "floor": ("--", "#555555"),
-    }
+    most = max(row["classes"] for row in rows)
+    figure = Figure(figsize=(WIDTH, 7), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(kinds), sharex=True, sharey=True))
     for panel, kind in zip(panels, kinds, strict=True):
         chosen = [row for row in rows if row["loss"] == kind]
         classes = [row["classes"] for row in chosen]
-        for name, (line, color) in styles.items():
-            if name in chosen[0]:
-                # A program without temporaries stands at the bottom, one byte.
-                megabytes = [max(row[name], 1e-6) for row in chosen]
-                panel.plot(classes, megabytes, line, marker=".", color=color, label=name)
-        panel.set(title=kind, xscale="log", yscale="log", xlabel="classes")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("temporaries, MB")
-    handles, names = panels[-1].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4)
-    _save(figure, rows, folder, "temporaries_over_classes")
+        drawn: dict[str, dict] = {
+            "jxent": {"color": COLORS["jxent"], "lw": 4, "zorder": 4},
+            "optax": {"color": COLORS["optax"], "lw": 2.5, "marker": MARKERS["optax"]},
+            "logits": {"color": "#666666", "lw": 2, "ls": ":", "label": "size of the logits"},
+        }
+        for name, style in drawn.items():
+            # A program without temporaries stands at the bottom, one byte.
+            panel.plot(
+                classes, [max(row[name], 1e-6) for row in chosen], **{"label": name, **style}
+            )
+        last = next(row for row in chosen if row["classes"] == most)
+        title = f"{kind}: jxent {_size(last['jxent'])}, optax {_size(last['optax'])}"
+        panel.set_title(title, loc="left")
+        panel.set(xscale="log", yscale="log")
+        panel.set_yticks([1e-3, 1, 1e3], ["1 kB", "1 MB", "1 GB"])
+        panel.minorticks_off()
+    panels[-1].set_xlabel("classes")
+    figure.suptitle(f"Temporary memory of loss and gradient,\nnumbers for {most:,} classes")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
 
 
-MARKERS = {"optax": "o", "jax.nn": "s", "PyTorch": "^", "PyTorch, compiled": "D"}
+def memory(rows: list[dict], folder: Path) -> None:
+    """Draws the temporaries."""
+    _save_data(rows, folder, "temporaries_over_classes")
+    _save(draw_memory(rows), folder, "temporaries_over_classes")
 
 
-def speed(rows: list[dict], folder: Path) -> None:
+@LEGIBLE
+def draw_speed(rows: list[dict]) -> Figure:
     """Time of a step over jxent's, a line a workload; right of 1 a program is slower."""
     shown = [
         {**row, "program": row["program"].replace(" linear_cross_entropy", "")}
         for row in rows
         if row["quantity"] in (STEP, GRADIENTS) and row["data"] == "random"
     ]
-    names = list(dict.fromkeys(row["workload"] for row in shown))
-    figure = Figure(figsize=(6.4, 0.5 * len(names) + 1.6), layout="constrained")
+    quantities = {row["workload"]: row["quantity"] for row in shown}
+    names = list(quantities)
+    figure = Figure(figsize=(WIDTH, 0.9 * len(names) + 2), layout="constrained")
     panel = figure.subplots()
+    ratios: list[float] = []
     for k, (program, marker) in enumerate(MARKERS.items()):
         found = {row["workload"]: row["ratio"] for row in shown if row["program"] == program}
-        places = [names.index(name) + 0.14 * (k - 1.5) for name in found]  # none hides another
+        if not found:
+            continue
+        places = [names.index(name) + 0.2 * (k - 1.5) for name in found]  # none hides another
         color = _color(program)
-        panel.plot([*found.values()], places, marker, ms=8, color=color, label=program, alpha=0.9)
-    panel.axvline(1, color="#1b6ca8", lw=1.5)
-    panel.text(1.03, -0.55, "jxent", color="#1b6ca8", va="center")
-    labels = [re.sub(r" (?=\d)", "\n", n.removesuffix(" float32"), count=1) for n in names]
-    panel.set_yticks(range(len(names)), labels)
-    panel.set(xscale="log", ylim=(len(names) - 0.5, -0.8), xlabel="time of a step over jxent's")
-    ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20) if tick < 1.5 * max(panel.get_xlim())]
+        panel.plot(
+            [*found.values()], places, marker, ms=8, mew=1.5, color=color, label=program, zorder=3,
+            mfc="white" if program.endswith("compiled") else color,
+        )  # fmt: skip
+        ratios += found.values()
+    panel.axvline(1, color=COLORS["jxent"], lw=4)
+    panel.text(1.07, -0.65, "jxent", color=COLORS["jxent"], va="center", weight="bold")
+    for k in range(1, len(names)):
+        panel.axhline(k - 0.5, color="#cccccc", lw=0.8)
+    labels = [
+        re.sub(r" (?=\d)", ", gradients\n" if quantity == GRADIENTS else "\n", name, count=1)
+        for name, quantity in quantities.items()
+    ]
+    panel.set_yticks(range(len(names)), [label.removesuffix(" float32") for label in labels])
+    low, high = min(ratios, default=1), max(ratios, default=1)
+    left, right = 0.8 * min(low, 1), 1.3 * max(high, 1)
+    panel.set(xscale="log", xlim=(left, right), xlabel="time over jxent's")
+    panel.set_ylim(len(names) - 0.5, -0.9)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if left < tick < right]
     panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.minorticks_off()
-    panel.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
-    _save(figure, rows, folder, "speed")
+    panel.tick_params(axis="y", length=0)
+    panel.grid(visible=False, axis="y")
+    figure.suptitle(f"A training step on CPU takes others\n{low:.2g} to {high:.2g} times as long")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def speed(rows: list[dict], folder: Path) -> None:
+    """Draws the times of steps."""
+    _save_data(rows, folder, "speed")
+    _save(draw_speed(rows), folder, "speed")
+
+
+def redraw(folder: Path) -> None:
+    """The pictures again, from the data that is kept."""
+
+    def kept(name):
+        return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+    _save(draw_accuracy(kept("error_over_logit")), folder, "error_over_logit")
+    _save(draw_memory(kept("temporaries_over_classes")), folder, "temporaries_over_classes")
+    times = kept("speed")
+    if not isinstance(times, list):  # `--results` has put all tables in the place of the picture's
+        tables = {table["title"]: table["rows"] for table in times["tables"]}
+        times = tables[steps.WITH_LOGITS] + tables[steps.PROJECTED]
+    _save(draw_speed(times), folder, "speed")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Redraws."""
+    parser = argparse.ArgumentParser(description="Draws the pictures anew from the data kept.")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("benchmarks/results"), metavar="DIR"
+    )
+    redraw(parser.parse_args(argv).folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,9 @@ from benchmarks.workloads import (
     workloads,
 )
 
+WITH_LOGITS = "Mean loss, and training step in place"
+PROJECTED = "Projection, value and gradients"
+
 DEFINITIONS = f"""\
 * {LOSS}: one number from labels and logits in memory.
 * {STEP}: a training step, which returns its mean loss and writes `logits - rate * gradient` over \
@@ -278,10 +281,10 @@ def tables(options: Options, makers: Sequence[Make] = COMPETITORS) -> list[Table
     )  # fmt: skip
     more_reasons = "\n".join(f"* {w.name}: {w.reason}" for w in MORE)
     found = [
-        Table("Mean loss, and training step in place", _without_loss(with_logits), DEFINITIONS),
+        Table(WITH_LOGITS, _without_loss(with_logits), DEFINITIONS),
         Table("More shapes, dtypes and losses", _without_loss(more), more_reasons),
         Table("Small batches", _without_loss(small)),
-        Table("Projection, value and gradients", _without_loss(projected), reasons),
+        Table(PROJECTED, _without_loss(projected), reasons),
         Table(
             "Cost over the number of classes",
             swept,

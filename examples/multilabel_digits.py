@@ -142,8 +142,8 @@ def focused(labels: jax.Array, logits: jax.Array) -> jax.Array:
     return jxent.losses.sigmoid_cross_entropy(labels, logits, focusing=FOCUSING)
 
 
-def train(loss: Loss, scenes: Scenes, steps: int, seed: int, title: str) -> tuple[Params, list]:
-    """The trained parameters, and the loss of every step."""
+def train(loss: Loss, scenes: Scenes, steps: int, seed: int, title: str) -> Params:
+    """The trained parameters."""
     optimizer = optax.adam(optax.cosine_onecycle_schedule(steps, peak_value=6e-3))
 
     def loss_fn(params, pictures, labels):
@@ -157,14 +157,12 @@ def train(loss: Loss, scenes: Scenes, steps: int, seed: int, title: str) -> tupl
 
     params = init(jax.random.key(seed))
     state = optimizer.init(params)
-    curve = []
     batches = scenes.batches(np.random.default_rng(seed))
     with tqdm(range(steps), desc=title, unit="step") as progress:
         for _ in progress:
             params, state, value = step(params, state, *next(batches))
-            curve.append(float(value))
-            progress.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
-    return params, curve
+            progress.set_postfix(loss=f"{float(value):.4f}", refresh=False)
+    return params
 
 
 def predict(params: Params, scenes: Scenes) -> np.ndarray:
@@ -190,36 +188,35 @@ def metrics(probabilities: np.ndarray, scenes: Scenes) -> dict[str, float]:
     }
 
 
-def draw(
-    path: Path, scenes: Scenes, probabilities: np.ndarray, curve: list, trade: list[dict]
-) -> None:
-    """One picture: scenes with predictions, the loss curve, precision against recall."""
-    figure = plt.figure(figsize=(12, 8), layout="constrained")
-    rows = figure.add_gridspec(2, 1, height_ratios=(1.25, 1))
-    upper, lower = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
-    upper.suptitle("Held-out scenes: digits present, and predicted")
-    for i, axes in enumerate(upper.subplots(2, 6).flat):
-        axes.imshow(scenes.pictures[i, :, :, 0], cmap="gray_r")
-        truth, guess = np.flatnonzero(scenes.labels[i]), np.flatnonzero(probabilities[i] > 0.5)
-        right = np.array_equal(truth, guess)
-        shown = [" ".join(map(str, digits)) or "none" for digits in (truth, guess)]
-        axes.set_title(
-            f"is {shown[0]}, predicted {shown[1]}", fontsize=9, color="black" if right else "C3"
-        )
-        axes.set_xticks([])
-        axes.set_yticks([])
-    left, right_axes = lower.subplots(1, 2)
-    left.semilogy(curve, color="C0")
-    left.set(xlabel="step", ylabel="loss, nats per class", title="sigmoid cross-entropy, training")
-    recall, precision = [r["recall"] for r in trade], [r["precision"] for r in trade]
-    right_axes.plot(recall, precision, "o-", color="C1")
-    for q, a, b in zip(POS_WEIGHTS, recall, precision, strict=True):
-        right_axes.annotate(f"pos_weight {q:g}", (a, b), (-6, -14), textcoords="offset points",
-            horizontalalignment="right")  # fmt: skip
-    right_axes.margins(x=0.25, y=0.15)
-    right_axes.set(xlabel="macro recall", ylabel="macro precision", title="what pos_weight trades")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+def draw(path: Path, scenes: Scenes, probabilities: np.ndarray, trade: list[dict]) -> None:
+    """One picture: scenes with predictions, and what `pos_weight` makes of precision and recall."""
+    with plt.rc_context({"font.size": 12, "axes.titlesize": 12}):
+        figure = plt.figure(figsize=(5.2, 7.5), layout="constrained")  # legible on a phone
+        rows = figure.add_gridspec(2, 1, height_ratios=(1.3, 1))
+        upper, lower = figure.add_subfigure(rows[0]), figure.add_subfigure(rows[1])
+        upper.suptitle("Which digits are in the picture?")
+        for i, axes in enumerate(upper.subplots(2, 3).flat):
+            axes.imshow(scenes.pictures[i, :, :, 0], cmap="gray_r")
+            truth, guess = np.flatnonzero(scenes.labels[i]), np.flatnonzero(probabilities[i] > 0.5)
+            shown = [" ".join(map(str, digits)) or "none" for digits in (truth, guess)]
+            wrong = {} if np.array_equal(truth, guess) else {"color": "#D55E00", "weight": "bold"}
+            axes.set_xlabel(f"shows {shown[0]}\nfound {shown[1]}", **wrong)
+            axes.set(xticks=[], yticks=[])
+        panel = lower.subplots()
+        at = range(len(trade))
+        for name, meaning, color, line in (
+            ("recall", "recall: of digits shown, found", "#0072B2", "o-"),
+            ("precision", "precision: of digits found, shown", "#E69F00", "s--"),
+        ):
+            panel.plot(at, [r[name] for r in trade], line, color=color, lw=3, ms=8, label=meaning)
+        panel.set_xticks(at, [f"{q:g}" for q in POS_WEIGHTS])
+        panel.set(xlabel="pos_weight", title="What pos_weight trades")
+        panel.margins(x=0.1, y=0.1)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+        lower.legend(loc="outside lower center")
+        figure.savefig(path, dpi=160)
+        plt.close(figure)
 
 
 def positive(text: str) -> int:
@@ -269,13 +266,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     shorter = max(1, options.steps // 2)
 
-    params, curve = train(plain, training, options.steps, options.seed, "sigmoid_cross_entropy")
+    params = train(plain, training, options.steps, options.seed, "sigmoid_cross_entropy")
     probabilities = predict(params, held_out)
     rows = [metrics(probabilities, held_out)]
     others: dict[str, Loss] = {f"pos_weight {q:g}": partial(weighted, q) for q in POS_WEIGHTS}
     others[f"focusing {FOCUSING:g}"] = focused
     for name, loss in others.items():
-        other, _ = train(loss, training, shorter, options.seed, name)
+        other = train(loss, training, shorter, options.seed, name)
         rows.append(metrics(predict(other, held_out), held_out))
 
     names = [f"sigmoid_cross_entropy, {options.steps} steps"]
@@ -283,7 +280,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     table = [{"run": name, **row} for name, row in zip(names, rows, strict=True)]
     print(tabulate(table, headers="keys", floatfmt=".3f"))
     picture = options.output / "multilabel_digits.png"
-    draw(picture, held_out, probabilities, curve, rows[1 : 1 + len(POS_WEIGHTS)])
+    draw(picture, held_out, probabilities, rows[1 : 1 + len(POS_WEIGHTS)])
     print(f"{picture} written, {time.perf_counter() - start:.0f} s in all")
     return rows[0]
 

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -342,6 +344,18 @@ def test_overhead_is_measured_of_each_loss():
 def test_pictures_know_every_program():
     names = [*gpu_peers.PEERS, "PyTorch, compiled", "TensorFlow, XLA"]
     assert all(plots._color(name).startswith("#") for name in names)
+
+
+@pytest.mark.long
+def test_pictures_are_redrawn_from_what_is_kept(tmp_path):
+    names = ["error_over_logit", "temporaries_over_classes", "speed"]
+    kept = Path(plots.__file__).parent / "results"
+    for name in names:
+        shutil.copy(kept / f"{name}.json", tmp_path)
+    plots.main([str(tmp_path)])
+    for name in names:
+        check_picture(tmp_path, name)
+        assert (tmp_path / f"{name}.json").read_bytes() == (kept / f"{name}.json").read_bytes()
 
 
 def test_modules_run_from_one_command(tmp_path, capsys, monkeypatch):
