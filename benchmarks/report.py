@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -27,8 +28,9 @@ class Table:
 
 
 def header() -> dict[str, str]:
-    """What the figures depend on: versions of the libraries that are installed, and the machine."""
+    """What the figures depend on: the day, versions of the libraries installed, and the machine."""
     return {
+        "date": datetime.now(tz=UTC).date().isoformat(),
         "versions": ", ".join(f"{name} {version}" for name, version in _versions()),
         "Python": platform.python_version(),
         "backend": f"{jax.default_backend()} ({jax.devices()[0].device_kind})",

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("docs/scaling.md", 2)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("docs/guides/scaling.md", 2)])
 def test_snippets_run(page, count):
     text = (ROOT / page).read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
