@@ -30,7 +30,7 @@ extensions = [
     "reference",
     "measured",
 ]
-exclude_patterns = ["_build", "_ext", "_templates", "measured/_*"]
+exclude_patterns = ["_build", "_ext", "_templates", "measured/_*", "jupyter_execute"]
 templates_path = ["_templates"]
 html_theme = "sphinx_book_theme"
 html_title = "jxent"
@@ -44,9 +44,9 @@ html_theme_options = {
 html_show_sourcelink = False
 html_copy_source = False
 
-# Each page's code runs when the site is built, and a page that fails stops it.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(HERE / "_build" / ".executed")
+# Each page's code runs when the site is built, and a page that fails stops it. While writing,
+# `-D nb_execution_mode=cache` runs only what has changed.
+nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
