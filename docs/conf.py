@@ -40,6 +40,7 @@ html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,
+    "navbar_persistent": [],  # the search stands in the sidebar
 }
 html_show_sourcelink = False
 html_copy_source = False

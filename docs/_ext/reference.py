@@ -2,28 +2,35 @@
 
 import ast
 import inspect
+import pkgutil
 import re
 import textwrap
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
 
+import jxent
+
+DISPLAYED = re.compile(r"^( *)\$\$(.+?)\$\$(?=\n|$)", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<![\\$`])\$([^$`]+)\$(?![$])")
+
+
+def directive(found: re.Match) -> str:
+    """One formula a line: beside each other they are wider than the page."""
+    indent = found[1] + "   "
+    parts = [textwrap.dedent(part).strip() for part in found[2].split(r"\qquad")]
+    return (
+        f"{found[1]}.. math::\n\n"
+        + "\n\n".join(textwrap.indent(part, indent) for part in parts)
+        + "\n"
+    )
 
 
 def formulas(_app: Sphinx, _what: str, _name: str, _obj: Any, _options: Any, lines: list) -> None:
     r"""`$$...$$` and `$...$`, which read well in a terminal, to directives and roles."""
     text = "\n".join(lines)
-    text = re.sub(
-        r"^( *)\$\$(.+?)\$\$(?=\n|$)",
-        lambda found: (
-            f"{found[1]}.. math::\n\n"
-            + textwrap.indent(textwrap.dedent(found[2].strip()), found[1] + "   ")
-            + "\n"
-        ),
-        text,
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    text = re.sub(DISPLAYED, directive, text)
     lines[:] = INLINE.sub(r":math:`\1`", text).split("\n")
 
 
@@ -42,8 +49,17 @@ def signature(
     return f"({ast.unparse(function.args)})", returns
 
 
+def one_signature(_app: Sphinx) -> None:
+    """Without overloads, of which autodoc would show each: they are one flag's two types."""
+    for module in pkgutil.walk_packages(jxent.__path__, "jxent."):
+        analyzer = ModuleAnalyzer.for_module(module.name)
+        analyzer.analyze()
+        analyzer.overloads.clear()
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Connects both to autodoc."""
+    """Connects them to autodoc."""
+    app.connect("builder-inited", one_signature)
     app.connect("autodoc-process-docstring", formulas, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
