@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import version as _version
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 # Pages run on any machine with the same output, in processes that inherit this.
@@ -63,3 +65,8 @@ napoleon_use_rtype = False
 python_maximum_signature_line_length = 60
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """Two pages at a time, where the command does not say `-j`: most of them wait for a compiler."""
+    app.parallel = max(app.parallel, 2)
