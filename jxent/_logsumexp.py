@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jxent._arithmetic import bounded, exp, gap, log1p, widen
+from jxent._arithmetic import bounded, exp, gap, log1p, widen, zero_times
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
@@ -165,8 +165,11 @@ def deviation(
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
     leader = _leader(x, row_max, rest)
     origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
-    t = jnp.where(leader, 0, t - origin)
-    return t - classes.sum(p * t)
+    beyond = t - origin
+    # Not `t - sum(p t)`: where `vmap` goes over t alone, jaxlib 0.10.2 computes that wrongly on CPU
+    # from 2^15 numbers on (jax issue 39103). With something between product and sum it does not.
+    mean = classes.sum(jnp.where(leader, 0, p * beyond))
+    return jnp.where(leader, 0, beyond) - mean
 
 
 class Moment(NamedTuple):
@@ -220,7 +223,8 @@ def _log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> A
 def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, known = primals
     p, _ = chances(x, *pair(x, classes), classes)
-    return _log_normalizer(x, known, classes), classes.sum(p * tangents[0])
+    # `zero_times` for the same reason as in `deviation`.
+    return _log_normalizer(x, known, classes), classes.sum(zero_times(p, tangents[0]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -339,4 +343,4 @@ def _label_loss_jvp(
     tangents: tuple[Array, Any, LabelNormalizer],
 ) -> tuple[Array, Array]:
     slopes = label_slopes(classes, 0.0, *primals)
-    return label_loss(classes, *primals), classes.sum(slopes * tangents[0])
+    return label_loss(classes, *primals), classes.sum(zero_times(slopes, tangents[0]))

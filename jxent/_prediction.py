@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
-from jxent._arithmetic import bounded, computing_dtype, divided_by, log1p, widen
+from jxent._arithmetic import bounded, computing_dtype, divided_by, log1p, widen, zero_times
 from jxent._blocks import AnyCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
@@ -126,7 +126,8 @@ def _surplus_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, 
     pair = _logsumexp.pair(y, classes)
     p, _ = _logsumexp.chances(y, *pair, classes)
     dev = _logsumexp.deviation(p, y, *pair, tangents[0], classes)
-    return surplus, -(dev + classes.sum(p * surplus * dev))
+    # `zero_times` for the same reason as in `deviation`.
+    return surplus, -(dev + classes.sum(zero_times(p, surplus * dev)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

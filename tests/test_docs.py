@@ -25,6 +25,7 @@ EXECUTED = [
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)(?:#[^)]*)?\)")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_pages_run(page, monkeypatch, tmp_path):
     """Each cell in order, warnings being errors; recipes assert that before and after are equal."""

@@ -319,6 +319,47 @@ def test_vmap_over_rows_that_no_length_divides():
         assert reference.ulps(np.asarray(both[1])[k, y], slope[y], np.float32) <= 16
 
 
+def projected(kernel):
+    inputs = jax.random.normal(jax.random.key(3), (32, len(kernel)))
+    return jxent.linear_sparse_softmax_cross_entropy(
+        labels=jnp.arange(32) % 8, inputs=inputs, kernel=kernel
+    )
+
+
+def focused(y, x):
+    return losses.sparse_softmax_cross_entropy(y, x, focusing=2.0, reduction="none")
+
+
+def with_entropy(x):
+    found = jxent.sparse_softmax_statistics_with_logits(labels=jnp.arange(32) % 8, logits=x)
+    return found.log_prob + found.entropy
+
+
+@pytest.mark.parametrize(
+    ("loss", "rows"),
+    [
+        (
+            lambda x: losses.sparse_softmax_cross_entropy(jnp.arange(32) % 8, x, reduction="none"),
+            32,
+        ),
+        (lambda x: losses.softmax_cross_entropy(jnp.flip(x) ** 2, x, reduction="none"), 32),
+        (lambda x: losses.softmax_kl_divergence(jnp.flip(x), x, reduction="none"), 32),
+        (lambda x: focused(jnp.arange(32) % 8, x), 32),
+        (with_entropy, 32),
+        (projected, 5),
+    ],
+    ids=["ids", "dense", "KL", "focused ids", "statistics", "projection"],
+)
+def test_second_order_along_many_directions(loss, rows):
+    """`jax.hessian` of a batch: XLA:CPU has had a fusion that went wrong from 2^15 numbers on."""
+    x = jax.random.normal(jax.random.key(0), (rows, 8))
+    along = jax.random.normal(jax.random.key(1), (256 * 32 // rows // 8 * 8, rows, 8))
+    slope = jax.grad(lambda x: jnp.sum(loss(x) * jnp.linspace(0.5, 2, 32)))
+    products = jax.jit(jax.vmap(lambda t: jax.jvp(slope, (x,), (t,))[1]))
+    few = [products(part) for part in jnp.split(along, len(along) // 8)]
+    np.testing.assert_allclose(products(along), jnp.concatenate(few), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", [(0, WIDE), (3, 0, WIDE), (0, 32771), (0, 3)])
 @pytest.mark.usefixtures("narrow_rows")
 def test_no_examples_of_rows_of_any_width(shape):
