@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]
 # Pages run on any machine with the same output, in processes that inherit this.
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")
 
 project = "jxent"
 author = "The jxent developers"
@@ -68,5 +69,5 @@ copybutton_prompt_is_regexp = True
 
 
 def setup(app: Sphinx) -> None:
-    """Two pages at a time, where the command does not say `-j`: most of them wait for a compiler."""
+    """Two pages at a time, where the command does not say `-j`: most wait for a compiler."""
     app.parallel = max(app.parallel, 2)

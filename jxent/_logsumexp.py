@@ -166,8 +166,8 @@ def deviation(
     leader = _leader(x, row_max, rest)
     origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
     beyond = t - origin
-    # Not `t - sum(p t)`: where `vmap` goes over t alone, jaxlib 0.10.2 computes that wrongly on CPU
-    # from 2^15 numbers on (jax issue 39103). With something between product and sum it does not.
+    # Not `t - sum(p t)`: where `vmap` goes over t alone, a fusion of jaxlib 0.10.2 goes wrong from
+    # 2^15 numbers on (jax issue 39103). With something between product and sum there is none.
     mean = classes.sum(jnp.where(leader, 0, p * beyond))
     return jnp.where(leader, 0, beyond) - mean
 

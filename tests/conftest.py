@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from zlib import crc32
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -55,8 +56,18 @@ def usual_tiles(monkeypatch):
     jax.clear_caches()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--part", type=part, default=(0, 1), metavar="K/N", help="of N parts the K-th")
+
+
+def part(text):
+    """Which of how many parts: "2/3" or, for any whole number 5, "5/3"."""
+    which, parts = map(int, text.split("/"))
+    return which % parts, parts
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """The mark `one_in(n)`: of a test's parameters every n-th is in the default lane."""
     seen: Counter[str] = Counter()
     for item in items:
@@ -67,3 +78,5 @@ def pytest_collection_modifyitems(items):
         if seen[name] % mark.args[0]:
             item.add_marker(pytest.mark.long)
         seen[name] += 1
+    which, parts = config.getoption("--part")
+    items[:] = [item for item in items if crc32(item.nodeid.encode()) % parts == which]

@@ -119,7 +119,7 @@ def test_results_are_written(tmp_path, capsys):
         found = json.loads((tmp_path / folder / "name.json").read_text(encoding="utf-8"))
         assert found["tables"][0]["rows"] == [{"x": 1.0, "y": "z"}]
         assert "jxent" in found["header"]["versions"]
-        assert set(found["header"]) == {"versions", "Python", "backend", "machine"}
+        assert set(found["header"]) == {"date", "versions", "Python", "backend", "machine"}
 
 
 def test_command_line():
