@@ -79,4 +79,10 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.long)
         seen[name] += 1
     which, parts = config.getoption("--part")
-    items[:] = [item for item in items if crc32(item.nodeid.encode()) % parts == which]
+    kept, rest = [], []
+    for item in items:
+        mine = crc32(item.nodeid.encode()) % parts == which
+        (kept if mine else rest).append(item)
+    items[:] = kept
+    if rest:
+        config.hook.pytest_deselected(items=rest)
