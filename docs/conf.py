@@ -71,3 +71,5 @@ copybutton_prompt_is_regexp = True
 def setup(app: Sphinx) -> None:
     """Two pages at a time, where the command does not say `-j`: most wait for a compiler."""
     app.parallel = max(app.parallel, 2)
+    # It has files to copy, and nothing that is read.
+    app.extensions["sphinx-mathjax-offline"].parallel_read_safe = True
