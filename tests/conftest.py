@@ -79,7 +79,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.long)
         seen[name] += 1
     which, parts = config.getoption("--part")
-    kept, rest = [], []
+    kept: list[pytest.Item] = []
+    rest: list[pytest.Item] = []
     for item in items:
         mine = crc32(item.nodeid.encode()) % parts == which
         (kept if mine else rest).append(item)
