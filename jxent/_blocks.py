@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Integer
 
+from jxent._kernel import Kernel, Transposed
+
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
 _ROOM = 2**25
 _LANES = 128  # what the widest vector units work on at once
@@ -142,8 +144,14 @@ class ClassCut(NamedTuple):
         """The width of the last block, which is narrower, or 0."""
         return self.length % self.width
 
-    def stacked(self, x: Array) -> tuple[Array, Array]:
+    def stacked(self, x: Any) -> tuple[Any, Any]:
         """`[..., classes]` as the full blocks `[number, ..., classes of a block]`, and the rest."""
+        if isinstance(x, Transposed):
+            full, rest = self._stacked(jnp.moveaxis(x.table, 0, -1))
+            return Transposed(jnp.moveaxis(full, -1, 1)), Transposed(jnp.moveaxis(rest, -1, 0))
+        return self._stacked(x)
+
+    def _stacked(self, x: Array) -> tuple[Array, Array]:
         lead = x.shape[:-1]
         runs = x.reshape(*lead, self.runs, self.length)
         full = self.number * self.width
@@ -186,19 +194,31 @@ class Block(NamedTuple):
         """The number of its classes."""
         return self.cut.runs * self.width
 
-    def of(self, x: Array) -> Array:
+    def of(self, x: Any) -> Any:
         """`[..., classes]` for the classes of this block."""
-        lead = x.shape[:-1]
-        runs = x.reshape(*lead, self.cut.runs, self.cut.length)
-        own: Array = jax.lax.dynamic_slice_in_dim(runs, self.start, self.width, -1)
-        return own.reshape(*lead, self.size)
+        if isinstance(x, Transposed):
+            return Transposed(self._of(x.table, x.table.shape[1:]))
+        return self._of(x)
 
-    def put(self, whole: Array, x: Array) -> Array:
+    def put(self, whole: Any, x: Any) -> Any:
         """`whole` `[..., classes]` with `x` in the place of this block's classes."""
-        lead = x.shape[:-1]
-        runs = whole.reshape(*lead, self.cut.runs, self.cut.length)
-        own = x.reshape(*lead, self.cut.runs, self.width).astype(whole.dtype)
-        runs = jax.lax.dynamic_update_slice_in_dim(runs, own, self.start, -1)
+        if isinstance(whole, Transposed):
+            return Transposed(self._put(whole.table, x.table, x.table.shape[1:]))
+        return self._put(whole, x)
+
+    # `rest`: the shape of the axes that follow the classes.
+
+    def _of(self, x: Array, rest: tuple[int, ...] = ()) -> Array:
+        lead, axis = x.shape[: x.ndim - 1 - len(rest)], -1 - len(rest)
+        runs = x.reshape(*lead, self.cut.runs, self.cut.length, *rest)
+        own: Array = jax.lax.dynamic_slice_in_dim(runs, self.start, self.width, axis)
+        return own.reshape(*lead, self.size, *rest)
+
+    def _put(self, whole: Array, x: Array, rest: tuple[int, ...] = ()) -> Array:
+        lead, axis = x.shape[: x.ndim - 1 - len(rest)], -1 - len(rest)
+        runs = whole.reshape(*lead, self.cut.runs, self.cut.length, *rest)
+        own = x.reshape(*lead, self.cut.runs, self.width, *rest).astype(whole.dtype)
+        runs = jax.lax.dynamic_update_slice_in_dim(runs, own, self.start, axis)
         return runs.reshape(whole.shape)
 
     def places(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
@@ -246,7 +266,7 @@ class Chip(NamedTuple):
     fast: int  # bytes of its fast memory that a loop may keep its arrays in
 
 
-def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Array) -> float:
+def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Kernel) -> float:
     """What value and both gradients of a projection move, of exclusive classes.
 
     A block reads the kernel twice. It adds to the kernel's gradient in float32, which is narrowed
@@ -267,7 +287,7 @@ def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Array) -> 
     return moved
 
 
-def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Array) -> float:
+def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Kernel) -> float:
     """The same by blocks of classes, where the statistics take one pass and store no logits.
 
     The kernel is read three times and its gradient written. Each block reads the inputs twice and
@@ -287,7 +307,7 @@ def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Array)
     return moved
 
 
-def classes_pay(chip: Chip, blocks: Choice, inputs: Array, kernel: Array, products: int) -> bool:
+def classes_pay(chip: Chip, blocks: Choice, inputs: Array, kernel: Kernel, products: int) -> bool:
     """Whether blocks of classes take less time, with so many more products, than of examples.
 
     As if products and traffic never overlapped.

@@ -27,6 +27,7 @@ from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
 from jxent._blockwise import Function as Blockwise
 from jxent._blockwise import Given, Plan
+from jxent._kernel import Kernel
 from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed, Taught
 from jxent._operands import Operands
 from jxent._prediction import Prediction, SoftmaxStatistics
@@ -58,7 +59,7 @@ def each_projected(
     sizes: Sizes,
     labels: Any,
     inputs: Array,
-    kernel: Array,
+    kernel: Kernel,
     bias: Array | None,
     parameters: Any = None,
 ) -> Array:
@@ -86,7 +87,7 @@ def predicted_by_projection(
     sizes: Sizes,
     labels: Any,
     inputs: Array,
-    kernel: Array,
+    kernel: Kernel,
     bias: Array | None,
     temperature: Array | None,
 ) -> SoftmaxStatistics:
@@ -122,7 +123,7 @@ def reduced_projection(
     sizes: Sizes,
     labels: Any,
     inputs: Array,
-    kernel: Array,
+    kernel: Kernel,
     bias: Array | None,
     parameters: Any = None,
 ) -> Any:

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import Sizes
+from jxent._kernel import Kernel, Transposed
 from jxent._options import not_traced, shown
 
 Kind = TypeVar("Kind", bound=Enum)
@@ -158,10 +159,19 @@ def weights(
 
 
 def projection(
-    inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None, of: str = ""
-) -> tuple[Array, Array, Array | None, tuple[int, ...]]:
+    inputs: ArrayLike, kernel: ArrayLike | Transposed, bias: ArrayLike | None, of: str = ""
+) -> tuple[Array, Kernel, Array | None, tuple[int, ...]]:
     """The three arrays of a projection, and the shape of its logits. `of`: before their names."""
-    x, w = floating(f"{of}inputs", inputs), floating(f"{of}kernel", kernel)
+    x = floating(f"{of}inputs", inputs)
+    w: Kernel
+    if isinstance(kernel, Transposed):
+        w = Transposed(floating(f"{of}kernel.table", kernel.table))
+        if w.ndim != 2:
+            raise ValueError(
+                f"{of}kernel.table must be [classes, features], got shape {w.table.shape}"
+            )
+    else:
+        w = floating(f"{of}kernel", kernel)
     if w.dtype not in (x.dtype, computing_dtype(x.dtype)):
         wide = "" if x.dtype == computing_dtype(x.dtype) else f", or {computing_dtype(x.dtype)}"
         raise TypeError(
@@ -174,10 +184,10 @@ def projection(
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{of}inputs and {of}kernel must be [*batch, features] and [features, classes], got "
-            f"shapes {x.shape} and {w.shape}"
+            f"shapes {x.shape} and {_shown(w)}"
         )
     if w.shape[1] == 0:
-        raise ValueError(f"{of}kernel must have at least one class, got shape {w.shape}")
+        raise ValueError(f"{of}kernel must have at least one class, got shape {_shown(w)}")
     _static(f"{of}kernel", w.shape)
     if bias is not None:
         bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
@@ -188,6 +198,13 @@ def projection(
             )
         bias = bias.astype(computing_dtype(x.dtype))
     return x, w, bias, (*x.shape[:-1], w.shape[1])
+
+
+def _shown(kernel: Kernel) -> str:
+    """The shape of a kernel in a message."""
+    if isinstance(kernel, Transposed):
+        return f"{kernel.shape}, of a table {kernel.table.shape}"
+    return str(kernel.shape)
 
 
 def teacher(logits: ArrayLike, like: Array) -> Array:

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _call, _check_labels, _checks, _sigmoid, _softmax
 from jxent._arithmetic import Bias, Ids, Numbers
+from jxent._kernel import Transposed
 from jxent._mesh import Classes
 
 
@@ -12,7 +13,7 @@ def linear_sparse_softmax_cross_entropy(
     *,
     labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     label_weights: Numbers | None = None,
     label_smoothing: float = 0.0,
@@ -103,7 +104,7 @@ def linear_softmax_cross_entropy(
     *,
     labels: Float[ArrayLike, "*batch classes"],
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -180,7 +181,7 @@ def linear_sparse_sigmoid_cross_entropy(
     *,
     labels: Integer[ArrayLike, "*batch ids"],
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,
@@ -269,7 +270,7 @@ def linear_sigmoid_cross_entropy(
     *,
     labels: Float[ArrayLike, "*batch classes"],
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     pos_weight: Numbers = 1.0,
     label_smoothing: float = 0.0,

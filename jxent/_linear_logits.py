@@ -5,12 +5,13 @@ from jaxtyping import Array, Float
 
 from jxent import _checks, _operands
 from jxent._arithmetic import Bias
+from jxent._kernel import Transposed
 
 
 def linear_logits(
     *,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch classes"]:

@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from jxent._arithmetic import largest_id
 from jxent._blocks import Block
+from jxent._kernel import Kernel, Transposed
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def is_split(x: Array) -> bool:
     return split_of(x) is not None and any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
-def runs_of_classes(*arrays: Array) -> int | None:
+def runs_of_classes(*arrays: Kernel) -> int | None:
     """How many equal runs the classes, the last axis, are cut into so that chips hold whole ones.
 
     As many as chips that it may be split over: under automatic sharding nothing tells which mesh
@@ -130,9 +131,11 @@ def runs_of_classes(*arrays: Array) -> int | None:
     """
     runs = 1
     for x in arrays:
-        sharding = jax.typeof(x).sharding
-        split = split_of(x)
-        if split is not None and split.spec and split.spec[-1] is not None:
+        axis = 0 if isinstance(x, Transposed) else -1
+        array = x.table if isinstance(x, Transposed) else x
+        sharding = jax.typeof(array).sharding
+        split = split_of(array)
+        if split is not None and split.spec and split.spec[axis] is not None:
             return None
         mesh = sharding.mesh
         automatic = [

@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -14,7 +13,8 @@ from jxent import _mesh
 from jxent._arithmetic import Listed, computing_dtype
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._loss import ByClasses, Capped, Data, Taught
+from jxent._kernel import Kernel, Transposed, matrix
+from jxent._loss import ByClasses, Capped, Data, Taught, present
 
 
 class Operands(NamedTuple):
@@ -22,7 +22,7 @@ class Operands(NamedTuple):
 
     labels: Any  # an array, or a tree of them
     inputs: Float[Array, "examples features"]
-    kernel: Float[Array, "features classes"]
+    kernel: Kernel  # of tangents None where it is zero, as all of them
     bias: Float[Array, "classes"] | None
     parameters: Any  # the loss's own, such as a `pos_weight` of each class
 
@@ -86,13 +86,21 @@ def no_losses(operands: Operands) -> Array:
     return jnp.sum(jnp.zeros_like(inputs, dtype=computing_dtype(inputs.dtype)), axis=1)
 
 
-def project(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
+def moving_of(tangents: Any) -> Operands:
+    """The tangents of operands, None for those that are zero."""
+    moving: Any = present(tangents)
+    still = not jax.tree.leaves(moving.kernel)
+    return cast(Operands, moving._replace(kernel=None) if still else moving)
+
+
+def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "block classes"]:
     """The logits of a block, accumulated in float32 at least."""
+    columns = matrix(kernel)
     x = jnp.matmul(
         inputs,
-        kernel,
+        columns,
         preferred_element_type=computing_dtype(kernel.dtype),
-        out_sharding=_mesh.split_of_product(inputs, kernel),
+        out_sharding=_mesh.split_of_product(inputs, columns),
     )
     return x if bias is None else x + bias[None]
 
@@ -106,10 +114,10 @@ def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"
     _, inputs, kernel, _, _ = operands
     wide = computing_dtype(inputs.dtype)
     product = wide if inputs.dtype == jnp.float16 else inputs.dtype
-    split = _mesh.split_of_product(inputs, kernel)
+    split = _mesh.split_of_product(inputs, matrix(kernel))
 
-    def times(rows: Array, columns: Array) -> Array:
-        rows, columns = rows.astype(product), columns.astype(product)
+    def times(rows: Array, columns: Kernel) -> Array:
+        rows, columns = rows.astype(product), matrix(columns.astype(product))
         return jnp.matmul(rows, columns, out_sharding=split).astype(wide)
 
     moved = []
@@ -124,7 +132,7 @@ def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"
 
 
 @jax.custom_jvp
-def logits(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "block classes"]:
+def logits(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "block classes"]:
     """The logits of a block, whose derivatives are products in the inputs' dtype too."""
     return project(inputs, kernel.astype(inputs.dtype), bias)
 
@@ -133,10 +141,9 @@ def logits(inputs: Array, kernel: Array, bias: Array | None) -> Float[Array, "bl
 # of its transpose would be of float32 operands.
 def _logits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     value = logits(*primals)
-    dinputs, dkernel, dbias = (None if isinstance(t, SymbolicZero) else t for t in tangents)
     inputs, kernel, bias = primals
     operands = in_products(Operands(None, inputs, kernel, bias, None))
-    change = pushed(operands, Operands(None, dinputs, dkernel, dbias, None))  # type: ignore[arg-type]
+    change = pushed(operands, moving_of(Operands(None, *tangents, None)))  # type: ignore[call-arg]
     return value, jnp.zeros_like(value) if change is None else change
 
 
@@ -187,17 +194,24 @@ def other_tangents(
 Narrow = tuple[Array, Callable[[Array], Array]]
 
 
-def inputs_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
+def inputs_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Array:
     """d/d inputs of a block."""
     low, restored = slope
     wide, split = computing_dtype(kernel.dtype), _mesh.split_of(inputs)
-    return restored(jnp.matmul(low, kernel.T, preferred_element_type=wide, out_sharding=split))
+    rows = matrix(kernel).T
+    return restored(jnp.matmul(low, rows, preferred_element_type=wide, out_sharding=split))
 
 
-def kernel_gradient(slope: Narrow, inputs: Array, kernel: Array) -> Array:
-    """d/d kernel of a block."""
+def kernel_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Kernel:
+    """d/d kernel of a block, as the kernel lies."""
     low, restored = slope
-    wide, split = computing_dtype(kernel.dtype), _mesh.split_of(kernel)
+    wide = computing_dtype(kernel.dtype)
+    if isinstance(kernel, Transposed):
+        split = _mesh.split_of(kernel.table)
+        return Transposed(
+            restored(jnp.matmul(low.T, inputs, preferred_element_type=wide, out_sharding=split))
+        )
+    split = _mesh.split_of(kernel)
     return restored(
         jnp.matmul(transposed(inputs), low, preferred_element_type=wide, out_sharding=split)
     )

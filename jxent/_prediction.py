@@ -208,7 +208,7 @@ def _projected_jvp(
 ) -> tuple[Found, Found]:
     (operands,) = primals
     found = projected(member, blocks, operands)
-    moving = _loss.present(tangents[0])
+    moving = _operands.moving_of(tangents[0])
     examples, wide = operands.inputs.shape[0], computing_dtype(operands.inputs.dtype)
     cut = of_examples(blocks, examples, operands.kernel.shape)
     if moving.kernel is not None:

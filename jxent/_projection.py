@@ -20,6 +20,7 @@ from jxent import _loss, _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
+from jxent._kernel import Kernel, matrix
 from jxent._logsumexp import Moment
 from jxent._loss import ByClasses, Exclusive, Summed
 from jxent._operands import (
@@ -28,6 +29,7 @@ from jxent._operands import (
     data_of,
     in_products,
     inputs_gradient,
+    moving_of,
     narrowed,
     no_losses,
     of_block,
@@ -74,7 +76,7 @@ def _per_example_jvp(
 ) -> tuple[Any, Any]:
     weights, operands = primals
     values, known = per_example(member, blocks, weights, operands)
-    moving = _loss.present(tangents[1])
+    moving = moving_of(tangents[1])
     dvalues = change(member, blocks, values, known, operands, moving)
     return (values, known), (dvalues, jax.tree.map(_loss.no_tangent, known))
 
@@ -140,8 +142,8 @@ def _change_of_block(
         product = wide if inputs.dtype == jnp.float16 else inputs.dtype
         pushed = jnp.matmul(
             transposed(inputs.astype(product)).T,
-            dkernel.astype(product),
-            out_sharding=_mesh.split_of_product(inputs, kernel),
+            matrix(dkernel.astype(product)),
+            out_sharding=_mesh.split_of_product(inputs, matrix(kernel)),
         ).astype(wide)
         of_part += jnp.sum(of_kernel * pushed, axis=1)
     if dbias is not None:
@@ -322,7 +324,7 @@ def _moment_jvp(
     def block(rows: Any, own: Operands, change: Operands) -> Array:
         origin, statistics = rows
 
-        def logits(inputs: Array, kernel: Array, bias: Array | None) -> Array:
+        def logits(inputs: Array, kernel: Kernel, bias: Array | None) -> Array:
             _, x, _ = data_of(member, Operands(own.labels, inputs, kernel, bias, None))
             if known.kept is None:
                 return x

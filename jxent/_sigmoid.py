@@ -119,7 +119,8 @@ class SigmoidSum(_Focused, Options):
         return replace(self, classes=Classes(-1))
 
     def labels_of(self, block: Block, labels: Array) -> Array:
-        return block.of(labels)
+        own: Array = block.of(labels)
+        return own
 
     @property
     def each(self) -> Sigmoid:

@@ -5,6 +5,7 @@ from jaxtyping import Float, Integer
 
 from jxent import _call, _check_labels, _checks
 from jxent._arithmetic import Bias, Numbers
+from jxent._kernel import Transposed
 from jxent._mesh import Classes
 from jxent._prediction import Prediction, SoftmaxStatistics
 
@@ -73,7 +74,7 @@ def linear_sparse_softmax_statistics(
     *,
     labels: Integer[ArrayLike, "*batch"],
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     temperature: Numbers = 1.0,
     logit_softcap: float | None = None,

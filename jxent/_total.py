@@ -345,7 +345,7 @@ def _by_classes(
     stored = wide if given == jnp.float16 else given
     dtypes = {"kernel": stored, "inputs": wide, "bias": wide, "parameters": wide}
     start = {
-        name: jnp.zeros_like(x, dtype=dtypes.get(name))
+        name: jax.tree.map(partial(jnp.zeros_like, dtype=dtypes.get(name)), x)
         for name, x in operands._asdict().items()
         if name in wanted
     }

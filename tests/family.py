@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -35,6 +36,7 @@ class Case:
     pick: Callable[[Any], Any] = lambda result: result  # of several results the one that is meant
     is_wide: bool = False  # in float32 at least, whatever the dtype
     taught: Callable[[Any], dict] | None = None  # what a teacher's inputs are passed as
+    tied: bool = False  # the kernel is passed as a table
 
     def __str__(self):
         return self.name
@@ -44,6 +46,8 @@ class Case:
 
         def loss(*, labels, **arrays):
             given = self.taught(labels) if self.taught else {self.labels_name: labels}
+            if self.tied:
+                arrays["kernel"] = as_table(arrays["kernel"])
             return self.pick(function(**given, **arrays, **self.passed))
 
         return loss
@@ -102,6 +106,11 @@ class Case:
     @property
     def terms(self) -> int:
         return int(np.prod(self.shape))
+
+
+def as_table(kernel):
+    """The same kernel the other way round, in the type of the package that is imported now."""
+    return import_module("jxent").Transposed(kernel.T)
 
 
 def _floor_1(name, function, plain, shape, suffix="", **kwargs):
@@ -232,6 +241,8 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     plain = reference.projected(plain)
 
     def loss(**arrays):
+        if kwargs.get("tied"):
+            arrays["kernel"] = as_table(arrays["kernel"])
         return pick(getattr(jxent if reduction is None else losses, name)(**arrays, **passed))
 
     def truth(*, weights=1.0, **arrays):
@@ -332,12 +343,15 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
     passed = {**options, **blocks}
 
     def loss(**arrays):
+        if kwargs.get("tied"):
+            arrays["kernel"] = as_table(arrays["kernel"])
         return getattr(getattr(jxent, name)(**arrays, **passed), field)
 
     def truth(**arrays):
         return plain(**arrays, **options, **of_axis)
 
-    title = " ".join([*["linear"] * (features is not None), field, *options])
+    tied = ["tied"] * kwargs.get("tied", False)
+    title = " ".join([*["linear"] * (features is not None), field, *options, *tied])
     return Case(
         title, f"jxent.{name}", loss, truth, shape, axis=axis, labels="ids", features=features,
         options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
@@ -363,20 +377,29 @@ def _linear_divergence(shape, features, block_size, reduction=None, **kwargs):
     name = "linear_softmax_kl_divergence"
     student = reference.projected(reference.kl_divergence)
 
-    def of_teacher(labels):
+    def kernel_of_teacher(labels):
         classes = labels.shape[-1]
-        kernel = jnp.eye(classes) + jnp.eye(classes, k=1) / 2
-        return {"teacher_inputs": labels, "teacher_kernel": kernel.astype(labels.dtype)}
+        return (jnp.eye(classes) + jnp.eye(classes, k=1) / 2).astype(labels.dtype)
+
+    def of_teacher(labels):
+        kernel = kernel_of_teacher(labels)
+        return {
+            "teacher_inputs": labels,
+            "teacher_kernel": as_table(kernel) if kwargs.get("tied") else kernel,
+        }
 
     def loss(*, labels, **arrays):
+        if kwargs.get("tied"):
+            arrays["kernel"] = as_table(arrays["kernel"])
         function = getattr(jxent if reduction is None else losses, name)
         return function(**of_teacher(labels), **arrays, **passed)
 
     def truth(*, labels, weights=1.0, **arrays):
-        each = student(labels @ of_teacher(labels)["teacher_kernel"], **arrays, **options)
+        each = student(labels @ kernel_of_teacher(labels), **arrays, **options)
         return each if reduction is None else reference.reduced(each, weights, reduction)
 
-    title = " ".join(["linear KL", *options, *[reduction] * (reduction is not None)])
+    tied = ["tied"] * kwargs.get("tied", False)
+    title = " ".join(["linear KL", *options, *tied, *[reduction] * (reduction is not None)])
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
     return Case(
         title, public, loss, truth, shape, features=features, options=options, passed=passed,
@@ -395,5 +418,17 @@ DIVERGENCES = (
     _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), bias=True, options=WARM),
 )  # fmt: skip
 
-CASES = FLOOR_1 + IDS + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED
+# An embedding that is the output projection as well.
+TIED = (
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " tied by classes", bias=True, tied=True,
+            options=CAP | Z),
+    _linear("sparse_softmax", (7, 5), 3, 3, " tied", "weighted_mean", weights=(7,), bias=True,
+            options=Z | SMOOTH, tied=True),
+    _linear("sparse_sigmoid", (3, 5), 2, CLASSES_2, " tied by classes", "weighted_sum",
+            weights=(3,), bias=True, pos_weight=(5,), tied=True),
+    _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, options=WARM, tied=True),
+    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), options=WARM, tied=True),
+)  # fmt: skip
+
+CASES = FLOOR_1 + IDS + TIED + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED
 CASES += DIVERGENCES + WEIGHTED_IDS

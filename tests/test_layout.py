@@ -18,7 +18,8 @@ PUBLIC = [
     if inspect.isfunction(f) and not name.startswith("_")
 ]
 LEVELS = (  # a room imports from lower levels only
-    ("_arithmetic", "_blocks", "_dispatch"),
+    ("_arithmetic", "_dispatch", "_kernel"),
+    ("_blocks",),
     ("_softcap",),
     ("_options",),
     ("_checks",),
@@ -122,6 +123,7 @@ def test_the_package_says_what_it_exports():
         "losses",
         "linear_logits",
         "SoftmaxStatistics",
+        "Transposed",
         "sparse_softmax_statistics_with_logits",
         "linear_sparse_softmax_statistics",
         "softmax_kl_divergence_with_logits",

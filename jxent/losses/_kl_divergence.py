@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 from jxent import _call, _checks
 from jxent._arithmetic import Bias, Numbers
 from jxent._divergence import Divergence, ProjectedDivergence
+from jxent._kernel import Transposed
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
 
@@ -86,9 +87,9 @@ def softmax_kl_divergence(
 
 def linear_softmax_kl_divergence(
     teacher_inputs: Float[ArrayLike, "*batch teacher_features"],
-    teacher_kernel: Float[ArrayLike, "teacher_features classes"],
+    teacher_kernel: Float[ArrayLike, "teacher_features classes"] | Transposed,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     teacher_bias: Bias | None = None,
     bias: Bias | None = None,

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent import _call, _check_labels, _checks, _sigmoid
 from jxent._arithmetic import Bias, Dense, Numbers
+from jxent._kernel import Transposed
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
 
@@ -12,7 +13,7 @@ from jxent._reduction import Reduction
 def linear_sparse_sigmoid_cross_entropy(
     labels: Integer[ArrayLike, "*batch ids"],
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = None,
     weights: Numbers = 1.0,
@@ -119,7 +120,7 @@ def linear_sparse_sigmoid_cross_entropy(
 def linear_sigmoid_cross_entropy(
     labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = None,
     weights: Numbers = 1.0,

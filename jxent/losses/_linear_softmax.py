@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jxent import _call, _check_labels, _checks, _softmax
 from jxent._arithmetic import Bias, Dense, Ids, Numbers
+from jxent._kernel import Transposed
 from jxent._mesh import Classes
 from jxent._reduction import Reduction, SoftmaxAux
 
@@ -15,7 +16,7 @@ from jxent._reduction import Reduction, SoftmaxAux
 def linear_sparse_softmax_cross_entropy(
     labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
@@ -37,7 +38,7 @@ def linear_sparse_softmax_cross_entropy(
 def linear_sparse_softmax_cross_entropy(
     labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
@@ -58,7 +59,7 @@ def linear_sparse_softmax_cross_entropy(
 def linear_sparse_softmax_cross_entropy(
     labels: Ids,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = None,
     weights: Numbers = 1.0,
@@ -174,7 +175,7 @@ def linear_sparse_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
@@ -193,7 +194,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = ...,
     weights: Numbers = ...,
@@ -211,7 +212,7 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     labels: Dense,
     inputs: Float[ArrayLike, "*batch features"],
-    kernel: Float[ArrayLike, "features classes"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
     bias: Bias | None = None,
     weights: Numbers = 1.0,
