@@ -104,3 +104,26 @@ def _divided_by_jvp(
     value = divided_by(temperature, x)
     finite = jnp.where(jnp.isinf(value), 0, value)
     return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)
+
+
+@jax.custom_jvp
+def divided_about(
+    temperature: Array, x: Float[Array, "..."], origin: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`divided_by`, for what a constant added to a row of quotients does not change.
+
+    Its derivative to the temperature is taken as if `origin`, one of the row's quotients, stood
+    still: what moves all alike would cancel in the end, and take the digits with it.
+    """
+    return divided_by(temperature, x)
+
+
+@divided_about.defjvp
+def _divided_about_jvp(
+    primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array]:
+    (temperature, x, origin), (dtemperature, dx, _) = primals, tangents
+    value = divided_about(temperature, x, origin)
+    apart = value - jax.lax.stop_gradient(origin)
+    finite = jnp.where(jnp.isinf(apart), 0, apart)
+    return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)

@@ -27,6 +27,7 @@ from jxent._arithmetic import (
     DIGITS,
     bounded,
     computing_dtype,
+    divided_about,
     divided_by,
     exp,
     gap,
@@ -174,8 +175,11 @@ def _scaled(
     x_t, x_s = _finite(x_t, rows.teacher_is_infinite), _finite(x_s, rows.student_is_infinite)
     apart, lost = _difference(x_s, x_t)
     apart = (apart - rows.shift) + (lost - rows.shift_lost)
-    y_t, y_s, a = (_per(x, temperature) for x in (x_t, x_s, apart))
-    return y_t, y_s, a
+    y_t, y_s = (
+        _per(x, temperature, row_max)
+        for x, (row_max, _) in ((x_t, rows.teacher), (x_s, rows.student))
+    )
+    return y_t, y_s, _per(apart, temperature)
 
 
 @per_platform(statics=1)
@@ -201,8 +205,12 @@ def sum_of_excess(
     return classes.sum(jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole))
 
 
-def _per(x: Array, temperature: Array | None) -> Array:
-    return x if temperature is None else divided_by(temperature, x)
+def _per(x: Array, temperature: Array | None, origin: Array | None = None) -> Array:
+    if temperature is None:
+        return x
+    if origin is None:
+        return divided_by(temperature, x)
+    return divided_about(temperature, x, origin)
 
 
 def _in_dtype_of(logits: Array, teacher: Array) -> Array:
@@ -289,11 +297,18 @@ def _student_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[A
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _teacher_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
-    """p_t (-d - KL); 0 in a row whose divergence is infinite."""
+    """p_t (-d - KL); 0 in a row whose divergence is infinite.
+
+    The slopes add up to 0. That of a class with more than half of the probability is what the
+    others' leave: -d is nearly all of KL there.
+    """
     d = _log_ratio(y_t, y_s, a, rows, classes)
-    p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
+    row_max, rest = rows.teacher
+    p_t, _ = _logsumexp.chances(y_t, row_max, rest, classes)
     infinite = jnp.isinf(rows.divergence) | jnp.isinf(d)
-    return jnp.where(infinite, 0, p_t * (-d - rows.divergence))
+    slope = jnp.where(infinite, 0, p_t * (-d - rows.divergence))
+    leads = _logsumexp.leads(y_t, row_max, rest)
+    return jnp.where(leads, -classes.sum(jnp.where(leads, 0, slope)), slope)
 
 
 @_teacher_slope.defjvp

@@ -85,7 +85,7 @@ def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Ar
     return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
 
 
-def _leader(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
+def leads(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
     """Marks the class that holds more than half of the probability, in rows that have one.
 
     A second class at the maximum would make `rest` at least 1, so no row has two marks.
@@ -99,7 +99,7 @@ def chances(
 ) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
     p = exp(-gap(x, row_max)) / (1 + rest)
-    return p, jnp.where(_leader(x, row_max, rest), rest / (1 + rest), 1 - p)
+    return p, jnp.where(leads(x, row_max, rest), rest / (1 + rest), 1 - p)
 
 
 # dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
@@ -134,7 +134,7 @@ def slopes(
     scale = 1 / (1 + rest)
     of_leader = others * scale - z * (rest * scale)
     p = exp(bounded(x) - bounded(row_max)) * scale
-    return jnp.where(_leader(x, row_max, rest), of_leader, total * p - z)
+    return jnp.where(leads(x, row_max, rest), of_leader, total * p - z)
 
 
 # `total` and `others` are caches as well: their share of the second derivative is in `by_labels`.
@@ -144,7 +144,7 @@ def _slopes_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Ar
     x, z, _, _, row_max, rest = primals
     dx, dz, *_ = tangents
     p, q = chances(x, row_max, rest, classes)
-    leader = _leader(x, row_max, rest)
+    leader = leads(x, row_max, rest)
     of_others = jnp.where(leader, classes.sum(jnp.where(leader, 0, dz)), classes.sum(dz) - dz)
     by_labels = of_others * p - dz * q
     return slopes(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
@@ -163,7 +163,7 @@ def deviation(
     p: Array, x: Array, row_max: Array, rest: Array, t: Float[Array, "..."], classes: Classes
 ) -> Float[Array, "..."]:
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
-    leader = _leader(x, row_max, rest)
+    leader = leads(x, row_max, rest)
     origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
     beyond = t - origin
     # Not `t - sum(p t)`: where `vmap` goes over t alone, a fusion of jaxlib 0.10.2 goes wrong from

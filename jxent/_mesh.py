@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from jxent._arithmetic import largest_id
 from jxent._blocks import Block
-from jxent._kernel import Kernel, Transposed
+from jxent._kernel import Transposed
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def is_split(x: Array) -> bool:
     return split_of(x) is not None and any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
-def runs_of_classes(*arrays: Kernel) -> int | None:
+def runs_of_classes(*arrays: Array | Transposed) -> int | None:
     """How many equal runs the classes, the last axis, are cut into so that chips hold whole ones.
 
     As many as chips that it may be split over: under automatic sharding nothing tells which mesh

@@ -184,9 +184,9 @@ def other_tangents(
     def still(x: Array | None, t: Array | None) -> Array | None:
         return jnp.zeros_like(x) if t is None and x is not None else t
 
-    moving = jax.tree.map(
-        still, given, (dlabels, dparameters or (None,) * 3), is_leaf=lambda x: x is None
-    )
+    if dparameters is None:
+        dparameters = jax.tree.map(lambda _: None, operands.parameters)
+    moving = jax.tree.map(still, given, (dlabels, dparameters), is_leaf=lambda x: x is None)
     _, (dlabels, dparameters) = jax.jvp(member.of_operands, given, moving)
     return dlabels, None, dparameters
 

@@ -70,11 +70,12 @@ class Options:
 def in_dtype(loss: Any, dtype: DTypeLike) -> None:
     """Refuses options of a loss that logits of this dtype cannot be computed with."""
     info = jnp.finfo(computing_dtype(dtype))
-    least, most = float(info.tiny), 1 / float(info.tiny)
+    # Up to the root of the largest number the quotients of ordinary logits are not flushed to 0.
+    least, most = float(info.tiny), math.sqrt(1 / float(info.tiny))
     if loss.logit_softcap is not None and not least <= loss.logit_softcap <= most:
         raise ValueError(
-            f"logit_softcap must be in [{least:.3g}, {most:.3g}], where it and its inverse are "
-            f"normal numbers of {info.dtype}, got {loss.logit_softcap}"
+            f"logit_softcap must be in [{least:.3g}, {most:.3g}], where it and what it "
+            f"divides are normal numbers of {info.dtype}, got {loss.logit_softcap}"
         )
 
 

@@ -9,6 +9,7 @@ From log-softmax it would lose its digits: on a confident row the entropy is 1e-
 leader rounds to 0.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
-from jxent._arithmetic import bounded, computing_dtype, divided_by, log1p, widen, zero_times
+from jxent._arithmetic import (
+    bounded,
+    computing_dtype,
+    divided_about,
+    divided_by,
+    log1p,
+    widen,
+    zero_times,
+)
 from jxent._blocks import AnyCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._logsumexp import LabelNormalizer
@@ -70,12 +79,18 @@ class Prediction(Options):
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
 
-    def scaled(self, logits: Array, temperature: Array | None) -> Array:
-        """What the softmax is taken of."""
+    def scaled(
+        self, logits: Array, temperature: Array | None, origin: Array | None = None
+    ) -> Array:
+        """What the softmax is taken of; its derivatives as those of `divided_about`."""
         y = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is not None:
             y = stored(False, y)
-        return y if temperature is None else divided_by(temperature, y)
+        if temperature is None:
+            return y
+        if origin is None:
+            return divided_by(temperature, y)
+        return divided_about(temperature, y, origin)
 
     def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Found:
         """All of them, and what their derivatives are made of."""
@@ -95,8 +110,23 @@ class Prediction(Options):
         row = Row(normalizer._replace(complement=complement), mean_gap)
         return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
 
-    def changes(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
-        """The tangents of the fields along `dy`."""
+    def moved(self, data: Any, moving: Any, row: Row) -> tuple[Array, Array, Array]:
+        """What the softmax is taken of, its tangent, and that of a constant of the row."""
+        _, temperature = data
+        shift = row.normalizer.shift
+        # Of a leader at +inf the shift is the largest number.
+        origin = jnp.where(jnp.abs(shift) < jnp.finfo(shift.dtype).max, shift, 0)
+        y, dy = _pushed_through(partial(self.scaled, origin=origin), data, moving)
+        if temperature is None or moving[1] is None:
+            return y, dy, jnp.zeros_like(origin)
+        fixed = jax.lax.stop_gradient(origin * temperature)
+        _, change = jax.jvp(lambda t: divided_by(t, fixed), (temperature,), (moving[1],))
+        return y, dy, change
+
+    def changes(
+        self, labels: Array, y: Array, dy: Array, constant: Array, row: Row
+    ) -> dict[str, Array]:
+        """The tangents of the fields along `dy` and a constant of the row."""
         p = _logsumexp.probabilities(y, row.normalizer, self.classes)
         scale = row.normalizer.scale
         scale = jnp.where(jnp.isnan(row.normalizer.complement), jnp.nan, scale)
@@ -108,14 +138,20 @@ class Prediction(Options):
             "entropy": p * _surplus(y, row, self.classes),
             "log_normalizer": p,
         }
-        return {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
+        changes = {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
+        changes["log_normalizer"] += jnp.squeeze(constant, self.axis)
+        return changes
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _surplus(y: Array, row: Row, classes: Classes) -> Array:
-    """The difference gap - E; -E where a class has no probability."""
+    """The difference gap - E; -E where a class has no probability.
+
+    Where it has none the gap may be so large that its product with a tangent overflows.
+    """
     gap = row.normalizer.shift - bounded(y)
-    return jnp.where(jnp.isinf(gap), 0, gap) - row.mean_gap
+    least = float(jnp.finfo(y.dtype).smallest_subnormal)  # the least that any exponential is
+    return jnp.where(gap > -math.log(least), 0, gap) - row.mean_gap
 
 
 # With dev = t - sum p t: d gap = -dev up to a constant of the row, d E = sum p dev gap + the same.
@@ -147,8 +183,7 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
         # After the field itself, see `_loss`: a step writes the new logits over the old ones.
         zero = jnp.expand_dims(_loss.zero_known_from(value), cast(int, member.axis))
         (_, *data), row = _loss.after(zero, (labels, *data), row)
-        y, dy = _pushed_through(member.scaled, data, moving)
-        return member.changes(labels, y, dy, row)[name]
+        return member.changes(labels, *member.moved(data, moving, row), row)[name]
 
     changes = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
     if jax.tree.leaves(moving):
@@ -227,10 +262,10 @@ def _projected_jvp(
         own, change = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
         labels, logits, temperature = _operands.data_of(member, own)
         dlogits = _operands.pushed(own, change)
-        y, dy = _pushed_through(member.scaled, (logits, temperature), (dlogits, change.parameters))
+        y, dy, constant = member.moved((logits, temperature), (dlogits, change.parameters), row)
         if kept is not None:
             y, dy = (jnp.where(_mesh.filled(kept, y), x, 0) for x in (y, dy))
-        return member.changes(labels, y, dy, row)
+        return member.changes(labels, y, dy, constant, row)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> dict[str, Array]:

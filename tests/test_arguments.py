@@ -49,6 +49,7 @@ WRONG: list[tuple[tuple[str, ...], dict, Errors, str]] = [
      (TypeError, ValueError), r"labels must"),
     (tuple(FUNCTIONS), {"logit_softcap": 0.0}, ValueError, "logit_softcap must be in .*got 0.0"),
     (tuple(FUNCTIONS), {"logit_softcap": -1}, ValueError, "logit_softcap must be in .*got -1"),
+    (tuple(FUNCTIONS), {"logit_softcap": 1e20}, ValueError, "logit_softcap must be in .*got 1e.20"),
     (tuple(FUNCTIONS), {"logit_softcap": "big"}, TypeError, "logit_softcap must be a Python numb"),
     (tuple(FUNCTIONS), {"logit_softcap": True}, TypeError, "logit_softcap must be a Python numb"),
     (("sigmoid", "weighted", "softmax", "sparse"), {"name": 3}, TypeError, "name must be a string"),

@@ -102,6 +102,34 @@ def test_narrow_rows_keep_their_digits(classes):
     check(jnp.asarray(np.stack(rows)), [str(k) for k in range(len(rows))])
 
 
+@pytest.mark.parametrize("classes", [31, 32, 640, 2**15 + 3])
+@pytest.mark.parametrize("own", [0.0, 1e-3, -1e-3, -0.49, -0.51, 1.0])
+def test_a_normalizer_near_0_keeps_its_digits(classes, own):
+    """Its square is the z-loss: of a label that leads by 16 from near 0, and of one beside it."""
+    x = row("float32", classes, own - 16.0, own)
+    log_normalizer = np.logaddexp.reduce(x.astype(WIDE))
+    if own == 0:
+        log_normalizer = np.log1p(np.exp(x[1:].astype(WIDE)).sum())
+
+    def z_loss(x):
+        _, aux = losses.sparse_softmax_cross_entropy(
+            jnp.zeros(1, int), x[None], z_loss=1.0, has_aux=True
+        )
+        return aux.z_loss
+
+    np.testing.assert_allclose(z_loss(jnp.asarray(x)), np.square(log_normalizer), rtol=1e-5)
+
+    def slope(factor):
+        return jax.grad(
+            lambda x: jxent.sparse_softmax_cross_entropy_with_logits(
+                labels=0, logits=x, z_loss=factor
+            )
+        )(jnp.asarray(x))[0]
+
+    right = 2 * log_normalizer - (1 - 1 / np.exp(log_normalizer - x[0].astype(WIDE)))
+    np.testing.assert_allclose(slope(1.0), right, rtol=2e-5)
+
+
 def value_and_slope(function, x):
     value, pull = jax.vjp(function, x)
     return value, pull(jnp.ones_like(value))[0]

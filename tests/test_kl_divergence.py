@@ -128,6 +128,51 @@ def test_the_temperature_has_its_digits(apart):
     assert np.max(ulps(slope, right, np.float32, size)) <= 64
 
 
+def of_logits(teacher, student, **options):
+    return jxent.softmax_kl_divergence_with_logits(
+        teacher_logits=teacher, logits=student, **options
+    )
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "none"])
+@pytest.mark.parametrize("lead", [0.5, 5.0, 10.0, 20.0, 50.0])
+def test_a_confident_teacher_has_its_gradient(platform, lead):
+    """At its leader too, where a slope is a difference of numbers that are nearly one."""
+    rng = np.random.default_rng(0)
+    for student in (np.array([0.0, 2.0, 0.0]), rng.standard_normal(40)):
+        teacher = np.zeros_like(student)
+        teacher[0] = lead
+        y_t, y_s = (np.asarray(np.float32(y), np.longdouble) for y in (teacher, student))
+        log_t, log_s = (y - np.log(np.exp(y - y[0]).sum()) - y[0] for y in (y_t, y_s))
+        p = np.exp(log_t)
+        p[0] = 1 / (1 + np.exp(y_t[1:] - y_t[0]).sum())
+        apart = (log_s - log_t) - (log_s - log_t)[0]  # of the leader itself it is 0
+        right = p * ((p * apart).sum() - apart)
+        jax.clear_caches()
+        with _dispatch.as_on(platform):
+            slope = jax.jit(jax.grad(of_logits))(np.float32(teacher), np.float32(student))
+        jax.clear_caches()
+        np.testing.assert_allclose(slope, right, rtol=0, atol=2e-6 * np.abs(right).max())
+        np.testing.assert_allclose(slope[0], right[0], rtol=2e-6)
+
+
+@pytest.mark.parametrize("nested", ["rr", "fr"])
+@pytest.mark.parametrize("shift", [0.0, 1024.0, 131072.0])
+def test_a_constant_costs_no_digits_of_the_second_derivative_to_a_temperature(shift, nested):
+    x_t, x_s = jnp.array([0.0, 1.0, -1.0]) + shift, jnp.array([0.5, 0.25, 0.0]) + shift
+
+    def divergence(warmth, shift=0.0):
+        return jxent.softmax_kl_divergence_with_logits(
+            teacher_logits=x_t - shift, logits=x_s - shift, temperature=warmth
+        )
+
+    def second(shift, nested):
+        outer = jax.grad if nested[0] == "r" else jax.jacfwd
+        return outer(jax.grad(divergence))(jnp.float32(2), shift)
+
+    np.testing.assert_allclose(second(0.0, nested), second(shift, "fr"), rtol=2e-5)
+
+
 def test_dtypes_may_differ():
     """The teacher's is computed in the student's, under strict promotion too."""
     for teacher, student in ((np.float32, np.float64), (np.float64, np.float32)):

@@ -238,6 +238,58 @@ def test_a_finite_mask_may_overflow_at_a_low_temperature():
         assert np.isfinite(hessian).all()
 
 
+def of_two(x, warmth, name, nested):
+    """A second derivative to the temperature of one field, by one order of the two modes."""
+
+    def field(warmth):
+        return getattr(WITH_LOGITS(labels=0, logits=x, temperature=warmth), name)
+
+    def along(f):
+        return lambda warmth: jax.jvp(f, (warmth,), (jnp.ones_like(warmth),))[1]
+
+    modes = {"r": jax.grad, "f": along}
+    return modes[nested[0]](modes[nested[1]](field))(jnp.float32(warmth))
+
+
+ORDERS = ("rr", "rf", "fr", "ff")
+
+
+@pytest.mark.parametrize("nested", ORDERS)
+@pytest.mark.parametrize("masked", [-1e9, -1e30, np.finfo(np.float32).min, -inf])
+def test_second_order_of_a_masked_class(masked, nested):
+    """However a class is ruled out: surplus times tangent overflows, its probability is 0."""
+    x = jnp.array([0.0, 1.0, masked])
+    for name in FIELDS:
+        wanted = of_two(x[:2], 2.0, name, "ff")
+        np.testing.assert_allclose(of_two(x, 2.0, name, nested), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [-1e38, np.finfo(np.float32).min, -inf])
+def test_a_product_with_the_hessian_of_a_masked_class(masked):
+    x, t = jnp.array([0.0, 1.0, masked]), jnp.array([4.0, 2.0, 4.0])
+
+    def entropy(x):
+        return WITH_LOGITS(labels=0, logits=x).entropy
+
+    forward = jax.jvp(jax.grad(entropy), (x,), (t,))[1]
+    backward = jax.grad(lambda x: jnp.vdot(jax.grad(entropy)(x), t))(x)
+    alone = jax.jvp(jax.grad(entropy), (x[:2],), (t[:2],))[1]
+    for found in (forward, backward):
+        np.testing.assert_allclose(found, [*alone, 0.0], rtol=1e-5)
+
+
+# With T = 2 the division is exact; a constant moves the normaliser, and nothing else.
+@pytest.mark.parametrize("nested", ORDERS)
+@pytest.mark.parametrize("shift", [0.0, 1024.0, 131072.0])
+def test_a_constant_costs_no_digits_of_the_derivatives_to_a_temperature(shift, nested):
+    x = jnp.array([0.0, 1.0, -1.0])
+    for name in FIELDS:
+        right = of_two(x, 2.0, name, "ff")
+        if name == "log_normalizer":
+            right += 2 * shift / 2.0**3
+        np.testing.assert_allclose(of_two(x + shift, 2.0, name, nested), right, rtol=1e-5)
+
+
 def test_wrong_temperatures():
     f = partial(WITH_LOGITS, labels=[0], logits=IDENTITY[:1])
     for wrong in (0, -1.0, inf, nan):

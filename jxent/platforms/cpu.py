@@ -259,10 +259,19 @@ def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNorm
     # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
     # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
     # barrier keeps the compiler from taking exp(log(total)) for total.
-    log_normalizer = jax.lax.optimization_barrier(log(total))
+    log_normalizer = jax.lax.optimization_barrier(_log_of_sum(total, logit, log1p(odds)))
     scale = exp(log_normalizer) / total
     result = LabelNormalizer(log1p(odds), log_normalizer, log_normalizer, scale, others / total)
     return usable, result
+
+
+def _log_of_sum(total: Array, logit: Array, loss: Array) -> Array:
+    """log(total), where that is near 0 as the sum of the two numbers that it adds up from.
+
+    Of a total near 1 the logarithm has the error of the total's rounding: half a unit of 1.
+    """
+    small = jnp.maximum(jnp.abs(logit), loss) < 1 / 2
+    return jnp.where(small, logit + loss, log(total))
 
 
 def _others(x: Array, ids: Array, logit: Array, most: float) -> Array:
