@@ -68,11 +68,13 @@ TPU = {  # one chip of a v5e
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, float32 kernel": gb(9.4, held=0.412),
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, statistics": gb(34.1, held=0.566),
     "projection, softmax ids 8192 x 2304 x 256000 bfloat16, statistics, value": gb(1.25, held=0.01),
+    "projection, softmax ids 8192 x 1024 x 131072 bfloat16, tied table": gb(8, held=0.0701),
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise": gb(44.7, held=0.566),
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise, tied table": gb(
         44.7, held=0.566
     ),
     "projection, sigmoid ids 8192 x 1024 x 131072 bfloat16, 8 ids": gb(7.71, held=0.07),
+    "projection, sigmoid ids 8192 x 1024 x 131072 bfloat16, 8 ids, tied table": gb(7.71, held=0.07),
     "projection, sigmoid ids 8192 x 256 x 1048576 bfloat16, 8 ids": gb(2.2, held=0.01),
     "projection, sigmoid ids 8192 x 2304 x 262144 bfloat16, 8 ids": gb(22.4, held=0.29),
 }
@@ -93,11 +95,15 @@ H100 = {
     "sigmoid ids 4096 x 131072 bfloat16, 8 ids": passes(2.05, held=0.01),
     "projection, softmax ids 8192 x 2304 x 256000 bfloat16, each": gb(126, held=3.6),
     "projection, softmax ids 8192 x 2304 x 256000 bfloat16": gb(74.2, held=4.73),
+    "projection, softmax ids 8192 x 1024 x 131072 bfloat16, tied table": gb(28.3, held=2.25),
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise": gb(47.7, held=0.704),
     "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise, tied table": gb(
         47.7, held=0.704
     ),
     "projection, sigmoid ids 8192 x 1024 x 131072 bfloat16, 8 ids": gb(25.9, held=0.254),
+    "projection, sigmoid ids 8192 x 1024 x 131072 bfloat16, 8 ids, tied table": gb(
+        25.9, held=0.254
+    ),
     "projection, sigmoid ids 8192 x 256 x 1048576 bfloat16, 8 ids": gb(134, held=0.347),
     "projection, sigmoid ids 8192 x 2304 x 262144 bfloat16, 8 ids": gb(48.4, held=0.876),
     "sigmoid 4096 x 32768 float32": passes(3.07, held=0.01),
@@ -114,9 +120,11 @@ H100 = {
     "sigmoid ids 4096 x 131072 float32, 8 ids": passes(2.05, held=0.01),
     "projection, softmax ids 8192 x 2304 x 256000 float32, each": gb(169, held=3.37),
     "projection, softmax ids 8192 x 2304 x 256000 float32": gb(93.3, held=4.47),
+    "projection, softmax ids 8192 x 1024 x 131072 float32, tied table": gb(36.4, held=2.25),
     "projection, softmax ids 8192 x 1024 x 131072 float32, blockwise": gb(99, held=0.9),
     "projection, softmax ids 8192 x 1024 x 131072 float32, blockwise, tied table": gb(99, held=0.9),
     "projection, sigmoid ids 8192 x 1024 x 131072 float32, 8 ids": gb(35.2, held=0.297),
+    "projection, sigmoid ids 8192 x 1024 x 131072 float32, 8 ids, tied table": gb(35.2, held=0.297),
     "projection, sigmoid ids 8192 x 256 x 1048576 float32, 8 ids": gb(192, held=0.484),
     "projection, sigmoid ids 8192 x 2304 x 262144 float32, 8 ids": gb(70.5, held=1.18),
 }

@@ -24,6 +24,7 @@ from benchmarks.cases import (
     MASTER,
     OPTIONS,
     STATISTICS,
+    TABLE,
     TIED,
     WEIGHTS,
     Case,
@@ -81,8 +82,10 @@ CASES = (
     Case("projection, softmax ids", 8192, 131072, 1024, option=MASTER),
     Case("projection, softmax ids", 8192, 131072, 1024, option=STATISTICS),
     Case("projection, softmax ids", *GEMMA, option=STATISTICS, value_only=True),
+    Case("projection, softmax ids", 8192, 131072, 1024, option=TABLE),
     *(Case("projection, softmax ids", 8192, 131072, 1024, option=o) for o in (BLOCKWISE, TIED)),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
+    Case("projection, sigmoid ids", 8192, 131072, 1024, option=TABLE),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),
 )
