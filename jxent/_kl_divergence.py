@@ -108,6 +108,7 @@ def linear_softmax_kl_divergence(
         float32 beside narrower ones.
       inputs: What the student's projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       teacher_bias: Added to the teacher's logits.

@@ -38,6 +38,7 @@ def linear_sparse_softmax_cross_entropy(
         other id makes its example's loss and gradient NaN.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
@@ -126,6 +127,7 @@ def linear_softmax_cross_entropy(
         nothing has to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
@@ -207,6 +209,7 @@ def linear_sparse_sigmoid_cross_entropy(
         gradient NaN.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
@@ -294,6 +297,7 @@ def linear_sigmoid_cross_entropy(
         1. Differentiable.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.

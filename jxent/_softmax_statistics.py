@@ -94,6 +94,7 @@ def linear_sparse_softmax_statistics(
         gradient; the other fields stay.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.

@@ -119,6 +119,7 @@ def linear_softmax_kl_divergence(
         float32 beside narrower ones.
       inputs: What the student's projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
         for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.

@@ -90,6 +90,7 @@ def linear_sparse_softmax_cross_entropy(
         `weights=labels >= 0` ignores padding.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
         for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
@@ -239,6 +240,7 @@ def linear_softmax_cross_entropy(
         to sum to 1. Differentiable.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
         for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
