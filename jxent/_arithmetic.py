@@ -106,6 +106,16 @@ def _divided_by_jvp(
     return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)
 
 
+def is_masked(apart: Array) -> Array:
+    """Whether a distance of logits is that of a class masked by a large finite number, or -inf.
+
+    Its third power overflows, so that some order of differentiation has an infinite tangent, and
+    multiplies it by the probability of 0.
+    """
+    far: Array = jnp.abs(apart) > float(jnp.finfo(apart.dtype).max) ** (1 / 3) / 4
+    return far
+
+
 @jax.custom_jvp
 def divided_about(
     temperature: Array, x: Float[Array, "..."], origin: Float[Array, "..."]
@@ -113,7 +123,8 @@ def divided_about(
     """`divided_by`, for what a constant added to a row of quotients does not change.
 
     Its derivative to the temperature is taken as if `origin`, one of the row's quotients, stood
-    still: what moves all alike would cancel in the end, and take the digits with it.
+    still: what moves all alike would cancel in the end, and take the digits with it. A class that
+    is masked has none.
     """
     return divided_by(temperature, x)
 
@@ -125,5 +136,5 @@ def _divided_about_jvp(
     (temperature, x, origin), (dtemperature, dx, _) = primals, tangents
     value = divided_about(temperature, x, origin)
     apart = value - jax.lax.stop_gradient(origin)
-    finite = jnp.where(jnp.isinf(apart), 0, apart)
+    finite = jnp.where(is_masked(apart), 0, apart)
     return value, divided_by(temperature, dx) - finite * (dtemperature / temperature)

@@ -31,6 +31,7 @@ from jxent._arithmetic import (
     divided_by,
     exp,
     gap,
+    is_masked,
     log1p,
     widen,
     zero_times,
@@ -235,9 +236,9 @@ def _finite(x: Array, is_infinite: Array) -> Array:
 
 
 def _below(row_max: Array, y: Array) -> Array:
-    """How far y is below the maximum, 0 at infinity: a factor of slopes that are 0 there."""
+    """How far y is below the maximum, 0 for a masked class: a factor of slopes that are 0 there."""
     below = bounded(row_max) - bounded(y)
-    return jnp.where(jnp.isinf(y), 0, below)
+    return jnp.where(is_masked(below), 0, below)
 
 
 def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -72,10 +72,13 @@ def in_dtype(loss: Any, dtype: DTypeLike) -> None:
     info = jnp.finfo(computing_dtype(dtype))
     # Up to the root of the largest number the quotients of ordinary logits are not flushed to 0.
     least, most = float(info.tiny), math.sqrt(1 / float(info.tiny))
-    if loss.logit_softcap is not None and not least <= loss.logit_softcap <= most:
+    for name in ("logit_softcap", "teacher_logit_softcap"):
+        cap = getattr(loss, name, None)
+        if cap is None or least <= cap <= most:
+            continue
         raise ValueError(
-            f"logit_softcap must be in [{least:.3g}, {most:.3g}], where it and what it "
-            f"divides are normal numbers of {info.dtype}, got {loss.logit_softcap}"
+            f"{name} must be in [{least:.3g}, {most:.3g}], where it and what it "
+            f"divides are normal numbers of {info.dtype}, got {cap}"
         )
 
 

@@ -156,6 +156,34 @@ def test_a_confident_teacher_has_its_gradient(platform, lead):
         np.testing.assert_allclose(slope[0], right[0], rtol=2e-6)
 
 
+@pytest.mark.parametrize("nested", ["f", "r", "ff", "rr", "rff", "ffr"])
+@pytest.mark.parametrize("masked", [-1e9, -1e30, -1e38, np.finfo(np.float32).min])
+@pytest.mark.parametrize("warmth", [0.5, 1.0, 2.0])
+def test_derivatives_to_a_temperature_beside_a_masked_class(masked, nested, warmth):
+    """As beside one that is ruled out by -inf."""
+
+    def derivative(masked, nested):
+        x_t, x_s = jnp.array([0.0, 1.0, masked]), jnp.array([0.5, 0.2, masked])
+
+        def divergence(warmth):
+            return of_logits(x_t, x_s, temperature=warmth)
+
+        modes = {"r": jax.grad, "f": jax.jacfwd}
+        for mode in reversed(nested):
+            divergence = modes[mode](divergence)
+        return divergence(jnp.float32(warmth))
+
+    wanted = derivative(-np.inf, "f" * len(nested))
+    np.testing.assert_allclose(derivative(masked, nested), wanted, rtol=2e-5)
+
+
+@pytest.mark.parametrize("cap", [1e-39, 1e20, 1e38, 1e39, 1e300])
+@pytest.mark.parametrize("name", ["logit_softcap", "teacher_logit_softcap"])
+def test_caps_that_float32_cannot_divide_by(name, cap):
+    with pytest.raises(ValueError, match=f"^{name} must be in"):
+        of_logits(np.float32([0, 1]), np.float32([1, 0]), **{name: cap})
+
+
 @pytest.mark.parametrize("nested", ["rr", "fr"])
 @pytest.mark.parametrize("shift", [0.0, 1024.0, 131072.0])
 def test_a_constant_costs_no_digits_of_the_second_derivative_to_a_temperature(shift, nested):

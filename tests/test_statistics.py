@@ -238,8 +238,8 @@ def test_a_finite_mask_may_overflow_at_a_low_temperature():
         assert np.isfinite(hessian).all()
 
 
-def of_two(x, warmth, name, nested):
-    """A second derivative to the temperature of one field, by one order of the two modes."""
+def nested_of(x, warmth, name, nested):
+    """A derivative to the temperature of one field, by this order of the two modes."""
 
     def field(warmth):
         return getattr(WITH_LOGITS(labels=0, logits=x, temperature=warmth), name)
@@ -248,20 +248,23 @@ def of_two(x, warmth, name, nested):
         return lambda warmth: jax.jvp(f, (warmth,), (jnp.ones_like(warmth),))[1]
 
     modes = {"r": jax.grad, "f": along}
-    return modes[nested[0]](modes[nested[1]](field))(jnp.float32(warmth))
+    for mode in reversed(nested):
+        field = modes[mode](field)
+    return field(jnp.float32(warmth))
 
 
 ORDERS = ("rr", "rf", "fr", "ff")
 
 
-@pytest.mark.parametrize("nested", ORDERS)
-@pytest.mark.parametrize("masked", [-1e9, -1e30, np.finfo(np.float32).min, -inf])
-def test_second_order_of_a_masked_class(masked, nested):
-    """However a class is ruled out: surplus times tangent overflows, its probability is 0."""
+@pytest.mark.parametrize("nested", ["r", "f", *ORDERS, "fff", "rff", "ffr", "rrr"])
+@pytest.mark.parametrize("masked", [-1e9, -1e30, -1e38, np.finfo(np.float32).min, -inf])
+@pytest.mark.parametrize("warmth", [0.5, 1.0, 2.0])
+def test_derivatives_to_a_temperature_beside_a_masked_class(masked, nested, warmth):
+    """However it is ruled out: its tangents overflow where its probability is 0."""
     x = jnp.array([0.0, 1.0, masked])
     for name in FIELDS:
-        wanted = of_two(x[:2], 2.0, name, "ff")
-        np.testing.assert_allclose(of_two(x, 2.0, name, nested), wanted, rtol=1e-5)
+        wanted = nested_of(x[:2], warmth, name, "f" * len(nested))
+        np.testing.assert_allclose(nested_of(x, warmth, name, nested), wanted, rtol=2e-5)
 
 
 @pytest.mark.parametrize("masked", [-1e38, np.finfo(np.float32).min, -inf])
@@ -284,10 +287,10 @@ def test_a_product_with_the_hessian_of_a_masked_class(masked):
 def test_a_constant_costs_no_digits_of_the_derivatives_to_a_temperature(shift, nested):
     x = jnp.array([0.0, 1.0, -1.0])
     for name in FIELDS:
-        right = of_two(x, 2.0, name, "ff")
+        right = nested_of(x, 2.0, name, "ff")
         if name == "log_normalizer":
             right += 2 * shift / 2.0**3
-        np.testing.assert_allclose(of_two(x + shift, 2.0, name, nested), right, rtol=1e-5)
+        np.testing.assert_allclose(nested_of(x + shift, 2.0, name, nested), right, rtol=1e-5)
 
 
 def test_wrong_temperatures():
