@@ -147,17 +147,21 @@ class ClassCut(NamedTuple):
     def stacked(self, x: Any) -> tuple[Any, Any]:
         """`[..., classes]` as the full blocks `[number, ..., classes of a block]`, and the rest."""
         if isinstance(x, Transposed):
-            full, rest = self._stacked(jnp.moveaxis(x.table, 0, -1))
-            return Transposed(jnp.moveaxis(full, -1, 1)), Transposed(jnp.moveaxis(rest, -1, 0))
+            full, rest = self._stacked(x.table, x.table.shape[1:])
+            return Transposed(full), Transposed(rest)
         return self._stacked(x)
 
-    def _stacked(self, x: Array) -> tuple[Array, Array]:
-        lead = x.shape[:-1]
-        runs = x.reshape(*lead, self.runs, self.length)
-        full = self.number * self.width
-        blocks = runs[..., :full].reshape(*lead, self.runs, self.number, self.width)
-        blocks = jnp.moveaxis(blocks, -2, 0).reshape(self.number, *lead, self.runs * self.width)
-        return blocks, runs[..., full:].reshape(*lead, self.runs * self.rest)
+    def _stacked(self, x: Array, after: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        """`after`: the shape of the axes that follow the classes, here and below."""
+        lead = x.shape[: x.ndim - 1 - len(after)]
+        runs = x.reshape(*lead, self.runs, self.length, *after)
+        axis, full = len(lead) + 1, self.number * self.width
+        blocks = jax.lax.slice_in_dim(runs, 0, full, axis=axis)
+        blocks = blocks.reshape(*lead, self.runs, self.number, self.width, *after)
+        blocks = jnp.moveaxis(blocks, axis, 0)
+        blocks = blocks.reshape(self.number, *lead, self.runs * self.width, *after)
+        rest = jax.lax.slice_in_dim(runs, full, self.length, axis=axis)
+        return blocks, rest.reshape(*lead, self.runs * self.rest, *after)
 
 
 class Choice(NamedTuple):
@@ -206,18 +210,16 @@ class Block(NamedTuple):
             return Transposed(self._put(whole.table, x.table, x.table.shape[1:]))
         return self._put(whole, x)
 
-    # `rest`: the shape of the axes that follow the classes.
-
-    def _of(self, x: Array, rest: tuple[int, ...] = ()) -> Array:
-        lead, axis = x.shape[: x.ndim - 1 - len(rest)], -1 - len(rest)
-        runs = x.reshape(*lead, self.cut.runs, self.cut.length, *rest)
+    def _of(self, x: Array, after: tuple[int, ...] = ()) -> Array:
+        lead, axis = x.shape[: x.ndim - 1 - len(after)], -1 - len(after)
+        runs = x.reshape(*lead, self.cut.runs, self.cut.length, *after)
         own: Array = jax.lax.dynamic_slice_in_dim(runs, self.start, self.width, axis)
-        return own.reshape(*lead, self.size, *rest)
+        return own.reshape(*lead, self.size, *after)
 
-    def _put(self, whole: Array, x: Array, rest: tuple[int, ...] = ()) -> Array:
-        lead, axis = x.shape[: x.ndim - 1 - len(rest)], -1 - len(rest)
-        runs = whole.reshape(*lead, self.cut.runs, self.cut.length, *rest)
-        own = x.reshape(*lead, self.cut.runs, self.width, *rest).astype(whole.dtype)
+    def _put(self, whole: Array, x: Array, after: tuple[int, ...] = ()) -> Array:
+        lead, axis = x.shape[: x.ndim - 1 - len(after)], -1 - len(after)
+        runs = whole.reshape(*lead, self.cut.runs, self.cut.length, *after)
+        own = x.reshape(*lead, self.cut.runs, self.width, *after).astype(whole.dtype)
         runs = jax.lax.dynamic_update_slice_in_dim(runs, own, self.start, axis)
         return runs.reshape(whole.shape)
 
