@@ -256,6 +256,7 @@ def nested_of(x, warmth, name, nested):
 ORDERS = ("rr", "rf", "fr", "ff")
 
 
+@pytest.mark.one_in(4)
 @pytest.mark.parametrize("nested", ["r", "f", *ORDERS, "fff", "rff", "ffr", "rrr"])
 @pytest.mark.parametrize("masked", [-1e9, -1e30, -1e38, np.finfo(np.float32).min, -inf])
 @pytest.mark.parametrize("warmth", [0.5, 1.0, 2.0])
