@@ -30,8 +30,8 @@ STATISTICS = "statistics"  # log-probability, entropy and prediction: a policy g
 MASTER = "float32 kernel"  # beside narrower inputs
 LISTS = "label_weights"  # several ids an example, with a weight each
 BLOCKWISE = "blockwise"  # a head in a user's function
-TABLE = "tied table"  # of an embedding `[classes, features]`
-TIED = "blockwise, tied table"
+TIED = "tied table"  # of an embedding `[classes, features]`
+TIED_BLOCKWISE = "blockwise, tied table"
 GEMMA = (8192, 256000, 2304)  # tokens, vocabulary and features of the head of Gemma 2 2B
 
 
@@ -87,7 +87,7 @@ def shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:
     logits = (c, n) if case.form == "axis 0" else (n, c)
     ids = {"softmax ids": (n,), "sigmoid ids": (n, case.ids)}.get(case.loss.split(", ")[-1])
     lists = (n, case.ids)
-    kernel = (c, d) if case.option in (TABLE, TIED) else (d, c)
+    kernel = (c, d) if case.option in (TIED, TIED_BLOCKWISE) else (d, c)
     operands = (logits,) if d is None else ((n, d), kernel)
     weights = {WEIGHTS: (n,), LISTS: lists}.get(case.option, (0,))
     ids = lists if case.option == LISTS else ids
@@ -111,7 +111,7 @@ def programs(case: Case) -> dict[str, Callable]:
 
 
 def _bare(case: Case, labels, inputs, kernel, weights):
-    return chained_products(inputs, kernel.T if case.option in (TABLE, TIED) else kernel)
+    return chained_products(inputs, kernel.T if case.option in (TIED, TIED_BLOCKWISE) else kernel)
 
 
 def differentiated(case: Case, mean: Callable) -> Callable:
@@ -135,9 +135,9 @@ def _jxent(case: Case, labels, *operands_and_weights):
         return jax.vmap(lambda y, x: one(labels=y, logits=x))(labels, *operands).mean()
     if case.option == STATISTICS:
         return policy_loss(labels, *operands)
-    if case.option in (BLOCKWISE, TIED):
-        return by_blocks(case.option == TIED, labels, *operands)
-    if case.option == TABLE:
+    if case.option in (BLOCKWISE, TIED_BLOCKWISE):
+        return by_blocks(case.option == TIED_BLOCKWISE, labels, *operands)
+    if case.option == TIED:
         inputs, table = operands
         operands = [inputs, jxent.Transposed(table)]
     return SCALARS[case.loss](labels, *operands, **options)
@@ -151,7 +151,7 @@ def _optax(case: Case, labels, *operands_and_weights):
     logits = operands[0]
     if case.features is not None:
         inputs, kernel = operands
-        kernel = kernel.T if case.option in (TABLE, TIED) else kernel
+        kernel = kernel.T if case.option in (TIED, TIED_BLOCKWISE) else kernel
         logits = inputs @ kernel.astype(inputs.dtype)
     if case.option == "logit_softcap":
         logits = OPTIONS[case.option] * jnp.tanh(logits / OPTIONS[case.option])

@@ -16,7 +16,16 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import bounds
-from benchmarks.cases import BLOCKWISE, GEMMA, HAS_AUX, LISTS, STATISTICS, TABLE, TIED, Case
+from benchmarks.cases import (
+    BLOCKWISE,
+    GEMMA,
+    HAS_AUX,
+    LISTS,
+    STATISTICS,
+    TIED,
+    TIED_BLOCKWISE,
+    Case,
+)
 from benchmarks.command import Options
 from benchmarks.compiled import NOTE, Chip, rows, tiny
 from benchmarks.report import Table
@@ -44,10 +53,13 @@ IN_BFLOAT16 = (
     Case("sigmoid ids", 4096, 131072),
     Case("projection, softmax ids", *GEMMA, form="each"),
     Case("projection, softmax ids", *GEMMA),
-    Case("projection, softmax ids", 8192, 131072, 1024, option=TABLE),
-    *(Case("projection, softmax ids", 8192, 131072, 1024, option=o) for o in (BLOCKWISE, TIED)),
+    Case("projection, softmax ids", 8192, 131072, 1024, option=TIED),
+    *(
+        Case("projection, softmax ids", 8192, 131072, 1024, option=o)
+        for o in (BLOCKWISE, TIED_BLOCKWISE)
+    ),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
-    Case("projection, sigmoid ids", 8192, 131072, 1024, option=TABLE),
+    Case("projection, sigmoid ids", 8192, 131072, 1024, option=TIED),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),
 )

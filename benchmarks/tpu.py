@@ -24,8 +24,8 @@ from benchmarks.cases import (
     MASTER,
     OPTIONS,
     STATISTICS,
-    TABLE,
     TIED,
+    TIED_BLOCKWISE,
     WEIGHTS,
     Case,
 )
@@ -82,10 +82,13 @@ CASES = (
     Case("projection, softmax ids", 8192, 131072, 1024, option=MASTER),
     Case("projection, softmax ids", 8192, 131072, 1024, option=STATISTICS),
     Case("projection, softmax ids", *GEMMA, option=STATISTICS, value_only=True),
-    Case("projection, softmax ids", 8192, 131072, 1024, option=TABLE),
-    *(Case("projection, softmax ids", 8192, 131072, 1024, option=o) for o in (BLOCKWISE, TIED)),
+    Case("projection, softmax ids", 8192, 131072, 1024, option=TIED),
+    *(
+        Case("projection, softmax ids", 8192, 131072, 1024, option=o)
+        for o in (BLOCKWISE, TIED_BLOCKWISE)
+    ),
     Case("projection, sigmoid ids", 8192, 131072, 1024),
-    Case("projection, sigmoid ids", 8192, 131072, 1024, option=TABLE),
+    Case("projection, sigmoid ids", 8192, 131072, 1024, option=TIED),
     Case("projection, sigmoid ids", 8192, 1048576, 256),
     Case("projection, sigmoid ids", 8192, 262144, 2304),
 )
