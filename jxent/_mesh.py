@@ -131,8 +131,7 @@ def runs_of_classes(*arrays: Array | Transposed) -> int | None:
     """
     runs = 1
     for x in arrays:
-        axis = 0 if isinstance(x, Transposed) else -1
-        array = x.table if isinstance(x, Transposed) else x
+        axis, array = (0, x.table) if isinstance(x, Transposed) else (-1, x)
         sharding = jax.typeof(array).sharding
         split = split_of(array)
         if split is not None and split.spec and split.spec[axis] is not None:

@@ -46,9 +46,7 @@ class Case:
 
         def loss(*, labels, **arrays):
             given = self.taught(labels) if self.taught else {self.labels_name: labels}
-            if self.tied:
-                arrays["kernel"] = as_table(arrays["kernel"])
-            return self.pick(function(**given, **arrays, **self.passed))
+            return self.pick(function(**given, **passed_of(self.tied, arrays), **self.passed))
 
         return loss
 
@@ -111,6 +109,11 @@ class Case:
 def as_table(kernel):
     """The same kernel the other way round, in the type of the package that is imported now."""
     return import_module("jxent").Transposed(kernel.T)
+
+
+def passed_of(tied, arrays):
+    """The arrays, the kernel as a table if it is tied."""
+    return {**arrays, "kernel": as_table(arrays["kernel"])} if tied else arrays
 
 
 def _floor_1(name, function, plain, shape, suffix="", **kwargs):
@@ -241,9 +244,8 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     plain = reference.projected(plain)
 
     def loss(**arrays):
-        if kwargs.get("tied"):
-            arrays["kernel"] = as_table(arrays["kernel"])
-        return pick(getattr(jxent if reduction is None else losses, name)(**arrays, **passed))
+        function = getattr(jxent if reduction is None else losses, name)
+        return pick(function(**passed_of(kwargs.get("tied"), arrays), **passed))
 
     def truth(*, weights=1.0, **arrays):
         each = plain(**arrays, **options)
@@ -343,8 +345,7 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
     passed = {**options, **blocks}
 
     def loss(**arrays):
-        if kwargs.get("tied"):
-            arrays["kernel"] = as_table(arrays["kernel"])
+        arrays = passed_of(kwargs.get("tied"), arrays)
         return getattr(getattr(jxent, name)(**arrays, **passed), field)
 
     def truth(**arrays):
@@ -389,9 +390,8 @@ def _linear_divergence(shape, features, block_size, reduction=None, **kwargs):
         }
 
     def loss(*, labels, **arrays):
-        if kwargs.get("tied"):
-            arrays["kernel"] = as_table(arrays["kernel"])
         function = getattr(jxent if reduction is None else losses, name)
+        arrays = passed_of(kwargs.get("tied"), arrays)
         return function(**of_teacher(labels), **arrays, **passed)
 
     def truth(*, labels, weights=1.0, **arrays):

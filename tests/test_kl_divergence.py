@@ -191,9 +191,7 @@ def test_a_constant_costs_no_digits_of_the_second_derivative_to_a_temperature(sh
     x_t, x_s = jnp.array([0.0, 1.0, -1.0]) + shift, jnp.array([0.5, 0.25, 0.0]) + shift
 
     def divergence(warmth, shift=0.0):
-        return jxent.softmax_kl_divergence_with_logits(
-            teacher_logits=x_t - shift, logits=x_s - shift, temperature=warmth
-        )
+        return of_logits(x_t - shift, x_s - shift, temperature=warmth)
 
     def second(shift, nested):
         outer = jax.grad if nested[0] == "r" else jax.jacfwd
