@@ -237,6 +237,7 @@ def _label_statistics_in_parts(*arguments: Any) -> LabelNormalizer:
 #     r / e          below the largest number, by a guard of its own: from e = 2e-35 and r > 6e3 it
 #                    would overflow; above tiny, or flushed to 0 as the loss itself is then
 #     log(r + e)     between -72 and 87, so its exponential is as far from both ends as r + e
+#     logit + loss   where it stands for that: between -1/2 and 1, its error that of numbers below 1/2
 #     complement     in [0, 1], above tiny or flushed as it is
 #     scale          1 to rounding
 #
@@ -259,9 +260,10 @@ def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNorm
     # The shift of the probabilities is near the row's own size: exp(x_j) alone would be flushed
     # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
     # barrier keeps the compiler from taking exp(log(total)) for total.
-    log_normalizer = jax.lax.optimization_barrier(_log_of_sum(total, logit, log1p(odds)))
+    loss = log1p(odds)
+    log_normalizer = jax.lax.optimization_barrier(_log_of_sum(total, logit, loss))
     scale = exp(log_normalizer) / total
-    result = LabelNormalizer(log1p(odds), log_normalizer, log_normalizer, scale, others / total)
+    result = LabelNormalizer(loss, log_normalizer, log_normalizer, scale, others / total)
     return usable, result
 
 
