@@ -130,6 +130,19 @@ def test_a_normalizer_near_0_keeps_its_digits(classes, own):
     np.testing.assert_allclose(slope(1.0), right, rtol=2e-5)
 
 
+@pytest.mark.parametrize("classes", [32, 640])
+@pytest.mark.parametrize("loss", [0.49, 0.51])
+@pytest.mark.parametrize("own", [-0.51, -0.49, 0.0, 0.49, 0.51])
+def test_a_normalizer_on_both_sides_of_its_guard(classes, loss, own):
+    """The sum of the label's logit and its loss stands for it where both are below 1/2."""
+    x = row("float32", classes, own + math.log(math.expm1(loss)), own)
+    log_normalizer = np.logaddexp.reduce(x.astype(WIDE))
+    _, aux = losses.sparse_softmax_cross_entropy(
+        jnp.zeros(1, int), jnp.asarray(x)[None], z_loss=1.0, has_aux=True
+    )
+    assert abs(np.sqrt(WIDE(aux.z_loss)) - abs(log_normalizer)) < 2**-22
+
+
 def value_and_slope(function, x):
     value, pull = jax.vjp(function, x)
     return value, pull(jnp.ones_like(value))[0]

@@ -73,6 +73,38 @@ def test_logits_and_their_derivatives():
     )
 
 
+@pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID])
+def test_no_examples(loss):
+    _, _, table = operands()
+    labels = jnp.zeros((0,) if loss is SOFTMAX else (0, 3), jnp.int32)
+    value, (for_inputs, for_table) = jax.value_and_grad(
+        lambda x, table: loss(labels, x, jxent.Transposed(table)), (0, 1)
+    )(jnp.zeros((0, 4)), table)
+    assert value == 0
+    assert for_inputs.shape == (0, 4)
+    assert not np.any(for_table)
+
+
+@pytest.mark.parametrize("sizes", [{"block_size": 5}, {"class_block_size": 3}])
+@pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID])
+def test_strict_promotion_and_uneven_cotangents(loss, sizes):
+    """Of bfloat16 inputs and a float32 table, blocks that leave a rest, one loss an example."""
+    labels, inputs, table = operands()
+    labels = labels if loss is SOFTMAX else labels[:, None]
+    inputs, cotangent = inputs.astype(jnp.bfloat16), jnp.linspace(-1, 2, 12)
+
+    def losses_of(kernel):
+        return loss(labels, inputs, kernel, reduction="none", **sizes)
+
+    with jax.numpy_dtype_promotion("strict"):
+        each, pull = jax.vjp(lambda table: losses_of(jxent.Transposed(table)), table)
+        expected, pull_expected = jax.vjp(losses_of, table.T)
+        (slope,), (right,) = pull(cotangent), pull_expected(cotangent)
+    chex.assert_trees_all_close(each, expected, rtol=1e-5)
+    # One loss an example: the gradient is rounded to the inputs' dtype once a block.
+    np.testing.assert_allclose(slope, right.T, atol=2**-7 * np.abs(right).max())
+
+
 @pytest.mark.parametrize(
     ("table", "error", "words"),
     [
