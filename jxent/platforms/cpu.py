@@ -237,7 +237,7 @@ def _label_statistics_in_parts(*arguments: Any) -> LabelNormalizer:
 #     r / e          below the largest number, by a guard of its own: from e = 2e-35 and r > 6e3 it
 #                    would overflow; above tiny, or flushed to 0 as the loss itself is then
 #     log(r + e)     between -72 and 87, so its exponential is as far from both ends as r + e
-#     logit + loss   where it stands for that: between -1/2 and 1, its error that of numbers below 1/2
+#     logit + loss   where it stands for that: in (-1/2, 1), with the error of numbers below 1/2
 #     complement     in [0, 1], above tiny or flushed as it is
 #     scale          1 to rounding
 #
