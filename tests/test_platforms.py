@@ -109,6 +109,18 @@ def test_what_a_way_calls_is_decided_with_it():
     assert decisions(traced.jaxpr.jaxpr) == 1
 
 
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize(("examples", "many"), [(128, False), (4096, True)])
+def test_only_many_narrow_rows_are_worth_a_condition(examples, many):
+    def loss(z, x):
+        return jxent.softmax_cross_entropy_with_logits(labels=z, logits=x)
+
+    shape = jax.ShapeDtypeStruct((examples, 10), jnp.float32)
+    text = jax.jit(loss).lower(shape, shape).compile().as_text()
+    assert text is not None
+    assert (" conditional(" in text) == many
+
+
 def decisions(jaxpr) -> int:
     """How many decisions between platforms lie on a path, at most."""
     most = 0

@@ -27,14 +27,15 @@ from jxent.platforms._xla_cpu import (
 # The maximum, the sum of all, how to sum all but the maximum, and the arrays that this takes.
 Rows = tuple[Any, ...]
 
-# Rows of fewer classes are computed without conditions: one and its branches cost 10 to 50 us a
-# step, and up to half a second to compile (128 x 10, AMD EPYC).
+# Rows of fewer classes are computed without conditions, unless there are many: a condition and its
+# branches cost 10 to 50 us a step, and up to half a second to compile (128 x 10, AMD EPYC).
 NARROW = 32
+MANY = 2**15  # logits
 
 
 def are_rows(classes: Classes, x: Array, *_: Any) -> bool:
-    """Whether the classes are whole rows, and wide enough for a fast way."""
-    return classes.are_last(x) and x.shape[-1] >= NARROW
+    """Whether the classes are whole rows, and wide or many enough for a fast way."""
+    return classes.are_last(x) and (x.shape[-1] >= NARROW or x.size >= MANY)
 
 
 @way(_logsumexp.pair_of_rows, "cpu", applies=are_rows)
@@ -173,6 +174,50 @@ def _labels_statistics_in_parts(*arguments: Any) -> LabelsStatistics:
     return _statistics.labels_statistics.plain(*arguments)
 
 
+def _are_few(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
+    return not smoothing and classes.are_last(x) and x.shape[-1] < NARROW
+
+
+@way(_statistics.label_statistics, "cpu", applies=_are_few)
+def _label_statistics_of_few(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
+    """Without a condition, and with one sum for the two of `_pair_without_selects`.
+
+    Of all but the label where that is at the maximum. Elsewhere of all: some class at the maximum
+    is among them, whose 1 can be taken from the sum, as the loss is then at least what it lacks.
+    """
+    # A gather in the same loop as exp and log1p would keep them from being vectorised.
+    logit = jax.lax.optimization_barrier(_statistics.label_logit(classes, ids, x))[..., 0]
+    x = widen(x)
+    row_max = classes.max(x)[..., 0]
+    behind = gap(logit, row_max) > 0
+    numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    left_out = jnp.where(behind, -1, ids[..., 0]).astype(x.dtype)
+    counts = jnp.minimum(jnp.abs(numbers - left_out[..., None]), 1)
+    total = _of_top(row_max, jnp.sum(counts / _inverse(x, row_max[..., None]), -1))
+    rest = jnp.where(behind, total - 1, total)
+    normalizer = _statistics.of_pair(logit, *_logsumexp.defined(row_max, rest))
+    normalizer = jax.tree.map(lambda a: a[..., None], normalizer)
+    # Stored, or the gradient computes what is a row's own for each class.
+    return cast(LabelNormalizer, jax.lax.optimization_barrier(normalizer))
+
+
+# What a sum of exp(x - row_max) has to add up where +inf is the maximum.
+_OF_TOP = 2.0**100
+
+
+def _inverse(x: Array, row_max: Array) -> Array:
+    """exp(row_max - x), so that NaN stays NaN: a minimum of +inf and the largest number drops it.
+
+    From 1 up, to which 1 / `_OF_TOP` adds nothing; or, at +inf, that number alone.
+    """
+    return exp(bounded(row_max) - x) + 1 / _OF_TOP
+
+
+def _of_top(row_max: Array, total: Array) -> Array:
+    """A sum over classes of 1 / `_inverse`, with 1 for each +inf."""
+    return jnp.where(row_max == jnp.inf, total / _OF_TOP, total)
+
+
 def _are_integers_exact(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
     exact: int = 2 ** (
         jnp.finfo(computing_dtype(x.dtype)).nmant + 1
@@ -188,37 +233,6 @@ def _label_statistics_on_cpu(classes: Classes, _: float, x: Array, ids: Array) -
     logit = _statistics.label_logit(classes, ids, x)
     normalizer: LabelNormalizer = attempt(_without_shift, exact)(x, ids, logit)
     return normalizer
-
-
-def _are_few(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
-    return not smoothing and classes.are_last(x) and x.shape[-1] < NARROW
-
-
-@way(_statistics.label_statistics, "cpu", applies=_are_few)
-def _label_statistics_of_few(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
-    """Without a condition, and with one sum for the two of `_pair_without_selects`.
-
-    The sum of all but the label is what is left where the label leads. Elsewhere some class at the
-    maximum is in it: it is at least 1, which can be taken from it without losing a digit.
-    """
-    # A gather in the same loop as exp and log1p would keep them from being vectorised.
-    logit = jax.lax.optimization_barrier(_statistics.label_logit(classes, ids, x))
-    x = widen(x)
-    row_max = classes.max(x)
-    # 0 for the label, 1 at least for all others, whose exponential is 1 at most.
-    numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
-    distance = jnp.abs(numbers - ids.astype(x.dtype))
-    (most,) = own_constants(x.dtype, jnp.finfo(x.dtype).max)
-    below = jnp.minimum(x, most) - jnp.minimum(row_max, most)
-    others = jnp.sum(jnp.minimum(exp(below), distance), -1)
-    size = jnp.sum(jnp.abs(x), -1)  # minima drop NaN
-    logit, row_max = logit[..., 0], row_max[..., 0]
-    rest = jnp.where(logit == row_max, others, (others - 1) + exp(-gap(logit, row_max)))
-    rest = jnp.where(jnp.isnan(size), jnp.nan, rest)
-    normalizer = _statistics.of_pair(logit, *_logsumexp.defined(row_max, rest))
-    normalizer = jax.tree.map(lambda a: a[..., None], normalizer)
-    # Stored, or the gradient computes what is a row's own for each class.
-    return cast(LabelNormalizer, jax.lax.optimization_barrier(normalizer))
 
 
 @way(_statistics.label_statistics, "cpu")
