@@ -18,6 +18,7 @@ from jxent import (
     _mesh,
     _operands,
     _options,
+    _predicted_projection,
     _prediction,
     _projection,
     _reduction,
@@ -28,7 +29,7 @@ from jxent._blocks import AnyCut, Choice, Sizes
 from jxent._blockwise import Function as Blockwise
 from jxent._blockwise import Given, Plan
 from jxent._kernel import Kernel
-from jxent._loss import ByClasses, Data, InParts, Member, PerClass, Summed, Taught
+from jxent._loss import CutByClasses, Data, InParts, Member, PerClass, Summed, Taught
 from jxent._operands import Operands
 from jxent._prediction import Prediction, SoftmaxStatistics
 from jxent._reduction import Reduction
@@ -96,7 +97,7 @@ def predicted_by_projection(
     batch = inputs.shape[:-1]
     operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, temperature)
     blocks = _blocks_of(member, sizes, operands)
-    values, _ = _prediction.projected(member, blocks, operands)
+    values, _ = _predicted_projection.projected(member, blocks, operands)
     return SoftmaxStatistics(*(x.reshape(batch) for x in values))
 
 
@@ -198,9 +199,9 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
         return of_examples
     fewer = isinstance(examples, int) and examples < classes
     of_classes = None
-    if sizes.classes and not isinstance(member, ByClasses):
+    if sizes.classes and not isinstance(member, CutByClasses):
         raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
-    if isinstance(member, ByClasses) and (sizes.classes or fewer):
+    if isinstance(member, CutByClasses) and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
         runs = _mesh.runs_of_classes(*per_class)

@@ -243,10 +243,14 @@ def _change(classes: Classes, primals: Any, tangents: Any) -> Array:
     (x, normalizer), (t, dnormalizer) = primals, tangents
     if dnormalizer.moment is None:
         return softmax_tangent(x, t, classes)
-    origin, mean = dnormalizer.moment
     p: Array = probabilities(x, normalizer, classes)
-    change: Array = p * (_beyond(p, t, origin) - mean)
+    change: Array = p * deviation_in_block(p, t, dnormalizer.moment)
     return change
+
+
+def deviation_in_block(p: Array, t: Array, moment: Moment) -> Array:
+    """As `deviation`, for a block of classes."""
+    return beyond(p, t, moment.origin) - moment.mean
 
 
 # Passes differ in the last digits: who leads here, above 0.9, was the origin there, above 0.6.
@@ -257,10 +261,11 @@ def origin_of(p: Array, t: Array, classes: Classes) -> Array:
 
 def mean_of(p: Array, t: Array, origin: Array, classes: Classes) -> Array:
     """What a block adds to the moment's `mean`."""
-    return classes.sum(p * _beyond(p, t, origin))
+    return classes.sum(p * beyond(p, t, origin))
 
 
-def _beyond(p: Array, t: Array, origin: Array) -> Array:
+def beyond(p: Array, t: Array, origin: Array) -> Array:
+    """What `t` has beyond the leader."""
     return jnp.where(p > 0.9, 0, t - origin)
 
 

@@ -75,23 +75,37 @@ class Taught(Summed, Protocol):
 
 
 @runtime_checkable
-class ByClasses(Summed, Protocol):
-    """A loss whose gradient, once its statistics are known, may be taken by blocks of classes."""
+class CutByClasses(Capped, Protocol):
+    """What has its gradient, once its statistics are known, by blocks of classes too."""
 
     @property
-    def whole(self) -> Summed:
-        """The same loss of classes that are not split."""
+    def axis(self) -> int | tuple[int, ...]: ...
+
+    @property
+    def classes(self) -> Classes: ...
+
+    @property
+    def whole(self) -> Any:
+        """The same of classes that are not split."""
 
     @property
     def independent(self) -> bool:
         """Whether each class has its loss too from its own logit alone."""
 
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        """The labels of a block of classes."""
+
+
+@runtime_checkable
+class ByClasses(Summed, CutByClasses, Protocol):
+    """A loss whose gradient, once its statistics are known, may be taken by blocks of classes."""
+
+    @property
+    def whole(self) -> Summed: ...
+
     @property
     def curves_by_classes(self) -> bool:
         """Whether a block's second derivatives can be told from it and the `moment`."""
-
-    def labels_of(self, block: Block, labels: Array) -> Array:
-        """The labels of a block of classes."""
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from jxent._arithmetic import Listed, computing_dtype
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._kernel import Kernel, Transposed, matrix
-from jxent._loss import ByClasses, Capped, Data, Taught, present
+from jxent._loss import Capped, CutByClasses, Data, Taught, present
 
 
 class Operands(NamedTuple):
@@ -55,7 +55,7 @@ def in_products(operands: Operands) -> Operands:
     return low
 
 
-def of_block(member: ByClasses, block: Block, operands: Operands) -> Operands:
+def of_block(member: CutByClasses, block: Block, operands: Operands) -> Operands:
     """The operands of a block of classes."""
     labels, inputs, kernel, bias, parameters = operands
     return Operands(
@@ -105,11 +105,14 @@ def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "
     return x if bias is None else x + bias[None]
 
 
-def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"] | None:
+def pushed(
+    operands: Operands, change: Operands, shared: bool = False
+) -> Float[Array, "block classes"] | None:
     """The tangent of a block's logits, of operands in the products' dtype; None for zero.
 
     Its products have their operands' dtype, so that the transposed ones, whose operand is the
-    cotangent, do. float16 is too narrow for a slope times its example's cotangent.
+    cotangent, do. float16 is too narrow for a slope times its example's cotangent. `shared`: the
+    transposed ones read one cotangent.
     """
     _, inputs, kernel, _, _ = operands
     wide = computing_dtype(inputs.dtype)
@@ -118,13 +121,16 @@ def pushed(operands: Operands, change: Operands) -> Float[Array, "block classes"
 
     def times(rows: Array, columns: Kernel) -> Array:
         rows, columns = rows.astype(product), matrix(columns.astype(product))
-        return jnp.matmul(rows, columns, out_sharding=split).astype(wide)
+        return jnp.matmul(rows, columns, out_sharding=split)
 
     moved = []
     if change.inputs is not None:
         moved.append(times(change.inputs, kernel))
     if change.kernel is not None:
         moved.append(times(inputs, change.kernel))
+    if shared and moved:
+        moved = jax.lax.optimization_barrier(moved)  # else each product computes it again
+    moved = [x.astype(wide) for x in moved]
     if change.bias is not None:
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
         moved.append(rows + change.bias[None])

@@ -10,29 +10,26 @@ leader rounds to 0.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
+from jxent import _logsumexp, _loss, _statistics
 from jxent._arithmetic import (
     bounded,
-    computing_dtype,
     divided_about,
     divided_by,
     log1p,
     widen,
     zero_times,
 )
-from jxent._blocks import AnyCut, Cut, of_examples
-from jxent._dispatch import per_platform
+from jxent._blocks import Block
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
-from jxent._operands import Operands
 from jxent._options import Options
 from jxent._softcap import softcap
 from jxent._softmax import stored
@@ -62,6 +59,7 @@ class Row(NamedTuple):
 
     normalizer: LabelNormalizer
     mean_gap: Array  # E above
+    spread: Array | None = None  # see `_predicted_projection`
 
 
 Found = tuple[SoftmaxStatistics, Row]
@@ -74,10 +72,20 @@ class Prediction(Options):
 
     classes: Classes
     logit_softcap: float | None = None
+    independent: ClassVar[bool] = False
 
     @property
     def axis(self) -> int | tuple[int, ...]:
         return self.classes.axis
+
+    @property
+    def whole(self) -> "Prediction":
+        """The same of classes that are not split."""
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        """The labels of a block of classes."""
+        return self.classes.places(block, labels)
 
     def scaled(
         self, logits: Array, temperature: Array | None, origin: Array | None = None
@@ -110,41 +118,49 @@ class Prediction(Options):
         row = Row(normalizer._replace(complement=complement), mean_gap)
         return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
 
-    def moved(self, data: Any, moving: Any, row: Row) -> tuple[Array, Array, Array]:
-        """What the softmax is taken of, its tangent, and that of a constant of the row."""
-        _, temperature = data
-        shift = row.normalizer.shift
-        # Of a leader at +inf the shift is the largest number.
-        origin = jnp.where(jnp.abs(shift) < jnp.finfo(shift.dtype).max, shift, 0)
-        y, dy = _pushed_through(partial(self.scaled, origin=origin), data, moving)
-        if temperature is None or moving[1] is None:
-            return y, dy, jnp.zeros_like(origin)
-        fixed = jax.lax.stop_gradient(origin * temperature)
-        _, change = jax.jvp(lambda t: divided_by(t, fixed), (temperature,), (moving[1],))
-        return y, dy, change
+    def moved(self, data: Any, moving: Any, row: Row) -> tuple[Array, Array]:
+        """What the softmax is taken of, and its tangent but for a constant of the row."""
+        scaled = partial(self.scaled, origin=_origin(row))
+        return cast(tuple[Array, Array], _pushed_through(scaled, data, moving))
 
-    def changes(
-        self, labels: Array, y: Array, dy: Array, constant: Array, row: Row
+    def with_constant(
+        self, changes: dict[str, Array], temperature: Any, dtemperature: Any, row: Row
     ) -> dict[str, Array]:
-        """The tangents of the fields along `dy` and a constant of the row."""
+        """The tangents of the fields with what a constant of the row makes of them."""
+        if temperature is None or dtemperature is None:
+            return changes
+        fixed = jax.lax.stop_gradient(_origin(row) * temperature)
+        _, constant = jax.jvp(lambda t: divided_by(t, fixed), (temperature,), (dtemperature,))
+        moved = changes["log_normalizer"] + jnp.squeeze(constant, self.axis)
+        return {**changes, "log_normalizer": moved}
+
+    def changes(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
+        """The tangents of the fields along `dy`, of whole rows or of a block of their classes."""
         p = _logsumexp.probabilities(y, row.normalizer, self.classes)
         scale = row.normalizer.scale
         scale = jnp.where(jnp.isnan(row.normalizer.complement), jnp.nan, scale)
+        # None is out of range where the normaliser is not NaN, but for other classes of a block.
+        ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
         of_label = _logsumexp.label_slopes(
-            self.classes, 0.0, y, self.classes.ids(labels, y), row.normalizer._replace(scale=scale)
+            self.classes, 0.0, y, ids, row.normalizer._replace(scale=scale)
         )
         slopes = {
             "log_prob": -of_label,
-            "entropy": p * _surplus(y, row, self.classes),
+            "entropy": p * surplus(y, row, self.classes),
             "log_normalizer": p,
         }
-        changes = {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
-        changes["log_normalizer"] += jnp.squeeze(constant, self.axis)
-        return changes
+        return {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
+
+
+def _origin(row: Row) -> Array:
+    """What tangents to the temperature are measured from: the row's largest logit, or 0."""
+    shift = row.normalizer.shift
+    # Of a leader at +inf the shift is the largest number.
+    return jnp.where(jnp.abs(shift) < jnp.finfo(shift.dtype).max, shift, 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _surplus(y: Array, row: Row, classes: Classes) -> Array:
+def surplus(y: Array, row: Row, classes: Classes) -> Array:
     """The difference gap - E; -E where a class has no probability.
 
     Where it has none the gap may be so large that its product with a tangent overflows.
@@ -155,15 +171,20 @@ def _surplus(y: Array, row: Row, classes: Classes) -> Array:
 
 
 # With dev = t - sum p t: d gap = -dev up to a constant of the row, d E = sum p dev gap + the same.
-@_surplus.defjvp
+@surplus.defjvp
 def _surplus_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
     y, row = primals
-    surplus = _surplus(y, row, classes)
+    dy, drow = tangents
+    value = surplus(y, row, classes)
+    if drow.spread is not None:
+        p = _logsumexp.probabilities(y, row.normalizer, classes)
+        dev = _logsumexp.deviation_in_block(p, dy, drow.normalizer.moment)
+        return value, -(dev + drow.spread)
     pair = _logsumexp.pair(y, classes)
     p, _ = _logsumexp.chances(y, *pair, classes)
-    dev = _logsumexp.deviation(p, y, *pair, tangents[0], classes)
+    dev = _logsumexp.deviation(p, y, *pair, dy, classes)
     # `zero_times` for the same reason as in `deviation`.
-    return surplus, -(dev + classes.sum(zero_times(p, surplus * dev)))
+    return value, -(dev + classes.sum(zero_times(p, value * dev)))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -183,14 +204,15 @@ def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Fou
         # After the field itself, see `_loss`: a step writes the new logits over the old ones.
         zero = jnp.expand_dims(_loss.zero_known_from(value), cast(int, member.axis))
         (_, *data), row = _loss.after(zero, (labels, *data), row)
-        return member.changes(labels, *member.moved(data, moving, row), row)[name]
+        found = member.changes(labels, *member.moved(data, moving, row), row)
+        return member.with_constant(found, data[1], moving[1], row)[name]
 
     changes = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
     if jax.tree.leaves(moving):
         for name in FIELDS:
             tangent = jax.checkpoint(partial(change, name), prevent_cse=False)
             changes[name] = tangent(getattr(found[0], name), found[1], data, moving)
-    return found, _with(changes, found)
+    return found, with_changes(changes, found)
 
 
 predicted.defjvp(_predicted_jvp, symbolic_zeros=True)
@@ -203,77 +225,7 @@ def _pushed_through(function: Any, primals: Any, tangents: Any) -> Any:
     return jax.jvp(function, tuple(primals), tuple(still))
 
 
-def _with(changes: dict[str, Array], found: Found) -> Found:
+def with_changes(changes: dict[str, Array], found: Found) -> Found:
     """The tangents of all that was found: those of the cache and of the prediction are 0."""
     values, row = jax.tree.map(_loss.no_tangent, found)
     return values._replace(**changes), row
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def projected(member: Prediction, blocks: AnyCut, operands: Operands) -> Found:
-    """The statistics of a projection, a block of examples at a time."""
-    return statistics_of_projection(member, blocks, operands)
-
-
-@per_platform(statics=2)
-def statistics_of_projection(member: Prediction, blocks: AnyCut, operands: Operands) -> Found:
-    """What `projected` returns."""
-    examples = operands.inputs.shape[0]
-    blocks = of_examples(blocks, examples, operands.kernel.shape)
-    return by_examples(member, blocks, operands)
-
-
-def by_examples(member: Prediction, blocks: Cut, operands: Operands) -> Found:
-    """What `projected` returns, of these blocks."""
-    operands = _operands.in_products(_mesh.alike(operands))
-
-    def block(rows: Any) -> Found:
-        labels, inputs = rows
-        own = Operands(labels, inputs, *operands.shared)
-        return member.statistics(*_operands.data_of(member, own))
-
-    found: Found = blocks.each(block, operands.inputs.shape[0], operands.of_rows)
-    return found
-
-
-# Block by block, each under `jax.checkpoint`: the transpose multiplies a block's logits once more.
-# The kernel's tangent enters the scan in float32, which its transpose then accumulates in.
-def _projected_jvp(
-    member: Prediction, blocks: AnyCut, primals: tuple[Operands], tangents: tuple[Operands]
-) -> tuple[Found, Found]:
-    (operands,) = primals
-    found = projected(member, blocks, operands)
-    moving = _operands.moving_of(tangents[0])
-    examples, wide = operands.inputs.shape[0], computing_dtype(operands.inputs.dtype)
-    cut = of_examples(blocks, examples, operands.kernel.shape)
-    if moving.kernel is not None:
-        moving = moving._replace(kernel=moving.kernel.astype(wide))
-    operands, moving = _mesh.alike((operands, moving))
-    operands = _operands.in_products(operands)
-
-    # A place that is filled up has logits of its own, which may be NaN, and is cut off later.
-    kept = None
-    if cut.is_ragged(examples):
-        kept = jnp.ones_like(operands.inputs[:, :1], dtype=bool)
-
-    @jax.checkpoint
-    def block(rows: Any, shared: Any) -> dict[str, Array]:
-        kept, row, of_rows, dof_rows = rows
-        own, change = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
-        labels, logits, temperature = _operands.data_of(member, own)
-        dlogits = _operands.pushed(own, change)
-        y, dy, constant = member.moved((logits, temperature), (dlogits, change.parameters), row)
-        if kept is not None:
-            y, dy = (jnp.where(_mesh.filled(kept, y), x, 0) for x in (y, dy))
-        return member.changes(labels, y, dy, constant, row)
-
-    @jax.checkpoint  # saves the rows as they were given, not as they are cut
-    def all_blocks(rows: Any, shared: Any) -> dict[str, Array]:
-        changes: dict[str, Array] = cut.each(lambda rows: block(rows, shared), examples, rows)
-        return changes
-
-    rows = (kept, found[1], operands.of_rows, moving.of_rows)
-    return found, _with(all_blocks(rows, (operands.shared, moving.shared)), found)
-
-
-projected.defjvp(_projected_jvp, symbolic_zeros=True)

@@ -22,7 +22,7 @@ from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._kernel import Kernel, matrix
 from jxent._logsumexp import Moment
-from jxent._loss import ByClasses, Exclusive, Summed
+from jxent._loss import ByClasses, CutByClasses, Exclusive, Summed
 from jxent._operands import (
     Operands,
     alike,
@@ -249,23 +249,26 @@ def _change_by_classes(
     def block(known: _loss.Known, own: Operands, change: Operands) -> Array:
         return _change_of_block(member.whole, True, no_losses(own), known, own, change)
 
-    return _sum_over_blocks(member, blocks, block, known, operands, moving)
+    none = no_losses(operands)
+    return cast(Array, sum_over_blocks(member, blocks, block, none, known, operands, moving))
 
 
 # What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
 # would add up as many arrays of the kernel's size as there are blocks. What belongs to the examples
 # enters it in float32, which its transpose then accumulates in.
-def _sum_over_blocks(
-    member: ByClasses,
+def sum_over_blocks(
+    member: CutByClasses,
     blocks: ClassCut,
-    of_own: Callable[[Any, Operands, Operands], Array],
+    of_own: Callable[[Any, Operands, Operands], Any],
+    none: Any,
     of_rows: Any,
     operands: Operands,
     moving: Operands,
-) -> Array:
+) -> Any:
     """The sum over the blocks of classes of what is linear in the tangents of each.
 
-    `of_rows`: what else the function takes. It must not close over anything with derivatives.
+    A tree of arrays, as `none` is, its zeros. `of_rows`: what else the function takes. It must not
+    close over anything with derivatives.
     """
     if moving.inputs is not None:
         moving = moving._replace(inputs=moving.inputs.astype(computing_dtype(moving.inputs.dtype)))
@@ -273,33 +276,32 @@ def _sum_over_blocks(
     @partial(jax.checkpoint, static_argnums=0)
     def block(
         width: int, number: int | Array, of_rows: Any, operands: Operands, moving: Operands
-    ) -> Array:
+    ) -> Any:
         own = of_block(member, Block(blocks, width, number), operands)
         return of_own(of_rows, own, moving)
 
     # Without it the derivative rules of what a block calls are lost to a third derivative.
     @jax.checkpoint
-    def all_blocks(of_rows: Any, operands: Operands, moving: Operands) -> Array:
+    def all_blocks(of_rows: Any, operands: Operands, moving: Operands) -> Any:
         columns = {
             name: blocks.stacked(t)
             for name, t in moving._asdict().items()
             if t is not None and t.ndim and name != "inputs"
         }
 
-        def step(width: int, total: Array, own: Any) -> tuple[Array, None]:
+        def step(width: int, total: Any, own: Any) -> tuple[Any, None]:
             number, columns = own
             change = block(width, number, of_rows, operands, moving._replace(**columns))
-            return total + change, None
+            return jax.tree.map(jnp.add, total, change), None
 
         full = {name: cut[0] for name, cut in columns.items()}
-        start = no_losses(operands)
-        total, _ = jax.lax.scan(partial(step, blocks.width), start, (blocks.numbers, full))
+        total, _ = jax.lax.scan(partial(step, blocks.width), none, (blocks.numbers, full))
         if blocks.rest:
             rest = {name: cut[1] for name, cut in columns.items()}
             total, _ = step(blocks.rest, total, (blocks.number, rest))
         return total
 
-    return member.classes.across(all_blocks(of_rows, operands, moving))
+    return jax.tree.map(member.classes.across, all_blocks(of_rows, operands, moving))
 
 
 # A block of exclusive classes has its gradient from the statistics of all of them, whose tangents
@@ -307,7 +309,7 @@ def _sum_over_blocks(
 # tangent of the moment, which costs nothing where nobody differentiates twice.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _moment(member: Exclusive, blocks: ClassCut, known: _loss.Known, operands: Operands) -> Moment:
-    none = jnp.expand_dims(no_losses(operands), member.axis)
+    none = jnp.zeros_like(known.statistics.complement)  # the same on every chip, as sums across are
     return Moment(none, none)
 
 
@@ -341,7 +343,9 @@ def _moment_jvp(
         return jnp.squeeze(whole.moment_of_block(x, dx, statistics, origin), member.axis)
 
     def total(origin: Array | None) -> Array:
-        sums = _sum_over_blocks(member, blocks, block, (origin, statistics), operands, moving)
+        rows = (origin, statistics)
+        none = no_losses(operands)
+        sums = sum_over_blocks(member, blocks, block, none, rows, operands, moving)
         return jnp.expand_dims(sums, member.axis)
 
     origin = total(None)

@@ -79,6 +79,7 @@ def linear_sparse_softmax_statistics(
     temperature: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
+    class_block_size: int | None = None,
     axis_name: str | None = None,
     name: str | None = None,
 ) -> SoftmaxStatistics:
@@ -106,6 +107,8 @@ def linear_sparse_softmax_statistics(
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
         gradient passes over it once a block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
+      class_block_size: Classes a block, in place of examples: the kernel's gradient is written
+        once. None, where `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -135,6 +138,6 @@ def linear_sparse_softmax_statistics(
     labels = _check_labels.class_ids(labels, shape, len(shape) - 1)
     divisor = _checks.temperature(temperature, inputs.dtype)
     member = Prediction(Classes(-1, _checks.axis_name(axis_name)), logit_softcap)
-    sizes = _checks.block_sizes(block_size)
+    sizes = _checks.block_sizes(block_size, class_block_size)
     with _checks.scope(name, "linear_sparse_softmax_statistics"):
         return _call.predicted_by_projection(member, sizes, labels, inputs, kernel, bias, divisor)

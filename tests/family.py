@@ -352,7 +352,8 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
         return plain(**arrays, **options, **of_axis)
 
     tied = ["tied"] * kwargs.get("tied", False)
-    title = " ".join([*["linear"] * (features is not None), field, *options, *tied])
+    by = ["by classes"] * ("class_block_size" in blocks)
+    title = " ".join([*["linear"] * (features is not None), field, *options, *by, *tied])
     return Case(
         title, f"jxent.{name}", loss, truth, shape, axis=axis, labels="ids", features=features,
         options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
@@ -366,6 +367,8 @@ STATISTICS = (
     _statistics("entropy", (3, 5), options=WARM | CAP),
     _statistics("log_prob", (2, 4, 5), 3, blocks={}, options=WARM),
     _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=WARM | CAP),
+    _statistics("entropy", (3, 5), 2, blocks=CLASSES_2, bias=True, options=WARM | CAP),
+    _statistics("log_prob", (3, 6), 2, blocks=CLASSES_2, options=WARM),
 )
 
 

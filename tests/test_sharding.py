@@ -145,6 +145,8 @@ CASES = [
     reduced("linear_sparse_sigmoid_cross_entropy", "lists", "inputs", "kernel", "one_q", "bias",
             **CLASS_BLOCK),
     reduced("linear_sigmoid_cross_entropy", "dense", "inputs", "kernel", "q", **CLASS_BLOCK),
+    each("linear_sparse_softmax_cross_entropy", "ids", "inputs", "kernel", "bias", **CLASS_BLOCK),
+    reduced("linear_sparse_softmax_cross_entropy", "ids", "inputs", "kernel", **CLASS_BLOCK),
 ]  # fmt: skip
 
 

@@ -397,10 +397,12 @@ def test_gradients_of_a_projection_take_a_sixth_of_stored_logits():
 
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
-@pytest.mark.parametrize("form", ["", "linear"])
+@pytest.mark.parametrize("form", ["", "linear", "by classes"])
 @pytest.mark.parametrize("kind", ["shard_map", "automatic", "explicit"])
 def test_on_a_mesh(form, kind):
     """Classes split over one axis, examples over the other: the same numbers as on one device."""
+    if form == "by classes" and kind == "explicit":
+        return  # refused: tests/test_class_blocks.py
     rng = np.random.default_rng(0)
     labels = rng.integers(12, size=8)
     operands = tuple(
@@ -409,7 +411,8 @@ def test_on_a_mesh(form, kind):
     )
     names = ("inputs", "kernel") if form else ("logits",)
     specs = (P("data", None), P(None, "model")) if form else (P("data", "model"),)
-    function = partial(LINEAR, block_size=2) if form else WITH_LOGITS
+    blocks = {"linear": {"block_size": 2}, "by classes": {"class_block_size": 8}}
+    function = partial(LINEAR, **blocks[form]) if form else WITH_LOGITS
 
     def program(labels, operands, across=lambda x: x, **options):
         def total(operands):
@@ -420,7 +423,8 @@ def test_on_a_mesh(form, kind):
             return across(jnp.sum(sums)), found
 
         gradient, found = jax.grad(total, has_aux=True)(operands)
-        return gradient, found
+        slope = jax.grad(lambda operands: total(operands)[0])
+        return gradient, jax.jvp(slope, (operands,), (operands,))[1], found
 
     wanted = program(labels, operands)
     explicit = kind == "explicit"
@@ -429,7 +433,7 @@ def test_on_a_mesh(form, kind):
     if kind == "shard_map":
         split = jax.shard_map(
             partial(program, across=lambda x: jax.lax.psum(x, "data"), axis_name="model"),
-            mesh=mesh, in_specs=(P("data"), specs), out_specs=(specs, P("data")),
+            mesh=mesh, in_specs=(P("data"), specs), out_specs=(specs, specs, P("data")),
         )  # fmt: skip
         got = jax.jit(split)(labels, operands)
     else:
@@ -441,5 +445,5 @@ def test_on_a_mesh(form, kind):
         with jax.set_mesh(mesh):
             got = jax.jit(program)(*placed)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=2e-6, atol=2e-6), got, wanted
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), b, rtol=5e-6, atol=5e-6), got, wanted
     )

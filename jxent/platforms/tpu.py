@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _blocks, _mesh, _operands, _prediction, _projection, _sigmoid, _softmax, _total
+from jxent import (
+    _blocks,
+    _mesh,
+    _operands,
+    _predicted_projection,
+    _projection,
+    _sigmoid,
+    _softmax,
+    _total,
+)
 from jxent._arithmetic import Listed
 from jxent._blocks import AnyCut, Choice, ClassCut, Cut
 from jxent._dispatch import way
@@ -106,11 +115,21 @@ def _is_uncapped(member: Prediction, blocks: AnyCut, *_: Any) -> bool:
     return member.logit_softcap is None and isinstance(blocks, Choice)
 
 
-@way(_prediction.statistics_of_projection, "tpu", applies=_is_uncapped)
+@way(_predicted_projection.statistics_of_projection, "tpu", applies=_is_uncapped)
 def _statistics_in_one_block(member: Prediction, _: AnyCut, operands: Operands) -> Found:
     """As `_in_one_block`."""
     whole = Cut(1, operands.inputs.shape[0])
-    return _prediction.by_examples(member, whole, operands)
+    return _predicted_projection.by_examples(member, whole, operands)
+
+
+def _classes_pay_statistics(_: Prediction, blocks: AnyCut, *rest: Any) -> bool:
+    return _pay(blocks, rest[-2], products=0)
+
+
+@way(_predicted_projection.changes_of_projection, "tpu", applies=_classes_pay_statistics)
+def _changes_by_classes(member: Prediction, blocks: Choice, *rest: Any) -> dict[str, Array]:
+    """As `_change_by_classes`."""
+    return _predicted_projection.changes_of_projection.plain(member, blocks.classes, *rest)
 
 
 @way(_operands.uncapped, "tpu")
