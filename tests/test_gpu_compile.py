@@ -4,11 +4,16 @@ Needs the extra `gpu-compile` (Linux x86-64, jax 0.10.2); skipped elsewhere.
 """
 
 import platform
+from functools import partial
 
+import jax
 import pytest
 
+import jxent
 from benchmarks import bounds, gpu_compile
-from benchmarks.compiled import excess
+from benchmarks.cases import Case
+from benchmarks.compiled import compiled, excess
+from jxent import _blocks
 
 if not gpu_compile.is_available() or platform.machine() != "x86_64":
     pytest.skip("needs the extra gpu-compile beside jax 0.10.2", allow_module_level=True)
@@ -20,6 +25,41 @@ pytestmark = [pytest.mark.xdist_group("gpu_compile"), pytest.mark.long]
 @pytest.fixture(scope="module")
 def chip():
     return gpu_compile.one_chip()
+
+
+def moved(chip, function, case, **sizes):
+    """Bytes, of one number an example and both gradients."""
+
+    def total(labels, inputs, kernel, _):
+        return function(labels=labels, inputs=inputs, kernel=kernel, **sizes).sum()
+
+    found = compiled(chip, case, jax.value_and_grad(total, (1, 2)))
+    assert found is not None
+    return found.cost.bytes
+
+
+def entropy(**arguments):
+    return jxent.linear_sparse_softmax_statistics(**arguments).entropy
+
+
+@pytest.mark.parametrize(
+    "function", [jxent.linear_sparse_softmax_cross_entropy, entropy], ids=["loss", "entropy"]
+)
+@pytest.mark.parametrize(
+    ("examples", "classes", "features"),
+    [
+        (8192, 131072, 1024), (8192, 65536, 256), (4096, 32000, 4096), (16384, 50304, 768),
+        (2048, 128256, 4096), (1024, 32000, 1024), (8192, 32768, 1024),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_blocks_are_chosen_that_move_least(chip, function, examples, classes, features, dtype):
+    case = Case("projection, softmax ids", examples, classes, features, dtype=dtype)
+    bytes_of = partial(moved, chip, function, case)
+    width = _blocks.class_cut(examples, (features, classes), 1, None).width
+    size = _blocks.cut(examples, (features, classes), None).size
+    best = min(bytes_of(block_size=size), bytes_of(class_block_size=width))
+    assert bytes_of() <= 1.06 * best
 
 
 @pytest.mark.parametrize("case", gpu_compile.CASES, ids=lambda case: case.name)

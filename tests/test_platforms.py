@@ -62,6 +62,11 @@ def test_other_platforms_get_the_same_value_gradient_and_second_order(case):
         close(got, (value, (gradient, times(hessian, moving))), "float64", case.terms)
 
 
+def entropy(labels, inputs, kernel):
+    found = jxent.linear_sparse_softmax_statistics(labels=labels, inputs=inputs, kernel=kernel)
+    return jnp.sum(found.entropy)
+
+
 @pytest.mark.parametrize("platform", REGISTERED)
 def test_the_family_takes_every_way(platform, monkeypatch):
     """So that the tests of the family are tests of every way that is registered."""
@@ -85,6 +90,7 @@ def test_the_family_takes_every_way(platform, monkeypatch):
         arrays = shapes(Case("projection, softmax ids", *GEMMA))[:3]
         jax.eval_shape(jax.grad(head, 2), *arrays)
         jax.eval_shape(jax.grad(lambda *a: jnp.sum(head(*a, reduction="none")), 2), *arrays)
+        jax.eval_shape(jax.grad(entropy, 2), *arrays)
         for narrow, case in itertools.product((0, 32), CASES):
             if ways <= seen:
                 break

@@ -5,12 +5,13 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from jxent import _blocks, _operands, _sigmoid, _total
+from jxent import _blocks, _operands, _predicted_projection, _projection, _sigmoid, _total
 from jxent._blocks import AnyCut, Choice, Cut
 from jxent._dispatch import way
-from jxent._loss import Summed
+from jxent._loss import ByClasses, Summed
 from jxent._mesh import Classes
 from jxent._operands import Operands
+from jxent._prediction import Prediction
 from jxent.platforms import _one_pass
 
 # Passes over 4096 x 32768 bfloat16 logits as compiled for an H100, value and gradient: ids 3.05
@@ -52,6 +53,49 @@ def _in_larger_blocks(member: Summed, blocks: Choice, *rest: Any) -> Any:
     4.5 GB in place of 3.0 are held.
     """
     return _total.values_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
+
+
+def _classes_pay(blocks: AnyCut, operands: Operands, slopes: int) -> bool:
+    """Whether the gradients move less by blocks of classes, where both have as many products.
+
+    Of several blocks of examples each reads the kernel twice and adds to its gradient, of classes
+    each does so with the inputs. `slopes`: how often more these pass over the slopes.
+    """
+    if not isinstance(blocks, Choice) or blocks.classes is None or blocks.examples.number == 1:
+        return False
+    examples, features = operands.inputs.shape
+    size, of_classes = operands.inputs.dtype.itemsize, blocks.classes
+    number = of_classes.number + bool(of_classes.rest)
+    of_kernel = (8 + 2 * size) * operands.kernel.size * blocks.examples.number
+    of_inputs = (8 + 2 * size) * examples * features * number
+    return of_kernel > of_inputs + slopes * size * examples * operands.kernel.shape[1]
+
+
+def _classes_pay_each(member: Summed, blocks: AnyCut, *rest: Any) -> bool:
+    curves = isinstance(member, ByClasses) and member.curves_by_classes
+    return curves and _classes_pay(blocks, rest[-2], slopes=3)  # stored once, read twice
+
+
+@way(_projection.change, "cuda", applies=_classes_pay_each)
+@way(_projection.change, "rocm", applies=_classes_pay_each)
+def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
+    """One loss an example: the kernel's gradient is written once.
+
+    H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 84 GB in place of 123 moved, 1.6
+    in place of 3.5 held, by the compiler.
+    """
+    return _projection.change.plain(member, blocks.classes, *rest)
+
+
+def _classes_pay_statistics(_: Prediction, blocks: AnyCut, *rest: Any) -> bool:
+    return _classes_pay(blocks, rest[-2], slopes=0)  # stored either way
+
+
+@way(_predicted_projection.changes_of_projection, "cuda", applies=_classes_pay_statistics)
+@way(_predicted_projection.changes_of_projection, "rocm", applies=_classes_pay_statistics)
+def _changes_by_classes(member: Prediction, blocks: Choice, *rest: Any) -> dict[str, Array]:
+    """The same of statistics."""
+    return _predicted_projection.changes_of_projection.plain(member, blocks.classes, *rest)
 
 
 @way(_operands.once, "cuda")
