@@ -106,6 +106,7 @@ MORE = (
     _more("softmax ids", 32768, 1000, "Smoothed labels.", smoothing=0.1),
     _more("softmax ids", 1024, 32768, "The same in few long rows.", smoothing=0.1),
     _more("softmax ids", 2**24 // 10, 10, "Rows of ten classes."),
+    _more("softmax", 2**24 // 10, 10, "The same with dense labels."),
     _more("softmax ids", 2**24 // 100, 100, "Rows of a hundred."),
     *(_more("softmax ids", 2**26 // c, c, reason) for c, reason in _VOCABULARIES.items()),
     _more("softmax", 1024, 32768, "Soft labels of a vocabulary."),
