@@ -74,7 +74,7 @@ def truth(labels, logits, weights, reduction, label_smoothing=0.0, z_loss=0.0, l
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("platform", [None, "tpu", "cuda"])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_parts_and_accuracy_are_those_of_the_formulas(form, platform):
     """With ties, of which the lowest id is the prediction."""
     f = function(form)
@@ -170,6 +170,7 @@ def test_infinite_logits():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.one_in(3)
 def test_it_is_constant_to_differentiation_and_the_loss_is_not(form):
     """Gradients, the weights' too, Hessians and `vmap` are those of the loss alone."""
     labels, operands, _ = example(form)
@@ -249,6 +250,7 @@ def test_a_step_holds_no_second_array_of_logits(dense, shape):
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["shard_map", "automatic", "explicit"])
+@pytest.mark.one_in(5)
 def test_on_a_mesh(form, kind):
     """Classes split over one axis, examples over the other: the same numbers as on one device."""
     labels, operands, _ = example(form, examples=8, classes=12)

@@ -70,6 +70,7 @@ def close(got, wanted, **tolerance):
 
 @pytest.mark.parametrize("reduction", [r.value for r in losses.Reduction])
 @pytest.mark.parametrize("moving", ["all", "without weights", "weights alone"])
+@pytest.mark.one_in(7)
 def test_every_derivative_is_the_projections(reduction, moving):
     """Of ragged blocks, rows of weight 0 and their weights' slopes among them."""
     with jax.enable_x64(True):
@@ -117,6 +118,7 @@ def test_a_weight_that_moves_only_in_the_last_derivative():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8])
+@pytest.mark.one_in(3)
 def test_vmap_is_a_loop(rows):
     arrays = data(rows=rows)
     y = arrays.pop("y")
@@ -139,6 +141,7 @@ def normed(kernel, row):
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.one_in(5)
 def test_rows_that_do_not_count_reach_nothing(bad, reduction):
     arrays = data()
     weights = arrays["weights"]
@@ -398,6 +401,7 @@ def test_low_precision_is_added_up_in_float32():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.one_in(2)
 def test_products_of_a_projection_are_in_its_dtype(dtype):
     """As JAX differentiates a product that is accumulated in float32, two of three would not be."""
     arrays = data(dtype, rows=64)
@@ -508,6 +512,7 @@ def meshed(case, kind):
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.one_in(2)
 def test_split_by_jit(kind):
     mesh, _, names, moved, total, wanted = meshed("weighted_mean", kind)
     with jax.set_mesh(mesh):

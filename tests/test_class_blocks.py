@@ -125,6 +125,7 @@ def test_every_width_gives_the_same_as_blocks_of_examples(member):
 
 @independent
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
+@pytest.mark.one_in(2)
 def test_an_example_of_weight_0_takes_no_part(member, odd):
     """Not in one block, and not in the others."""
     labels, inputs, kernel = operands(member, examples=4, classes=7)
@@ -225,6 +226,7 @@ ALL = {"label_smoothing": 0.1, "z_loss": 0.3, "logit_softcap": 4.0}
 
 @pytest.mark.parametrize("width", [1, 4, 13, 50])
 @pytest.mark.usefixtures("_platform")
+@pytest.mark.one_in(4)
 def test_exclusive_classes_of_every_width(width):
     """In float64, to rounding: value, every gradient, and their derivatives."""
     with jax.enable_x64(True):
@@ -253,6 +255,7 @@ def test_exclusive_classes_of_every_width(width):
 @pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("width", [1, 4, 13])
 @pytest.mark.usefixtures("_platform")
+@pytest.mark.one_in(18)
 def test_one_loss_an_example_of_exclusive_classes(width, options):
     """In float64, to rounding: value, every gradient, and their derivatives up to the third."""
     with jax.enable_x64(True):
@@ -317,6 +320,7 @@ def test_second_derivatives_of_a_leader_keep_their_digits():
 
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
 @pytest.mark.usefixtures("_platform")
+@pytest.mark.one_in(3)
 def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     weights = jnp.array([1.0, 0.0, 2.0, 0.0])
@@ -385,6 +389,7 @@ def test_four_products_of_exclusive_classes():
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.usefixtures("_platform")
+@pytest.mark.one_in(3)
 def test_default_blocks_that_are_filled_up(member, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
     monkeypatch.setattr(_blocks, "_ROOM", 64)

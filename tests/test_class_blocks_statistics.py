@@ -29,7 +29,7 @@ def _platform(request):
 @pytest.mark.parametrize("fields", [FIELDS, FIELDS[1:2]], ids="-".join)
 @pytest.mark.parametrize("width", [4, 13])
 @pytest.mark.usefixtures("_platform")
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 def test_every_width_has_the_derivatives_of_blocks_of_examples(width, fields):
     """In float64, to rounding, up to the third, in both modes, to all that moves."""
     with jax.enable_x64(True):

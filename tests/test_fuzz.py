@@ -682,7 +682,7 @@ each_count = pytest.mark.parametrize(
 @pytest.mark.usefixtures("x64")
 @each_count
 @each_function
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_on_one_device(function, examples, request):
     """A few programs as users have them, many with every way at every width."""
     if examples == FEW:

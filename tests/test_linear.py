@@ -192,7 +192,7 @@ WAYS += [(m, {"class_block_size": n}) for m, n in BY_CLASSES.items()]
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(("member", "sizes"), WAYS)
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_a_float32_kernel_is_that_of_the_products(form, dtype, member, sizes):
     """Value and gradients of the rounded kernel, but its own gradient is a float32 array."""
     labels, inputs, kernel = operands(member, dtype=dtype)
@@ -232,7 +232,7 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded(member, sizes):
 
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize(("member", "sizes"), WAYS)
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_second_order_of_a_float32_kernel(form, member, sizes):
     """As that of float32 inputs, to the roundings of bfloat16 products."""
     labels, inputs, kernel = operands(member, dtype=jnp.bfloat16)

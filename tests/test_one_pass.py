@@ -230,6 +230,7 @@ def split_rows():
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "z_loss": 0.01}], ids=str)
 @pytest.mark.parametrize("kind", ["shard_map", "unchecked", "Auto", "Explicit"])
+@pytest.mark.one_in(3)
 def test_split_classes_are_joined_and_no_logits_move(kind, options):
     jax.clear_caches()
     ids, z, x = split_rows()

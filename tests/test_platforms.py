@@ -51,7 +51,7 @@ as_on_others = pytest.mark.parametrize(
 @as_on_others
 @pytest.mark.usefixtures("_platform")
 @each_loss
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(15)
 def test_other_platforms_get_the_same_value_gradient_and_second_order(case):
     with jax.enable_x64(True):
         arrays = case.arrays(jnp.dtype("float64"), 0.5)
@@ -68,6 +68,7 @@ def entropy(labels, inputs, kernel):
 
 
 @pytest.mark.parametrize("platform", REGISTERED)
+@pytest.mark.one_in(4)
 def test_the_family_takes_every_way(platform, monkeypatch):
     """So that the tests of the family are tests of every way that is registered."""
     taken = _dispatch.PerPlatform.taken
@@ -143,6 +144,7 @@ def decisions(jaxpr) -> int:
 
 @as_on_others
 @pytest.mark.usefixtures("_platform")
+@pytest.mark.one_in(5)
 def test_other_platforms_keep_the_digits():
     for errors in measure(jnp.float32, [jxent_peer]):
         # XLA:CPU reduces tuples one after the other; no chip does: tests/test_one_pass.py.
@@ -220,7 +222,7 @@ def test_no_other_class_is_left_out(examples, classes):
 @pytest.mark.parametrize("chance", [1e-4, 0.49, 0.51, 1 - 1e-7])
 @pytest.mark.parametrize("classes", rarely([639, 640, 1000, 4096, 50257, 32771], (639, 640, 32771)))
 @pytest.mark.xdist_group("rows")
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 def test_rows_that_are_cut_into_pieces(classes, chance):
     """The label is subtracted from the sum where none has half of the probability, else left out.
 
@@ -295,7 +297,7 @@ def value_and_slopes_of(kind, named):
 @each_option
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.xdist_group("masked")
-@pytest.mark.one_in(10)
+@pytest.mark.one_in(20)
 def test_masked_classes_change_nothing_in_wide_rows(row, kind, options):
     """Infinities, ties and NaN, where rows are cut as where they are not."""
     narrow = jnp.asarray(row, jnp.float32)
@@ -368,6 +370,7 @@ def with_entropy(x):
     ],
     ids=["ids", "dense", "KL", "focused ids", "statistics", "projection"],
 )
+@pytest.mark.one_in(4)
 def test_second_order_along_many_directions(loss, rows):
     """`jax.hessian` of a batch: XLA:CPU has had a fusion that went wrong from 2^15 numbers on."""
     x = jax.random.normal(jax.random.key(0), (rows, 8))
@@ -380,6 +383,7 @@ def test_second_order_along_many_directions(loss, rows):
 
 @pytest.mark.parametrize("shape", [(0, WIDE), (3, 0, WIDE), (0, 32771), (0, 3)])
 @pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.one_in(2)
 def test_no_examples_of_rows_of_any_width(shape):
     x, y = jnp.zeros(shape), jnp.zeros(shape[:-1], jnp.int32)
     for options in ({}, {"label_smoothing": 0.1}):
@@ -453,6 +457,7 @@ def test_sums_of_sigmoid_losses_with_infinite_logits():
      {"focusing": 0.7, "negative_focusing": 2.0}],
     ids=str,
 )  # fmt: skip
+@pytest.mark.one_in(2)
 def test_losses_of_lists_are_those_of_dense_labels(options, count):
     """Finite rows, and one with infinite logits, which goes the exact way; ids out of range."""
     rng = np.random.default_rng(2)
@@ -658,7 +663,7 @@ def test_a_step_of_lists_stores_bytes_only(options, count):
         "sigmoid, pos_weight",
     ],
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_narrow_floats_are_not_stored_as_wide_ones(loss, shape):
     """What several passes read is read in its own dtype."""
 

@@ -165,6 +165,7 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
+@pytest.mark.one_in(3)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, moving = split(case, case.arrays())
@@ -207,7 +208,7 @@ def test_first_order(case):
 
 
 @each_loss
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_second_order(case):
     """The whole Hessian one way, its products with a direction the other three."""
     f, moving = split(case, case.arrays())
@@ -234,7 +235,7 @@ def test_second_order(case):
 
 
 @each_loss_with_logits
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_third_order(case):
     """At logits of 0 too, where |x| has its corner: a rule that differentiates it goes wrong."""
     f, _ = split(case, case.arrays())
