@@ -152,7 +152,7 @@ def is_short(case, dtype):
     ("case", "dtype"),
     [param(case, dtype, default=is_short(case, dtype)) for case in CASES for dtype in SPREAD],
 )
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(2)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
     f, moving = split(case, arrays)
@@ -165,7 +165,6 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
-@pytest.mark.one_in(3)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, moving = split(case, case.arrays())
