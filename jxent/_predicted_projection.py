@@ -63,9 +63,12 @@ def changes_of_projection(
 ) -> dict[str, Array]:
     """The tangents of the fields."""
     if isinstance(blocks, ClassCut):
-        return _changes_by_classes(member, blocks, row, operands, moving)
-    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
-    return _changes_by_examples(member, blocks, row, operands, moving)
+        changes = _changes_by_classes(member, blocks, row, operands, moving)
+    else:
+        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+        changes = _changes_by_examples(member, blocks, row, operands, moving)
+    # Of the temperature as it is given, which is the same on every chip.
+    return member.with_constant(changes, operands.parameters, moving.parameters, row)
 
 
 # Block by block, each under `jax.checkpoint`: the transpose multiplies a block's logits once more.
@@ -93,8 +96,7 @@ def _changes_by_examples(
         y, dy = member.moved((logits, temperature), (dlogits, change.parameters), row)
         if kept is not None:
             y, dy = (jnp.where(_mesh.filled(kept, y), x, 0) for x in (y, dy))
-        changes = member.changes(labels, y, dy, row)
-        return member.with_constant(changes, temperature, change.parameters, row)
+        return member.changes(labels, y, dy, row)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any) -> dict[str, Array]:
@@ -117,8 +119,10 @@ def _changes_by_classes(
         return member.whole.changes(own.labels, *_moved_of_block(member, own, change, row), row)
 
     none = dict.fromkeys(FIELDS, _operands.no_losses(operands))
-    changes = _projection.sum_over_blocks(member, blocks, block, none, row, operands, moving)
-    return member.with_constant(changes, operands.parameters, moving.parameters, row)
+    changes: dict[str, Array] = _projection.sum_over_blocks(
+        member, blocks, block, none, row, operands, moving
+    )
+    return changes
 
 
 def _moved_of_block(

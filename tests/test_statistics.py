@@ -414,16 +414,15 @@ def test_on_a_mesh(form, kind):
         rng.integers(-3, 4, shape).astype(np.float32) / 2
         for shape in ([(8, 3), (3, 12)] if form else [(8, 12)])
     )
-    names = ("inputs", "kernel") if form else ("logits",)
-    specs = (P("data", None), P(None, "model")) if form else (P("data", "model"),)
+    operands += (np.float32(1.5),)
+    names = (*(("inputs", "kernel") if form else ("logits",)), "temperature")
+    specs = (P("data", None), P(None, "model"), P()) if form else (P("data", "model"), P())
     blocks = {"linear": {"block_size": 2}, "by classes": {"class_block_size": 8}}
     function = partial(LINEAR, **blocks[form]) if form else WITH_LOGITS
 
     def program(labels, operands, across=lambda x: x, **options):
         def total(operands):
-            found = function(
-                labels=labels, **dict(zip(names, operands, strict=True)), temperature=1.5, **options
-            )
+            found = function(labels=labels, **dict(zip(names, operands, strict=True)), **options)
             sums = found.log_prob + 2 * found.entropy + 3 * found.log_normalizer
             return across(jnp.sum(sums)), found
 
