@@ -68,7 +68,7 @@ def entropy(labels, inputs, kernel):
 
 
 @pytest.mark.parametrize("platform", REGISTERED)
-@pytest.mark.one_in(4)
+@pytest.mark.long
 def test_the_family_takes_every_way(platform, monkeypatch):
     """So that the tests of the family are tests of every way that is registered."""
     taken = _dispatch.PerPlatform.taken
