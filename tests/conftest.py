@@ -10,6 +10,7 @@ import jax
 import pytest
 from jax.extend.backend import clear_backends
 
+from jxent import _dispatch
 from jxent.platforms import cpu, cpu_sigmoid, tpu
 
 # The family's rows are narrow and its lists short, and its tests are to be tests of every way.
@@ -35,6 +36,15 @@ def pytest_runtest_setup(item):
         clear_backends()
         jax.config.update("jax_num_cpu_devices", devices)
     assert jax.device_count() == devices
+
+
+@pytest.fixture(params=["none", "tpu", "cuda"])
+def lowered_for(request):
+    """Runs on CPU what is lowered for another platform."""
+    jax.clear_caches()
+    with _dispatch.as_on(request.param):
+        yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -22,15 +22,6 @@ INDEPENDENT = ("sparse_sigmoid", "sigmoid")
 independent = pytest.mark.parametrize("member", INDEPENDENT)
 
 
-@pytest.fixture(params=["none", "tpu", "cuda"])
-def _platform(request):
-    """Runs on CPU what is lowered for another platform."""
-    jax.clear_caches()
-    with _dispatch.as_on(request.param):
-        yield
-    jax.clear_caches()
-
-
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize("width", [1, 2, 3, 6])
 def test_every_class_is_in_one_block(runs, width):
@@ -225,7 +216,7 @@ ALL = {"label_smoothing": 0.1, "z_loss": 0.3, "logit_softcap": 4.0}
 
 
 @pytest.mark.parametrize("width", [1, 4, 13, 50])
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(4)
 def test_exclusive_classes_of_every_width(width):
     """In float64, to rounding: value, every gradient, and their derivatives."""
@@ -254,7 +245,7 @@ def test_exclusive_classes_of_every_width(width):
 
 @pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all"])
 @pytest.mark.parametrize("width", [1, 4, 13])
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(18)
 def test_one_loss_an_example_of_exclusive_classes(width, options):
     """In float64, to rounding: value, every gradient, and their derivatives up to the third."""
@@ -274,28 +265,34 @@ def test_one_loss_an_example_of_exclusive_classes(width, options):
                 each = SOFTMAX(labels, **moving, **options, **dict(sizes), reduction="none")
                 return jnp.sum(each * jnp.sin(each))
 
-            def slope(moving):
-                return jax.jvp(total, (moving,), (along,))[1]
-
-            twice = jax.grad(slope)
-            return (
-                jax.value_and_grad(total)(moving),
-                twice(moving),
-                jax.jvp(jax.grad(total), (moving,), (along,))[1],
-                jax.grad(lambda moving: sum_of(jax.grad(total)(moving), along))(moving),
-                jax.grad(lambda moving: sum_of(twice(moving), along))(moving),
-            )
+            return nested(total, moving, along)
 
         wanted = both(moving, (("block_size", 5),))
         got = both(moving, (("class_block_size", width),))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, wanted)
 
 
+def nested(total, moving, along):
+    """Value, gradient, its product with the Hessian in three nestings, and a third derivative."""
+
+    def slope(moving):
+        return jax.jvp(total, (moving,), (along,))[1]
+
+    twice = jax.grad(slope)
+    return (
+        jax.value_and_grad(total)(moving),
+        twice(moving),
+        jax.jvp(jax.grad(total), (moving,), (along,))[1],
+        jax.grad(lambda moving: sum_of(jax.grad(total)(moving), along))(moving),
+        jax.grad(lambda moving: sum_of(twice(moving), along))(moving),
+    )
+
+
 def sum_of(a, b):
     return jax.tree.reduce(jnp.add, jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
 
 
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 def test_second_derivatives_of_a_leader_keep_their_digits():
     """p (1 - p), for p across both ends of the moment's guard, 0.6 and 0.9, to 1 - 1e-25."""
     ahead = np.concatenate([np.linspace(-1, 4, 60), np.linspace(5, 60, 56)]).astype(np.float32)
@@ -319,7 +316,7 @@ def test_second_derivatives_of_a_leader_keep_their_digits():
 
 
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(3)
 def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
@@ -337,7 +334,7 @@ def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
     assert np.isfinite(got[1][2]).all()
 
 
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     f = jax.value_and_grad(partial(SOFTMAX, class_block_size=3), 1)
@@ -354,7 +351,7 @@ def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
         np.testing.assert_array_equal(np.isnan(slope).any(1), [0, 0, 1, 0])
 
 
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 def test_a_confident_example_keeps_its_digits():
     """1 - p far below the last digit of p; a class that is ruled out has no slope."""
     inputs, labels = jnp.array([[40.0], [60.0]]), np.array([4, 4])
@@ -388,7 +385,7 @@ def test_four_products_of_exclusive_classes():
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.usefixtures("_platform")
+@pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(3)
 def test_default_blocks_that_are_filled_up(member, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""

@@ -357,12 +357,14 @@ def test_products():
 def test_no_product_mixes_dtypes(dtype):
     labels, x, kernel = np.zeros(7, int), jnp.ones((7, 3), dtype), jnp.ones((3, 5), dtype)
 
-    def total(x, kernel):
-        return jnp.sum(LINEAR(labels=labels, inputs=x, kernel=kernel).entropy)
+    def total(x, kernel, **sizes):
+        return jnp.sum(LINEAR(labels=labels, inputs=x, kernel=kernel, **sizes).entropy)
 
     for kernel_ in (kernel, kernel.astype(jnp.float32)):
-        found = products(jax.value_and_grad(total, (0, 1)), x, kernel_)
-        assert all(a == b for a, b in found), found
+        for sizes in ({}, {"class_block_size": 2}):
+            f = partial(total, **sizes)
+            found = products(jax.value_and_grad(f, (0, 1)), x, kernel_)
+            assert all(a == b for a, b in found), found
 
 
 @pytest.mark.parametrize("shape", [(512, 32768), (2048, 1000)], ids=str)

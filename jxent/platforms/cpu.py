@@ -182,8 +182,9 @@ def _are_few(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
 def _label_statistics_of_few(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
     """Without a condition, and with one sum for the two of `_pair_without_selects`.
 
-    Of all but the label where that is at the maximum. Elsewhere of all: some class at the maximum
-    is among them, whose 1 can be taken from the sum, as the loss is then at least what it lacks.
+    Of all but the label where that is at the maximum. Elsewhere of all, less the 1 of a class at
+    the maximum: the label has less than half of the probability then, and a loss above log 2,
+    beside which what the subtraction loses is a rounding.
     """
     # A gather in the same loop as exp and log1p would keep them from being vectorised.
     logit = jax.lax.optimization_barrier(_statistics.label_logit(classes, ids, x))[..., 0]
@@ -208,7 +209,8 @@ _OF_TOP = 2.0**100
 def _inverse(x: Array, row_max: Array) -> Array:
     """exp(row_max - x), so that NaN stays NaN: a minimum of +inf and the largest number drops it.
 
-    From 1 up, to which 1 / `_OF_TOP` adds nothing; or, at +inf, that number alone.
+    From 1 up to inf, to which 1 / `_OF_TOP` adds nothing; or, at +inf, that number alone. So a sum
+    of fewer than 32 inverses is below 32 where the maximum is finite, and else below 2^105.
     """
     return exp(bounded(row_max) - x) + 1 / _OF_TOP
 

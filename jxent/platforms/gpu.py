@@ -90,7 +90,7 @@ def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
 
 
 def _classes_pay_statistics(_: Prediction, blocks: AnyCut, *rest: Any) -> bool:
-    return _classes_pay(blocks, rest[-2], slopes=0)  # stored either way
+    return _classes_pay(blocks, rest[-2], slopes=0)  # as often, by the counts
 
 
 @way(_predicted_projection.changes_of_projection, "cuda", applies=_classes_pay_statistics)
