@@ -1,5 +1,6 @@
 """Every test runs in JAX's strict modes, on one device as on a laptop, or on eight if it asks."""
 
+import gc
 import os
 from collections import Counter
 from zlib import crc32
@@ -21,6 +22,11 @@ USUAL_TILES, (tpu.LONG, tpu.LANES, tpu.TILE) = (tpu.LONG, tpu.LANES, tpu.TILE), 
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Tracing makes millions of small objects that live as long as a test, and the collector walks over
+# all of them again and again: a fifth of the time of tests that trace much.
+gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.hookimpl(tryfirst=True)
