@@ -81,18 +81,19 @@ def traced(chip: Chip, case: Case, function: Callable) -> tuple[float, jax.stage
 
 
 def excess(chip: Chip, case: Case, bounds: Mapping[str, Bound]) -> str:
-    """What this library's program moves and holds, if that is beyond its bound, else nothing."""
+    """What this library's program moves, holds and takes, if beyond its bound, else nothing."""
     found = compiled(chip, case, programs(case)["jxent"])
     if found is None:
         return DOES_NOT_FIT
     if _within(found, case, bounds[case.name]):
         return ""
     gb, passes = found.cost.bytes / 1e9, found.cost.bytes / case.logits_bytes
-    return f"moves {gb:.3g} GB, {passes:.3g} passes, and holds {found.held / 1e9:.3g} GB"
+    held, mcycles = found.held / 1e9, found.cost.cycles / 1e6
+    return f"moves {gb:.3g} GB, {passes:.3g} passes, holds {held:.3g} GB, {mcycles:.3g} Mcycles"
 
 
 def _within(found: Compiled, case: Case, bound: Bound) -> bool:
-    return bound.holds(found.cost.bytes, case.logits_bytes, found.held)
+    return bound.holds(found.cost.bytes, case.logits_bytes, found.held, found.cost.cycles)
 
 
 def rows(chip: Chip, cases: Iterable[Case], bounds: Mapping[str, Bound]) -> Iterator[dict]:

@@ -17,7 +17,10 @@ from jxent.platforms import cpu, cpu_sigmoid, tpu
 # The family's rows are narrow and its lists short, and its tests are to be tests of every way.
 USUAL_NARROW, cpu.NARROW = cpu.NARROW, 0
 cpu_sigmoid.SHORT = 2
-USUAL_TILES, (tpu.LONG, tpu.LANES, tpu.TILE) = (tpu.LONG, tpu.LANES, tpu.TILE), (2, 1, 1)
+LIMITS = {"LONG": 2, "LANES": 1, "TILE": 1, "LONG_INPUTS": 0}
+USUAL_LIMITS = {name: getattr(tpu, name) for name in LIMITS}
+for name, small in LIMITS.items():
+    setattr(tpu, name, small)
 
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -63,10 +66,10 @@ def narrow_rows(monkeypatch):
 
 
 @pytest.fixture
-def usual_tiles(monkeypatch):
-    """Long lists on a TPU are computed as users have them."""
+def usual_limits(monkeypatch):
+    """Long lists and inputs on a TPU are computed as users have them."""
     jax.clear_caches()
-    for name, value in zip(("LONG", "LANES", "TILE"), USUAL_TILES, strict=True):
+    for name, value in USUAL_LIMITS.items():
         monkeypatch.setattr(tpu, name, value)
     yield
     jax.clear_caches()

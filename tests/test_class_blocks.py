@@ -13,6 +13,7 @@ from benchmarks import programs as projection
 from benchmarks.collectives import collectives
 from jxent import _blocks, _dispatch, losses
 from jxent._blocks import Block, ClassCut, Cut
+from jxent._operands import Operands
 from jxent.platforms import tpu
 from tests.quick import quick
 from tests.test_linear import MEMBERS, operands, per_example, products, scalar
@@ -430,7 +431,45 @@ def test_every_platform_has_models_of_usual_sizes(member, examples, features, cl
         assert [x.shape for x in slopes] == [x.shape for x in arrays[1:]]
 
 
-@pytest.mark.usefixtures("usual_tiles")
+def of_shape(examples, features, classes, dtype="bfloat16"):
+    inputs, kernel = jnp.zeros((examples, features), dtype), jnp.zeros((features, 1), dtype)
+    return Operands(None, inputs, kernel, None, None), ClassCut(classes, 1, 4096)
+
+
+@pytest.mark.usefixtures("usual_limits")
+def test_blocks_of_classes_of_long_inputs_on_a_tpu():
+    def width(*shape, **rest):
+        given, cut = of_shape(*shape, **rest)
+        return tpu._widened(cut, given).width
+
+    assert width(8192, 2304, 256000) == 15360
+    assert width(8192, 2047, 256000) == 4096  # not long
+    assert width(8192, 1024, 256000, dtype="float32") == 15360
+    assert width(8192, 2304, 10000) == 10000
+    assert width(16384, 2304, 256000) == 8192  # 2^27 logits
+    assert width(65536, 2304, 256000) == 4096
+    given, cut = of_shape(8192, 2304, 256000)
+    assert tpu._widened(cut._replace(runs=16), given).width == 4096  # split over chips
+    wide = cut._replace(width=20480)
+    assert tpu._widened(wide, given) == wide
+
+
+@pytest.mark.usefixtures("usual_limits")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_inputs_that_are_kept_near_are_the_same(dtype):
+    odd = jnp.array([0.0, -0.0, inf, -inf, nan, 1.5, *np.sqrt(np.arange(2, 60))], dtype)
+    for features, copied in ((64, False), (4096, True)):
+        inputs = jnp.tile(odd, features // 64)[None]
+        given, _ = of_shape(1, features, 8, dtype)
+        given = given._replace(inputs=inputs)
+        kept = jax.jit(tpu._kept_near)(given).inputs
+        kept, wanted = (np.asarray(x, np.float64) for x in (kept, inputs))
+        np.testing.assert_array_equal(kept, wanted)
+        np.testing.assert_array_equal(np.signbit(kept), np.signbit(wanted))
+        assert (tpu._kept_near(given).inputs is inputs) != copied
+
+
+@pytest.mark.usefixtures("usual_limits")
 @pytest.mark.parametrize(("count", "in_one_block"), [(3, True), (12, True), (13, False)])
 def test_the_value_of_lists_on_a_tpu(count, in_one_block):
     """Fused with the product, but for lists so long that their mask would be stored."""

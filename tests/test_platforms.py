@@ -732,7 +732,7 @@ def test_the_zero_of_the_dependency(odd):
 
 
 @pytest.mark.parametrize(("classes", "count"), [(2048, 13), (2048, 200), (2047, 13), (2048, 12)])
-@pytest.mark.usefixtures("usual_tiles")
+@pytest.mark.usefixtures("usual_limits")
 def test_long_lists_on_a_tpu_name_the_same_classes(classes, count):
     """Padding, twice, the ends of a tile, out of range."""
     rng = np.random.default_rng(0)

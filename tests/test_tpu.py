@@ -29,7 +29,7 @@ from jxent.platforms.tpu import V5E
 
 # One process at a time may hold the compiler.
 pytestmark = [
-    pytest.mark.xdist_group("tpu"), pytest.mark.long, pytest.mark.usefixtures("usual_tiles"),
+    pytest.mark.xdist_group("tpu"), pytest.mark.long, pytest.mark.usefixtures("usual_limits"),
 ]  # fmt: skip
 
 
