@@ -74,7 +74,7 @@ def truth(labels, logits, weights, reduction, label_smoothing=0.0, z_loss=0.0, l
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("platform", [None, "tpu", "cuda"])
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 def test_parts_and_accuracy_are_those_of_the_formulas(form, platform):
     """With ties, of which the lowest id is the prediction."""
     f = function(form)
@@ -104,7 +104,7 @@ def test_parts_and_accuracy_are_those_of_the_formulas(form, platform):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_low_precision_is_reported_in_float32(form, dtype):
     labels, operands, logits = example(form, dtype)
     loss, aux = function(form)(labels, *operands, has_aux=True, z_loss=0.3)
@@ -127,7 +127,7 @@ def rows(form, broken):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_broken_examples(form, platform):
     """Of weight 0 they take no part; else the loss is NaN, and they are wrong, not right."""
     broken = [[nan, 1, 2], [-inf, -inf, -inf]]
@@ -170,7 +170,7 @@ def test_infinite_logits():
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_it_is_constant_to_differentiation_and_the_loss_is_not(form):
     """Gradients, the weights' too, Hessians and `vmap` are those of the loss alone."""
     labels, operands, _ = example(form)
@@ -227,7 +227,7 @@ def test_all_parts_take_no_product_more(form):
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("shape", [(512, 32768), (2048, 1000), (64, 50257)], ids=str)
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_a_step_holds_no_second_array_of_logits(dense, shape):
     """It writes the new logits over the old ones, whose prediction is found before."""
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -250,7 +250,7 @@ def test_a_step_holds_no_second_array_of_logits(dense, shape):
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["shard_map", "automatic", "explicit"])
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 def test_on_a_mesh(form, kind):
     """Classes split over one axis, examples over the other: the same numbers as on one device."""
     labels, operands, _ = example(form, examples=8, classes=12)
@@ -310,6 +310,7 @@ def test_on_a_mesh(form, kind):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.one_in(2)
 def test_no_examples(form):
     """All parts are 0, and so is every gradient."""
     labels, operands, _ = example(form, examples=0)

@@ -70,7 +70,7 @@ def close(got, wanted, **tolerance):
 
 @pytest.mark.parametrize("reduction", [r.value for r in losses.Reduction])
 @pytest.mark.parametrize("moving", ["all", "without weights", "weights alone"])
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(21)
 def test_every_derivative_is_the_projections(reduction, moving):
     """Of ragged blocks, rows of weight 0 and their weights' slopes among them."""
     with jax.enable_x64(True):
@@ -118,7 +118,7 @@ def test_a_weight_that_moves_only_in_the_last_derivative():
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8])
-@pytest.mark.one_in(3)
+@pytest.mark.long
 def test_vmap_is_a_loop(rows):
     arrays = data(rows=rows)
     y = arrays.pop("y")
@@ -141,7 +141,7 @@ def normed(kernel, row):
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(10)
 def test_rows_that_do_not_count_reach_nothing(bad, reduction):
     arrays = data()
     weights = arrays["weights"]
@@ -167,6 +167,7 @@ def test_rows_that_do_not_count_reach_nothing(bad, reduction):
 
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
+@pytest.mark.one_in(2)
 def test_debug_nans_takes_padding_for_what_it_is(reduction):
     arrays = data()
     weights = arrays["weights"] != 0
@@ -186,6 +187,7 @@ def test_debug_nans_takes_padding_for_what_it_is(reduction):
 
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "weighted_sum", "none"])
+@pytest.mark.one_in(2)
 def test_nothing_that_counts_is_0(reduction):
     x = jnp.full((5, D), jnp.nan)
 
@@ -274,6 +276,7 @@ def test_what_is_closed_over_has_its_gradient():
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
 @pytest.mark.parametrize("around", [jax.jit, jax.checkpoint])
+@pytest.mark.one_in(4)
 def test_integers_and_keys_may_be_closed_over(around, reduction):
     """They are tracers of a program that is gone when the rule for the derivative runs."""
     x, key = data()["x"], jax.random.key(0)
@@ -523,6 +526,7 @@ def test_split_by_jit(kind):
 
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
+@pytest.mark.long
 def test_split_by_hand():
     """Differentiated from outside and from inside; the second order too."""
     mesh, specs, names, moved, total, wanted = meshed("weighted_sum", AxisType.Auto)

@@ -25,6 +25,7 @@ independent = pytest.mark.parametrize("member", INDEPENDENT)
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize("width", [1, 2, 3, 6])
+@pytest.mark.one_in(5)
 def test_every_class_is_in_one_block(runs, width):
     """Ragged and not: cut out, put back, named by id, and all blocks at once."""
     cut = ClassCut(classes=24, runs=runs, width=min(width, 24 // runs))
@@ -117,7 +118,7 @@ def test_every_width_gives_the_same_as_blocks_of_examples(member):
 
 @independent
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(8)
 def test_an_example_of_weight_0_takes_no_part(member, odd):
     """Not in one block, and not in the others."""
     labels, inputs, kernel = operands(member, examples=4, classes=7)
@@ -155,6 +156,7 @@ def test_an_id_out_of_range_is_nan_for_its_example_alone():
 
 
 @independent
+@pytest.mark.one_in(2)
 def test_a_class_at_minus_infinity_costs_nothing_without_a_label(member):
     labels, inputs, kernel = operands(member, examples=4, classes=7)
     bias = np.zeros(7, np.float32)
@@ -218,7 +220,7 @@ ALL = {"label_smoothing": 0.1, "z_loss": 0.3, "logit_softcap": 4.0}
 
 @pytest.mark.parametrize("width", [1, 4, 13, 50])
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 def test_exclusive_classes_of_every_width(width):
     """In float64, to rounding: value, every gradient, and their derivatives."""
     with jax.enable_x64(True):
@@ -294,6 +296,7 @@ def sum_of(a, b):
 
 
 @pytest.mark.usefixtures("lowered_for")
+@pytest.mark.one_in(3)
 def test_second_derivatives_of_a_leader_keep_their_digits():
     """p (1 - p), for p across both ends of the moment's guard, 0.6 and 0.9, to 1 - 1e-25."""
     ahead = np.concatenate([np.linspace(-1, 4, 60), np.linspace(5, 60, 56)]).astype(np.float32)
@@ -318,7 +321,7 @@ def test_second_derivatives_of_a_leader_keep_their_digits():
 
 @pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(12)
 def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     weights = jnp.array([1.0, 0.0, 2.0, 0.0])
@@ -336,6 +339,7 @@ def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
 
 
 @pytest.mark.usefixtures("lowered_for")
+@pytest.mark.one_in(3)
 def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     f = jax.value_and_grad(partial(SOFTMAX, class_block_size=3), 1)
@@ -353,6 +357,7 @@ def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
 
 
 @pytest.mark.usefixtures("lowered_for")
+@pytest.mark.one_in(2)
 def test_a_confident_example_keeps_its_digits():
     """1 - p far below the last digit of p; a class that is ruled out has no slope."""
     inputs, labels = jnp.array([[40.0], [60.0]]), np.array([4, 4])
@@ -387,7 +392,7 @@ def test_four_products_of_exclusive_classes():
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(12)
 def test_default_blocks_that_are_filled_up(member, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
     monkeypatch.setattr(_blocks, "_ROOM", 64)
@@ -413,6 +418,7 @@ def test_default_blocks_that_are_filled_up(member, monkeypatch):
 @pytest.mark.parametrize(
     ("examples", "features", "classes"), [(4096, 4, 50304), (1000, 4, 32000), (5, 4096, 128256)]
 )
+@pytest.mark.one_in(3)
 def test_every_platform_has_models_of_usual_sizes(member, examples, features, classes):
     """One program holds all ways, which must return the same however they cut."""
     ids = {"sparse_softmax": ((examples,), jnp.int32), "sparse_sigmoid": ((examples, 8), jnp.int32)}
@@ -471,6 +477,7 @@ def test_inputs_that_are_kept_near_are_the_same(dtype):
 
 @pytest.mark.usefixtures("usual_limits")
 @pytest.mark.parametrize(("count", "in_one_block"), [(3, True), (12, True), (13, False)])
+@pytest.mark.one_in(3)
 def test_the_value_of_lists_on_a_tpu(count, in_one_block):
     """Fused with the product, but for lists so long that their mask would be stored."""
     rng = np.random.default_rng(0)
@@ -527,6 +534,7 @@ def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("classes", [20, 12, 8])
+@pytest.mark.one_in(3)
 def test_classes_split_over_some_of_the_chips(classes):
     """20 in 4 runs of 5 over 8 chips: no kernel is gathered."""
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)

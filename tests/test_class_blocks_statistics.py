@@ -19,7 +19,7 @@ STATISTICS = jxent.linear_sparse_softmax_statistics
 @pytest.mark.parametrize("fields", [FIELDS, ("entropy",)], ids="-".join)
 @pytest.mark.parametrize("width", [4, 13])
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(15)
+@pytest.mark.long
 def test_every_width_has_the_derivatives_of_blocks_of_examples(width, fields):
     """In float64, to rounding, up to the third, in both modes, to all that moves."""
     with jax.enable_x64(True):

@@ -47,7 +47,7 @@ def approximations(lowered: jax.stages.Lowered) -> tuple[list[str], list[str]]:
 
 @each_loss
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_every_approximation_asks_for_its_digits(case, dtype):
     """Value, gradient and second order, as they are lowered for a TPU."""
     f, moving = split(case, case.arrays(jnp.dtype(dtype)))

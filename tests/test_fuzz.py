@@ -682,7 +682,7 @@ each_count = pytest.mark.parametrize(
 @pytest.mark.usefixtures("x64")
 @each_count
 @each_function
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(16)
 def test_on_one_device(function, examples, request):
     """A few programs as users have them, many with every way at every width."""
     if examples == FEW:
@@ -736,7 +736,7 @@ def compare(classes, usable, fast, exact):
 @pytest.mark.usefixtures("x64")
 @each_count
 @pytest.mark.parametrize("function", [f for f in FUNCTIONS if "linear" not in f])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
     jax.clear_caches()
     for room in (cpu, cpu_labels, cpu_sigmoid):

@@ -26,7 +26,7 @@ def over_eight(x):
 
 @each_count
 @each_function
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_on_eight_devices(function, examples):
     """Where rows may be split, and are where the sizes allow it."""
 

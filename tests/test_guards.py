@@ -92,6 +92,7 @@ def test_logits_without_a_shift(dtype, classes):
 
 @pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("classes", [2, 10, 31])
+@pytest.mark.one_in(2)
 def test_narrow_rows_keep_their_digits(classes):
     """With no condition there is no guard: over all ranges, and a label that leads or is behind.
 
@@ -104,7 +105,7 @@ def test_narrow_rows_keep_their_digits(classes):
 
 @pytest.mark.parametrize("classes", [31, 32, 640, 2**15 + 3])
 @pytest.mark.parametrize("own", [0.0, 1e-3, -1e-3, -0.49, -0.51, 1.0])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(24)
 def test_a_normalizer_near_0_keeps_its_digits(classes, own):
     """Its square is the z-loss: of a label that leads by 16 from near 0, and of one beside it."""
     x = row("float32", classes, own - 16.0, own)
@@ -241,7 +242,7 @@ def programs_of_neighbours(classes):
 @pytest.mark.xdist_group("neighbours")
 @pytest.mark.parametrize("classes", [640, *LONG])
 @pytest.mark.parametrize("odd", NEIGHBOURS)
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_one_bad_row_changes_no_other(odd, classes):
     """The others' answers are those without it, to one unit in the last place."""
     x, ids = rows_for_neighbours(classes)
@@ -272,7 +273,7 @@ def test_one_bad_row_changes_no_other(odd, classes):
         for axis in (-1, 0)
     ],
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
     """XLA:CPU's maximum and minimum drop NaN from some size on."""
     rng = np.random.default_rng(0)
@@ -312,6 +313,7 @@ def test_a_nan_in_one_column_of_the_kernel():
 
 @pytest.mark.parametrize("axis", [-1, 0])
 @pytest.mark.parametrize("classes", [2, 64, 65, 509, 640, 4000])
+@pytest.mark.one_in(2)
 def test_sums_of_labels(classes, axis):
     """From none to more than the largest label, across half of it, and ties: each way on CPU."""
     rng = np.random.default_rng(0)

@@ -124,6 +124,7 @@ def products(function, *arguments) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.one_in(2)
 def test_three_products_and_fewer_where_something_is_frozen(member):
     labels, inputs, kernel = operands(member)
     f = scalar(member)
@@ -141,6 +142,7 @@ def test_three_products_and_fewer_where_something_is_frozen(member):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.one_in(2)
 def test_no_product_mixes_dtypes(member, dtype):
     """A float32 x bfloat16 product runs at a fraction of the speed."""
     labels, inputs, kernel = operands(member, dtype=dtype)
@@ -162,6 +164,7 @@ def test_no_product_mixes_dtypes(member, dtype):
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.one_in(2)
 def test_bfloat16_gradients_are_accumulated_in_float32(form):
     """1024 equal blocks of one example: a bfloat16 running sum would stop growing."""
     examples = 1024
@@ -192,7 +195,7 @@ WAYS += [(m, {"class_block_size": n}) for m, n in BY_CLASSES.items()]
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(("member", "sizes"), WAYS)
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 def test_a_float32_kernel_is_that_of_the_products(form, dtype, member, sizes):
     """Value and gradients of the rounded kernel, but its own gradient is a float32 array."""
     labels, inputs, kernel = operands(member, dtype=dtype)
@@ -216,7 +219,7 @@ def test_a_float32_kernel_is_that_of_the_products(form, dtype, member, sizes):
 
 
 @pytest.mark.parametrize(("member", "sizes"), WAYS)
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_the_gradient_of_a_float32_kernel_is_not_rounded(member, sizes):
     """At logits of 0, and of 2^k examples, all that the products multiply is exact."""
     _, inputs, _ = operands(member, examples=8, classes=4, dtype=jnp.bfloat16)
@@ -232,7 +235,7 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded(member, sizes):
 
 @pytest.mark.parametrize("form", [scalar, per_example])
 @pytest.mark.parametrize(("member", "sizes"), WAYS)
-@pytest.mark.one_in(6)
+@pytest.mark.one_in(18)
 def test_second_order_of_a_float32_kernel(form, member, sizes):
     """As that of float32 inputs, to the roundings of bfloat16 products."""
     labels, inputs, kernel = operands(member, dtype=jnp.bfloat16)
@@ -304,6 +307,7 @@ def test_no_examples(member):
 
 
 @pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.one_in(2)
 def test_a_masked_class_and_ragged_blocks(member):
     """A bias of -inf rules class 0 out; examples that fill up the last block meet it as well."""
     labels, inputs, kernel = operands(member, classes=4)
@@ -403,6 +407,7 @@ def test_scaling_a_float16_slope_loses_nothing(odd):
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
+@pytest.mark.one_in(2)
 def test_no_ids_and_no_features(form):
     none = np.zeros((2, 0), int)
     value = form("sparse_sigmoid")(none, np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32))
@@ -462,6 +467,7 @@ def test_weight_0_takes_a_broken_example_out(member, reduction):
 
 
 @pytest.mark.parametrize("member", ["sparse_softmax", "sparse_sigmoid"])
+@pytest.mark.one_in(2)
 def test_an_id_out_of_range_is_loud_and_local(member):
     labels, inputs, kernel = operands(member)
     labels[3] = 5
@@ -484,7 +490,7 @@ def dense_of(lists, classes):
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 64, 65, 130])
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_lists_of_every_length(count):
     """Short ones are compared id by id, long ones in a loop."""
     rng = np.random.default_rng(count)
@@ -516,6 +522,7 @@ def test_lists_of_every_integer_dtype(dtype):
 
 
 @pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.one_in(2)
 def test_lists_at_infinite_logits(label):
     """The limit, and a finite gradient."""
     lists = np.array([[0]] if label else [[-1]])

@@ -44,7 +44,7 @@ def weights_like(f, rng=0):
 
 @EACH
 @pytest.mark.parametrize("reduction", Reduction)
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_reductions(f, reduction):
     each = np.float64(f(X, reduction="none"))
     w = weights_like(f)
@@ -68,7 +68,7 @@ def test_the_older_name_of_the_default():
 
 @EACH
 @pytest.mark.parametrize("reduction", Reduction)
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(21)
 def test_a_weight_broadcasts_as_its_copies_would(f, reduction):
     shape = f(X, reduction="none").shape
     candidates: list[Any] = [np.float32(0.7), np.full((1,) * len(shape), 0.7, np.float32)]
@@ -95,7 +95,7 @@ def test_a_trailing_one_weighs_examples(f):
 
 @EACH
 @pytest.mark.parametrize("number", [2.5, 1, -0.5, np.float32(3.0), 0, 0.0])
-@pytest.mark.one_in(8)
+@pytest.mark.one_in(24)
 def test_a_python_number_is_an_array_of_it(f, number):
     array = jnp.full((1, 1) if f is sigmoid else (1,), number, jnp.float32)
     np.testing.assert_allclose(f(X, number), f(X, array), rtol=1e-6)
@@ -109,7 +109,7 @@ def test_a_python_number_is_an_array_of_it(f, number):
     ("bad", "reduction"),
     [(nan, reduction) for reduction in Reduction] + [(inf, "weighted_mean"), (-inf, "none")],
 )
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(21)
 def test_weight_0_takes_the_element_out(f, reduction, bad):
     """Loss and every derivative are those of the other elements, whatever the dropped one holds."""
     w = weights_like(f)
@@ -164,7 +164,7 @@ def test_a_weight_of_an_infinite_loss_has_slope_0(f):
 
 @EACH
 @pytest.mark.parametrize("reduction", [r for r in Reduction if r is not Reduction.NONE])
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 def test_nothing_left_is_0(f, reduction):
     w = np.zeros_like(weights_like(f))
     assert float(f(X, w, reduction=reduction)) == 0

@@ -247,7 +247,7 @@ def jit_is_short(case, kind, shape, second):
         jit_is_short,
     ),
 )
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(30)
 def test_under_jit(case, kind, shape, second):
     mesh = mesh_of(shape, kind)
     with jax.set_mesh(mesh):
@@ -275,7 +275,7 @@ def test_under_jit(case, kind, shape, second):
         lambda case, shape, second: shape == BOTH and (not second or is_one_of_few(case)),
     ),
 )
-@pytest.mark.one_in(7)
+@pytest.mark.one_in(21)
 def test_under_shard_map(case, shape, second):
     """Classes split, ids global; differentiated from outside and from inside."""
     mesh = mesh_of(shape)
@@ -304,6 +304,7 @@ def test_under_shard_map(case, shape, second):
 
 
 @pytest.mark.parametrize("case", lanes([(c,) for c in CASES], is_one_of_few))
+@pytest.mark.one_in(2)
 def test_examples_alone_split_need_no_name(case):
     mesh = mesh_of((8, 1))
     specs = tuple(P(*(a if a == DATA else None for a in SPLITS[name])) for name in case.takes)
@@ -447,7 +448,7 @@ def test_logits_in_memory_move_statistics_only(name):
 
 @pytest.mark.parametrize("reduce", [True, False], ids=["scalar", "per example"])
 @pytest.mark.parametrize("manual", [True, False], ids=["shard_map", "auto"])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_the_projection_moves_its_gradients_once(reduce, manual):
     """Once a sum over blocks; under automatic sharding XLA:CPU, unlike XLA:TPU, once a block."""
     mesh = mesh_of((2, 4))

@@ -47,6 +47,7 @@ def test_a_gradient_lies_as_the_table_does():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.one_in(2)
 def test_narrow_inputs_and_a_wide_table(dtype):
     labels, inputs, table = operands()
     inputs = inputs.astype(dtype)
@@ -87,7 +88,7 @@ def test_no_examples(loss):
 
 @pytest.mark.parametrize("sizes", [{"block_size": 5}, {"class_block_size": 3}])
 @pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_strict_promotion_and_uneven_cotangents(loss, sizes):
     """Of bfloat16 inputs and a float32 table, blocks that leave a rest, one loss an example."""
     labels, inputs, table = operands()
@@ -131,7 +132,7 @@ def test_what_is_no_table(table, error, words):
 # Of a kernel that is transposed before, the compiler keeps a copy, of 16 MB here.
 @pytest.mark.parametrize("is_softmax", [True, False])
 @pytest.mark.parametrize("differentiated", [True, False])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(6)
 def test_no_copy_of_the_table(is_softmax, differentiated):
     loss = SOFTMAX if is_softmax else SIGMOID
     labels = jnp.zeros((N,) if is_softmax else (N, 3), jnp.int32)
@@ -156,7 +157,7 @@ def test_no_copy_of_the_table(is_softmax, differentiated):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("split", [("data", None), (None, "model"), ("data", "model")])
 @pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID])
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 def test_a_table_that_is_split(kind, split, loss):
     labels, inputs, table = operands(examples=8, classes=12)
     labels = labels if loss is SOFTMAX else labels[:, None]
