@@ -461,6 +461,22 @@ def test_blocks_of_classes_of_long_inputs_on_a_tpu():
 
 
 @pytest.mark.usefixtures("usual_limits")
+@pytest.mark.parametrize("reduction", ["none", "weighted_mean"])
+def test_no_examples_and_any_number_of_them_on_a_tpu(reduction):
+    """Of as large a kernel as is cut into wide blocks of classes, for a number of examples."""
+
+    def loss(*arrays):
+        return jnp.sum(SOFTMAX(*arrays, reduction=reduction))
+
+    (symbol,) = jax.export.symbolic_shape("examples")
+    for examples in (0, symbol, 8192):
+        shapes = ((examples,), jnp.int32), ((examples, 2304), jnp.bfloat16)
+        arrays = [jax.ShapeDtypeStruct(*s) for s in (*shapes, ((2304, 256000), jnp.bfloat16))]
+        program = jax.export.export(jax.jit(jax.grad(loss, (1, 2))), platforms=["tpu"])(*arrays)
+        assert [x.shape for x in program.out_avals] == [x.shape for x in arrays[1:]]
+
+
+@pytest.mark.usefixtures("usual_limits")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
 def test_inputs_that_are_kept_near_are_the_same(dtype):
     odd = jnp.array([0.0, -0.0, inf, -inf, nan, 1.5, *np.sqrt(np.arange(2, 60))], dtype)
