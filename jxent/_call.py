@@ -1,6 +1,7 @@
 """The one way from a public function inwards: weights, `jit`, cast and reduction."""
 
 from collections.abc import Callable
+from functools import wraps
 from math import gcd, prod
 from numbers import Real
 from typing import Any, TypeVar, cast
@@ -41,7 +42,14 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
     """`jax.jit` of a function, in the type that the function has."""
 
     def compiled(function: Function) -> Function:
-        return cast(Function, jax.jit(function, static_argnums=statics))
+        # JAX traces a derivative with its mesh set, and a value with none where there is none. Set
+        # to what it is, it is the same, and what a value's trace cached serves its gradient.
+        @wraps(function)
+        def with_mesh_set(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+                return function(*arguments)
+
+        return cast(Function, jax.jit(with_mesh_set, static_argnums=statics))
 
     return compiled
 
@@ -113,7 +121,7 @@ def reduced(
     per_example = member.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
-    kind = _kind(member, reduction)
+    kind = _kind(member, reduction, masks)
     return _reduced(member, masks, kind, weights, labels, logits, parameters)
 
 
@@ -131,7 +139,7 @@ def reduced_projection(
     """The losses of a projection, weighted and reduced; beside them what is asked for."""
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    kind = _kind(member, reduction)
+    kind = _kind(member, reduction, masks)
     operands = Operands(labels, inputs, kernel, bias, parameters)
     blocks = _blocks_of(member, sizes, operands)
     return _reduced_projection(member, masks, kind, blocks, weights, operands)
@@ -142,7 +150,7 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
     masks, weights = _checked_weights(
         weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
     )
-    return _reduced_losses(masks, _checks.reduction(reduction, Reduction), weights, losses)
+    return _reduced_losses(masks, _kind(None, reduction, masks), weights, losses)
 
 
 def reduced_rows(
@@ -164,7 +172,7 @@ def reduced_rows(
         for x in jax.tree.leaves(weights)
     )
     masks, weights = _checked_weights(weights, shape, dtype, per_example=True)
-    kind = _checks.reduction(reduction, Reduction)
+    kind = _kind(None, reduction, masks)
     each = jnp.broadcast_to(weights, shape)
     some = not isinstance(given.number, int) or given.number > 0
     masks = masks and some
@@ -219,9 +227,11 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
     return Choice(of_examples, of_classes)
 
 
-def _kind(member: Member, reduction: Reduction | str) -> Reduction:
+def _kind(member: Member | None, reduction: Reduction | str, masks: bool) -> Reduction:
     """The reduction that is meant, which a loss in parts must have."""
     kind = _checks.reduction(reduction, Reduction)
+    if kind is Reduction.SUM_BY_NONZERO_WEIGHTS and not masks:
+        return Reduction.SUM_OVER_BATCH_SIZE
     if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
         raise ValueError(_NOT_IN_PARTS)
     return kind

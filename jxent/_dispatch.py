@@ -46,17 +46,6 @@ _ANYWHERE = _Where()
 _WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
 
 
-def _inside(where: _Where, function: Callable[..., Result]) -> Callable[..., Result]:
-    def inside(*arrays: Any) -> Result:
-        token = _WHERE.set(where)
-        try:
-            return function(*arrays)
-        finally:
-            _WHERE.reset(token)
-
-    return inside
-
-
 class PerPlatform(Generic[Result]):
     """A function in its plain spelling, which platforms without a way of their own run."""
 
@@ -66,30 +55,45 @@ class PerPlatform(Generic[Result]):
         self.plain = plain
         self.ways: list[Way] = []
         self._statics = statics
+
+        def in_its_place(where: _Where, *arguments: Any) -> Result:
+            token = _WHERE.set(where)
+            try:
+                return self._here(*arguments)
+            finally:
+                _WHERE.reset(token)
+
+        # For the cache of what is traced: a value, then its gradient ask for the same.
+        update_wrapper(in_its_place, plain)
+        self._traced = jax.jit(in_its_place, static_argnums=tuple(range(1 + statics)))
         update_wrapper(self, plain)
         self.every.append(self)
 
     def __call__(self, *arguments: Any) -> Result:
         """The result of this platform's way."""
-        fixed, arrays = arguments[: self._statics], arguments[self._statics :]
         where = _WHERE.get()
         if where.only is not None:
-            return self.taken(where.only, *arguments)(*arguments)
+            return self._here(*arguments)
+        fixed, arrays = arguments[: self._statics], arguments[self._statics :]
         branches: dict[str, Callable[..., Any]] = {}
-        traced: dict[Callable[..., Any], Callable[..., Any]] = {}
+        firsts: dict[Callable[..., Any], str] = {}
         for platform in dict.fromkeys(way.platform for way in self.ways):
             function = self.taken(platform, *arguments)
+            # What several platforms share is traced once, as on the first of them.
+            first = firsts.setdefault(function, platform)
             if platform not in where.never and function is not self.plain:
-                # What several platforms share is traced once, as on the first of them.
-                if function not in traced:
-                    traced[function] = _inside(_Where(only=platform), partial(function, *fixed))
-                branches[platform] = traced[function]
+                branches[platform] = partial(self._traced, _Where(only=first), *fixed)
         if not branches:
             return self.plain(*arguments)
         others = _Where(never=where.never | set(branches))
-        default = _inside(others, partial(self.plain, *fixed))
+        default = partial(self._traced, others, *fixed)
         result: Result = jax.lax.platform_dependent(*arrays, default=default, **branches)
         return result
+
+    def _here(self, *arguments: Any) -> Result:
+        """The result of the known platform's way, and the plain one where none is."""
+        only = _WHERE.get().only
+        return (self.plain if only is None else self.taken(only, *arguments))(*arguments)
 
     def taken(self, platform: str, *arguments: Any) -> Callable[..., Result]:
         """What a platform computes for these arguments."""

@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 from jxent import _loss
 
+Count = Array | float
+"""How many elements were counted: a number where that is known before any weight is."""
+
 
 class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() included
     """What becomes of the losses l and their weights w, broadcast to l. No elements give 0."""
@@ -61,8 +64,9 @@ class SoftmaxAux(NamedTuple):
     """What the reduction divided by: adds losses up."""
 
 
-def aux(parts: _loss.Parts, weights: Array, denominator: Array) -> SoftmaxAux:
+def aux(parts: _loss.Parts, weights: Array, denominator: Count) -> SoftmaxAux:
     """Of examples with these weights, one each."""
+    denominator = jnp.asarray(denominator, weights.dtype)
     weights, denominator = jax.lax.stop_gradient((weights, denominator))
     weight_sum = jnp.sum(weights)
 
@@ -84,10 +88,10 @@ def reduced(reduction: Reduction, weights: Array, weighted: Array, shape: tuple[
     return divided(jnp.sum(weighted), count(reduction, weights, shape))
 
 
-def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Array:
+def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Count:
     """What the sum is divided by, for weights that are broadcast to losses of this shape."""
     if reduction is Reduction.SUM:
-        return jnp.ones_like(weights, shape=())
+        return 1.0
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
         return _product(shape, weights)
     counted = weights
@@ -99,13 +103,15 @@ def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Array
     return jnp.sum(counted) * _product(repeated, weights)
 
 
-def _product(sizes: Sequence[int], like: Array) -> Array:
+def _product(sizes: Sequence[int], like: Array) -> Count:
     """The product of sizes, in the dtype of `like`: int32 would wrap at 2^31 elements."""
-    known = float(prod(n for n in sizes if isinstance(n, int)))
+    known: Count = float(prod(n for n in sizes if isinstance(n, int)))
     symbolic = (jnp.asarray(n).astype(like.dtype) for n in sizes if not isinstance(n, int))
-    return reduce(jnp.multiply, symbolic, jnp.full_like(like, known, shape=()))
+    return reduce(jnp.multiply, symbolic, known)
 
 
-def divided(x: Array, count: Array) -> Array:
+def divided(x: Array, count: Count) -> Array:
     """The quotient, and 0 where nothing was counted."""
+    if isinstance(count, float):
+        return x / count if count else jnp.zeros_like(x)
     return jnp.where(count == 0, 0, x / jnp.where(count == 0, 1, count))

@@ -62,6 +62,14 @@ def test_one_loss_an_example(member):
     check(lambda y, x: function(labels=y, logits=x, **options), member)
 
 
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("member", ["softmax", "sparse_softmax"])
+def test_narrow_rows_of_any_number(member):
+    """A way that only many rows are worth cannot ask how many there are."""
+    function = getattr(jxent, f"{member}_cross_entropy_with_logits")
+    check(lambda y, x: function(labels=y, logits=x), member)
+
+
 def rarely(values, often):
     """The parameters, of which those not in `often` are in the long lane."""
     return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]

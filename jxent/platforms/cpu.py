@@ -28,14 +28,31 @@ from jxent.platforms._xla_cpu import (
 Rows = tuple[Any, ...]
 
 # Rows of fewer classes are computed without conditions, unless there are many: a condition and its
-# branches cost 10 to 50 us a step, and up to half a second to compile (128 x 10, AMD EPYC).
+# branches cost 10 to 50 us a step, and up to half a second to compile (128 x 10, AMD EPYC). What
+# XLA:CPU stores of the plain spelling is a little then, and a step of 1024 x 10 dense labels takes
+# 150 us by it, 220 without selects. One example alone may be one of the many that `vmap` adds.
 NARROW = 32
 MANY = 2**15  # logits
 
 
+def _are_many(x: Array) -> bool:
+    """Whether there are many logits; of a batch that is a symbol there may be."""
+    return not isinstance(x.size, int) or x.size >= MANY
+
+
+def are_few(classes: Classes, x: Array, *_: Any) -> bool:
+    """Whether the classes are narrow rows, and those not many."""
+    return classes.are_last(x) and x.ndim > 1 and x.shape[-1] < NARROW and not _are_many(x)
+
+
 def are_rows(classes: Classes, x: Array, *_: Any) -> bool:
     """Whether the classes are whole rows, and wide or many enough for a fast way."""
-    return classes.are_last(x) and (x.shape[-1] >= NARROW or x.size >= MANY)
+    return classes.are_last(x) and (x.shape[-1] >= NARROW or _are_many(x))
+
+
+def are_not_few(*arguments: Any) -> bool:
+    """Whether the plain spelling would store much."""
+    return not are_few(*arguments)
 
 
 @way(_logsumexp.pair_of_rows, "cpu", applies=are_rows)
@@ -100,7 +117,7 @@ def _in_pieces(pieces: Pieces, x: Array) -> Rows:
 # XLA:CPU fuses a sum with its elements' arithmetic, but not with a select or a comparison, and it
 # stores what two sums share; either would be an array of the logits' size. Hence minima in one of
 # these sums, and the same distances spelled in another way in the other, with its own constants.
-@way(_logsumexp.pair_of_rows, "cpu")
+@way(_logsumexp.pair_of_rows, "cpu", applies=are_not_few)
 def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
     """The same in terms that XLA:CPU sums without storing them, on any axis and mesh."""
     x = widen(x)
@@ -169,16 +186,20 @@ def _first_largest_of_rows(classes: Classes, x: Array) -> Array:
 
 # Of the functions below, where nothing better applies: their parts have ways of their own, and so
 # they are decided on together.
-@way(_statistics.labels_statistics, "cpu")
+@way(
+    _statistics.labels_statistics,
+    "cpu",
+    applies=lambda classes, _, *data: are_not_few(classes, *data),
+)
 def _labels_statistics_in_parts(*arguments: Any) -> LabelsStatistics:
     return _statistics.labels_statistics.plain(*arguments)
 
 
-def _are_few(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
+def _are_narrow(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
     return not smoothing and classes.are_last(x) and x.shape[-1] < NARROW
 
 
-@way(_statistics.label_statistics, "cpu", applies=_are_few)
+@way(_statistics.label_statistics, "cpu", applies=_are_narrow)
 def _label_statistics_of_few(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
     """Without a condition, and with one sum for the two of `_pair_without_selects`.
 
@@ -339,7 +360,7 @@ def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
     return widen(gathered(x, ids, classes.one))
 
 
-@way(_loss.nonzero, "cpu")
+@way(_loss.nonzero, "cpu", applies=lambda weights: weights.ndim > 0)
 def _nonzero_without_comparison(weights: Array) -> Array:
     """A comparison would be stored before it is summed."""
     inverse, one = own_constants(weights.dtype, 1 / jnp.finfo(weights.dtype).tiny, 1.0)

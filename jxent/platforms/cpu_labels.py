@@ -19,10 +19,10 @@ from jxent.platforms._xla_cpu import (
     own_constants,
     widened,
 )
-from jxent.platforms.cpu import are_rows
+from jxent.platforms.cpu import are_not_few, are_rows
 
 
-@way(_statistics.labels_sums, "cpu")
+@way(_statistics.labels_sums, "cpu", applies=are_not_few)
 def _labels_sums_computed_once(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
     """The select keeps the sums from being fused with the gradient, which would store them."""
     if not (classes.are_last(z) and are_whole(z)):
