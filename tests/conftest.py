@@ -32,13 +32,24 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(200_000, 20, 100)
 
 
+# In the default lane, which is waited for with each change, XLA optimizes little, but for tests of
+# digits, of memory and of fast paths. By `-m ''` it optimizes as for users, in every test.
+DEFAULT_LANE = "not long"
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Before any fixture: the mark `eight_devices`, and a switch only where the last test had not.
+    """Before any fixture: the marks `eight_devices` and `optimized`, where the last test had not.
 
     Whatever order the tests are in, and whichever process they are given to. What was compiled is
-    compiled again; arrays do not outlive a switch, so modules hold NumPy's.
+    compiled again; arrays do not outlive a switch of devices, so modules hold NumPy's.
     """
+    hurried = item.config.option.markexpr == DEFAULT_LANE and not item.get_closest_marker(
+        "optimized"
+    )
+    if jax.config.read("jax_disable_most_optimizations") != hurried:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", hurried)
     devices = 8 if item.get_closest_marker("eight_devices") else 1
     if getattr(jax.config, "jax_num_cpu_devices") != devices:  # noqa: B009 - it has no type
         jax.clear_caches()

@@ -10,6 +10,8 @@ from benchmarks.peers import jxent_peer
 from jxent import sparse_softmax_cross_entropy_with_logits
 from tests import reference
 
+pytestmark = pytest.mark.optimized
+
 wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
 
 # For softmax beyond |ln| of the result, |x_j - max x| for the slopes of the other classes: what

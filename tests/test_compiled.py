@@ -13,6 +13,8 @@ from benchmarks import bounds, cases, compiled, gpu, gpu_compile, tpu
 from benchmarks.command import Options
 from jxent.losses import SoftmaxAux
 
+pytestmark = pytest.mark.optimized
+
 TINY = Options(tiny=True)
 
 

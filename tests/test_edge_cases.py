@@ -12,6 +12,8 @@ import jxent
 from jxent import losses
 from tests.quick import quick
 
+pytestmark = pytest.mark.optimized
+
 inf, nan = np.inf, np.nan
 
 

@@ -214,6 +214,7 @@ def test_products_and_blocks_of_classes():
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), blocks, whole)
 
 
+@pytest.mark.optimized
 def test_a_step_of_a_sum_stores_no_array_of_the_logits_size():
     shape = (2048, 4096)
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)

@@ -25,6 +25,8 @@ from jxent.platforms import cpu, cpu_labels, cpu_sigmoid
 from tests import reference
 from tests.reference import WIDE, Wide
 
+pytestmark = pytest.mark.optimized
+
 inf, nan = np.inf, np.nan
 BATCHES = 3  # of data for every program that is compiled
 

@@ -15,6 +15,8 @@ from jxent.platforms import cpu
 from tests import reference
 from tests.reference import WIDE
 
+pytestmark = pytest.mark.optimized
+
 wider = pytest.mark.skipif(not reference.IS_WIDER, reason="long double is float64 here")
 DTYPES = ["float32", pytest.param("float64", marks=wider)]
 LONG = [pytest.param(c, marks=pytest.mark.long) for c in (3, 64, 1000, 4099)]

@@ -80,6 +80,7 @@ def test_classes_that_the_teacher_hardly_has(temperature):
         assert np.max(ulps(slope, of_student[chosen], np.float32, largest[chosen])) <= 128
 
 
+@pytest.mark.optimized
 def test_a_step_on_logits_stores_nothing():
     """On CPU, where a select in a sum would be stored."""
     shape = (256, 8192)
@@ -355,6 +356,7 @@ def test_products():
         assert found[3] <= counts[3]
 
 
+@pytest.mark.optimized
 def test_memory():
     """Both gradients of the student: at most a sixth of what stored logits take."""
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -71,6 +71,7 @@ def default():
     return partial(projection.scalar, None)
 
 
+@pytest.mark.optimized
 def test_gradients_take_a_sixth_of_the_memory_of_stored_logits(default):
     theirs = temporaries(projection.value_and_gradients, projection.of_optax)
     assert 6 * temporaries(projection.value_and_gradients, default) <= theirs
@@ -89,6 +90,7 @@ def test_gradients_take_a_sixth_of_the_memory_of_stored_logits(default):
     ids=["value", "forward over reverse", "reverse over reverse"],
 )
 @pytest.mark.one_in(2)
+@pytest.mark.optimized
 def test_value_and_second_order_take_a_third(wrap, default):
     theirs = temporaries(wrap, projection.of_optax)
     assert 3 * temporaries(wrap, default) <= theirs
@@ -96,6 +98,7 @@ def test_value_and_second_order_take_a_third(wrap, default):
         assert 3 * temporaries(wrap, projection.per_example) <= theirs
 
 
+@pytest.mark.optimized
 def test_label_ids_take_a_quarter_of_the_dense_form():
     examples, features, classes = 512, 64, 262144
     inputs, kernel, _ = abstract(examples, features, classes)

@@ -18,6 +18,8 @@ from jxent.platforms import _one_pass
 from jxent.platforms._one_pass import Row
 from tests import reference
 
+pytestmark = pytest.mark.optimized
+
 inf, nan = np.inf, np.nan
 ODD = [0.0, 1.5, -2.0, 40.0, -120.0, 5e37, -5e37, inf, -inf, nan]
 

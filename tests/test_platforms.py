@@ -25,6 +25,8 @@ from tests.reference import tolerance
 from tests.test_accuracy import BOUNDS
 from tests.test_properties import close, each_loss, scalar, split, times, truth_at
 
+pytestmark = pytest.mark.optimized
+
 # The platforms that have ways of their own, and any that has none.
 REGISTERED = {way.platform: None for f in _dispatch.PerPlatform.every for way in f.ways}
 PLAIN = "none"

@@ -372,6 +372,7 @@ def test_no_product_mixes_dtypes(dtype):
 @pytest.mark.parametrize("shape", [(512, 32768), (2048, 1000)], ids=str)
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.one_in(4)
+@pytest.mark.optimized
 def test_values_store_no_array_of_the_logits_size(shape, name):
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
@@ -385,6 +386,7 @@ def test_values_store_no_array_of_the_logits_size(shape, name):
     assert analysis.temp_size_in_bytes <= 0.3 * 4 * shape[0] * shape[1]
 
 
+@pytest.mark.optimized
 def test_gradients_of_a_projection_take_a_sixth_of_stored_logits():
     examples, features, classes = 4096, 256, 65536
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)

@@ -63,9 +63,9 @@ def test_another_option_is_traced():
 
 
 class TestVariants(chex.TestCase):
-    """Under `jit`, without, and on what is placed on a device."""
+    """Under `jit`, and without."""
 
-    @chex.variants(with_jit=True, without_jit=True, with_device=True)
+    @chex.variants(with_jit=True, without_jit=True)
     def test_each_loss_gives_the_same(self):
         for case in CASES[::7]:
             arrays = case.arrays(jnp.dtype("float32"))

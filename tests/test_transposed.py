@@ -133,6 +133,7 @@ def test_what_is_no_table(table, error, words):
 @pytest.mark.parametrize("is_softmax", [True, False])
 @pytest.mark.parametrize("differentiated", [True, False])
 @pytest.mark.one_in(6)
+@pytest.mark.optimized
 def test_no_copy_of_the_table(is_softmax, differentiated):
     loss = SOFTMAX if is_softmax else SIGMOID
     labels = jnp.zeros((N,) if is_softmax else (N, 3), jnp.int32)
