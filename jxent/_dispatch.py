@@ -9,10 +9,10 @@ and the platform's room registers that way:
     @way(label_logit, "cpu", applies=...)
     def gathered_label_logit(classes, ids, x): ...
 
-Which platform it is shows when a program is lowered, so every way that applies is traced. What
-applies is decided from the types of the arguments, shapes without the axes that `vmap` adds. All
-ways of a function give results of the same types. There is one decision on any path: what a way
-calls in its turn is computed as its own platform computes it.
+Which platform it is shows when a program is lowered, so every way that applies is traced, once for
+the same types. What applies is decided from the types of the arguments, shapes without the axes
+that `vmap` adds. All ways of a function give results of the same types. There is one decision on
+any path: what a way calls in its turn is computed as its own platform computes it.
 """
 
 from collections.abc import Callable, Iterator

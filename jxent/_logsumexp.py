@@ -85,6 +85,7 @@ def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Ar
     return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
 
 
+@per_platform()
 def leads(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
     """Marks the class that holds more than half of the probability, in rows that have one.
 

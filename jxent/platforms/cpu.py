@@ -168,6 +168,21 @@ def _sum_of_gaps_on_cpu(classes: Classes, x: Array, row_max: Array) -> Array:
 
 
 @way(
+    _logsumexp.leads,
+    "cpu",
+    applies=lambda x, row_max, _: x.shape[-1] < NARROW and row_max.shape[-1] == 1,
+)
+def _leads_of_narrow(x: Array, row_max: Array, rest: Array) -> Array:
+    """By one comparison a class: a row's boolean, spread over few, costs the loop its vectors.
+
+    A gradient of 32768 x 10 dense labels takes 0.34 ms so, and 0.90 otherwise. In wide rows the
+    boolean is taken out of the loop, and where it is false that is the shorter one.
+    """
+    none = jnp.inf  # which no class is at
+    return bounded(x) == jnp.where(rest < 1, bounded(row_max), none)
+
+
+@way(
     _statistics.first_largest,
     "cpu",
     applies=lambda classes, x: classes.are_last(x) and are_whole(x),

@@ -81,12 +81,12 @@ def _scattered_slopes(
         weights = jnp.sum(labels.weights, classes.one, keepdims=True)
         of_others = (1 - smoothing) * weights + (smoothing - share)
         of_leader = of_others * scale - share * (rows.rest * scale)
-        leads = (x == rows.row_max) & (rows.rest < 1)
+        leads = _logsumexp.leads(x, rows.row_max, rows.rest)
         elsewhere = jnp.where(leads, of_leader, elsewhere - jnp.where(x > -jnp.inf, share, 0))
         share = jnp.where(listed > -jnp.inf, share, 0)
         own = (1 - smoothing) * own + share
         others = (1 - smoothing) * others + (smoothing - share)
     p = exp(bounded(listed) - shift) * scale
-    leads = (listed == rows.row_max) & (rows.rest < 1)
+    leads = _logsumexp.leads(listed, rows.row_max, rows.rest)
     complement = jnp.where(leads, rows.rest * scale, 1 - p)
     return written(elsewhere, classes.one, labels.ids, others * p - own * complement)
