@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -71,6 +72,14 @@ class Transposed:
         """In another dtype."""
         return Transposed(self.table.astype(dtype))
 
+
+# So that exported programs which take one can be serialized: it has nothing beside its table.
+jax.export.register_pytree_node_serialization(
+    Transposed,
+    serialized_name="jxent.Transposed",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
 
 Kernel = Float[Array, "features classes"] | Transposed
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.export import register_namedtuple_serialization
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _statistics
@@ -35,6 +36,7 @@ from jxent._softcap import softcap
 from jxent._softmax import stored
 
 
+@partial(register_namedtuple_serialization, serialized_name="jxent.SoftmaxStatistics")
 class SoftmaxStatistics(NamedTuple):
     """What a softmax predicts of each example, `[*batch]`, in float32 at least.
 

@@ -1,5 +1,6 @@
 """Programs exported for any batch: its size is a symbol, see `jax.export`."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,6 +107,24 @@ def test_projections(member, block_size):
         lambda y, x, w: scalar(y, x, w, block_size=block_size, weights=x[:, 0] > 0.4),
         member, linear=True,
     )  # fmt: skip
+
+
+def test_what_is_written_to_a_file():
+    """Programs that take or return one of this library's own trees."""
+
+    def step(y, x, table):
+        kernel, reported = jxent.Transposed(table), jxent.sparse_softmax_statistics_with_logits
+        loss, aux = losses.linear_sparse_softmax_cross_entropy(y, x, kernel, has_aux=True)
+        return loss, aux, reported(labels=y, logits=x)
+
+    def slope(y, x, kernel):
+        return jax.grad(losses.linear_sparse_softmax_cross_entropy, 2)(y, x, kernel)
+
+    y, x, table = some((4,), jnp.int32) % FEATURES, some((4, FEATURES), float), some((5, 3), float)
+    for function, given in ((step, (y, x, table)), (slope, (y, x, jxent.Transposed(table)))):
+        written = export.export(jax.jit(function))(*given).serialize()
+        got, wanted = export.deserialize(written).call(*given), function(*given)
+        chex.assert_trees_all_close(got, wanted, rtol=1e-5)
 
 
 def test_losses_computed_elsewhere():
