@@ -114,6 +114,8 @@ def _product(sizes: Sequence[int], like: Array) -> Count:
 
 def divided(x: Array, count: Count) -> Array:
     """The quotient, and 0 where nothing was counted."""
-    if isinstance(count, float):
-        return x / count if count else jnp.zeros_like(x)
-    return jnp.where(count == 0, 0, x / jnp.where(count == 0, 1, count))
+    known = isinstance(count, float)
+    divisor = jnp.asarray(count or 1, x.dtype) if known else jnp.where(count == 0, 1, count)
+    # Else a constant's rounded inverse is multiplied by: the mean of 41 ones would not be 1.
+    quotient = x / jax.lax.optimization_barrier(divisor)
+    return quotient if known else jnp.where(count == 0, 0, quotient)

@@ -245,6 +245,14 @@ def test_half_precision_losses_are_summed_in_float32(dtype):
     np.testing.assert_array_equal(losses.compute_weighted_loss(each), jnp.asarray(0.1, dtype))
 
 
+@pytest.mark.optimized
+@pytest.mark.parametrize("reduction", [r for r in Reduction if r not in ("none", "weighted_sum")])
+def test_the_mean_of_ones_is_1(reduction):
+    """The rounded inverse of their number, multiplied by it, would not be."""
+    mean = jax.jit(partial(losses.compute_weighted_loss, reduction=reduction))
+    assert [mean(jnp.ones(n)) for n in (41, 47, 55)] == [1, 1, 1]
+
+
 def test_compute_weighted_loss_drops_values():
     values = jnp.array([1.0, nan, inf, 3.0])
     w = jnp.array([1.0, 0.0, 0.0, 2.0])
