@@ -231,7 +231,7 @@ def _kind(member: Member | None, reduction: Reduction | str, masks: bool) -> Red
     """The reduction that is meant, which a loss in parts must have."""
     kind = _checks.reduction(reduction, Reduction)
     if kind is Reduction.SUM_BY_NONZERO_WEIGHTS and not masks:
-        return Reduction.SUM_OVER_BATCH_SIZE
+        return Reduction.SUM_OVER_BATCH_SIZE  # a weight for all that is not 0
     if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
         raise ValueError(_NOT_IN_PARTS)
     return kind

@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.export
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jxent._serialization import written_as
 
+
+@written_as("jxent.Transposed")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Transposed:
@@ -72,14 +74,6 @@ class Transposed:
         """In another dtype."""
         return Transposed(self.table.astype(dtype))
 
-
-# So that exported programs which take one can be serialized: it has nothing beside its table.
-jax.export.register_pytree_node_serialization(
-    Transposed,
-    serialized_name="jxent.Transposed",
-    serialize_auxdata=lambda _: b"",
-    deserialize_auxdata=lambda _: (),
-)
 
 Kernel = Float[Array, "features classes"] | Transposed
 

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 from jaxtyping import Array, Float, Int
 
 from jxent import _logsumexp, _loss, _statistics
@@ -32,11 +31,12 @@ from jxent._blocks import Block
 from jxent._logsumexp import LabelNormalizer
 from jxent._mesh import Classes
 from jxent._options import Options
+from jxent._serialization import written_as
 from jxent._softcap import softcap
 from jxent._softmax import stored
 
 
-@partial(register_namedtuple_serialization, serialized_name="jxent.SoftmaxStatistics")
+@written_as("jxent.SoftmaxStatistics")
 class SoftmaxStatistics(NamedTuple):
     """What a softmax predicts of each example, `[*batch]`, in float32 at least.
 

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import partial, reduce
+from functools import reduce
 from math import prod
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.export import register_namedtuple_serialization
 from jaxtyping import Array, Float
 
 from jxent import _loss
+from jxent._serialization import written_as
 
 Count = Array | float
 """How many elements were counted: a number where that is known before any weight is."""
@@ -39,7 +39,7 @@ class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() 
     """TensorFlow's older name of the same."""
 
 
-@partial(register_namedtuple_serialization, serialized_name="jxent.losses.SoftmaxAux")
+@written_as("jxent.losses.SoftmaxAux")
 class SoftmaxAux(NamedTuple):
     """What is reported beside a reduced softmax loss: scalars, float32 at least.
 

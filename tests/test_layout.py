@@ -18,7 +18,8 @@ PUBLIC = [
     if inspect.isfunction(f) and not name.startswith("_")
 ]
 LEVELS = (  # a room imports from lower levels only
-    ("_arithmetic", "_dispatch", "_kernel"),
+    ("_arithmetic", "_dispatch", "_serialization"),
+    ("_kernel",),
     ("_blocks",),
     ("_softcap",),
     ("_options",),
