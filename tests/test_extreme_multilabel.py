@@ -134,6 +134,7 @@ def test_precision_counts_the_first_predictions():
     )
 
 
+@pytest.mark.long
 def test_a_quick_run(tmp_path, capsys):
     with jax.numpy_dtype_promotion("standard"):  # for optax
         found = example.main(["--quick", "--steps", "5", "--output", str(tmp_path)])
