@@ -33,7 +33,7 @@ gc.set_threshold(200_000, 20, 100)
 
 
 # In the default lane, which is waited for with each change, XLA optimizes little, but for tests of
-# digits, of memory and of fast paths. By `-m ''` it optimizes as for users, in every test.
+# digits, of memory and of fast paths. By `-m ''` it is never told so here.
 DEFAULT_LANE = "not long"
 
 

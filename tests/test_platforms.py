@@ -16,7 +16,8 @@ from benchmarks.accuracy import measure
 from benchmarks.cases import GEMMA, Case, shapes
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
-from jxent import _dispatch, _loss, losses
+from jxent import _dispatch, _logsumexp, _loss, losses
+from jxent._mesh import Classes
 from jxent.platforms import cpu
 from tests import reference
 from tests.family import CASES
@@ -517,6 +518,39 @@ def test_every_mix_of_odd_logits_in_narrow_rows(classes):
         got, got_slope = jax.jit(partial(value_and_slope, loss))(x)
         np.testing.assert_allclose(got, value, rtol=1e-6)
         np.testing.assert_allclose(got_slope, slope, rtol=1e-6, atol=1e-37)
+
+
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_who_leads_in_narrow_rows(classes):
+    """One comparison finds whom two find."""
+    odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 90.0]
+    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    pair = _logsumexp.defined(*_logsumexp.pair_of_rows.plain(Classes(-1), jnp.asarray(x)))
+    way = _logsumexp.leads.taken("cpu", x, *pair)
+    assert way is not _logsumexp.leads.plain
+    found = jax.jit(way)(x, *pair)
+    np.testing.assert_array_equal(found, _logsumexp.leads.plain(x, *pair))
+    assert np.any(found)
+
+
+@pytest.mark.usefixtures("narrow_rows")
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.one_in(2)
+def test_odd_logits_of_dense_labels_in_narrow_rows(classes):
+    """Few rows are computed by the plain spelling, many by CPU's."""
+    odd = [np.inf, -np.inf, np.nan, 3e38, 0.0, 1.0, 30.0, 200.0]
+    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    z = np.random.default_rng(0).dirichlet(np.ones(classes), len(x)).astype(np.float32)
+
+    def loss(x, z):
+        return jxent.softmax_cross_entropy_with_logits(labels=z, logits=x)
+
+    copies = -(-cpu.MANY // x.size)
+    both = jax.jit(lambda x, z: value_and_slope(partial(loss, z=z), x))
+    few, many = both(x, z), both(np.tile(x, (copies, 1)), np.tile(z, (copies, 1)))
+    for a, b in zip(few, many, strict=True):
+        np.testing.assert_allclose(a, b[: len(x)], rtol=1e-6, atol=1e-37)
 
 
 @pytest.mark.parametrize("pos_weight", [1.0, np.float32(3)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import _sigmoid, _softmax, losses
+from jxent import _sigmoid, _softmax, _statistics, losses
 from tests.family import CASES
 from tests.reference import tolerance
 
@@ -30,6 +30,29 @@ def _traced_once(monkeypatch):
         monkeypatch.setattr(loss, "losses", lambda self, *data, f=counted: f(self, *data))
     yield
     jax.clear_caches()
+
+
+def test_a_gradient_traces_no_statistics_again(monkeypatch):
+    """Whatever the value traced for a platform is there for its gradient."""
+    statistics, traced = _statistics.labels_statistics, []
+    plain = statistics.plain
+
+    def counted(*arguments):
+        traced.append(1)
+        return plain(*arguments)
+
+    monkeypatch.setattr(statistics, "plain", counted)
+
+    def times(function):
+        jax.clear_caches()
+        traced.clear()
+        jax.jit(function).trace(jnp.ones(SHAPE), jnp.ones(SHAPE))
+        return len(traced)
+
+    def loss(x, z):
+        return losses.softmax_cross_entropy(z, x)
+
+    assert times(jax.value_and_grad(loss)) == times(loss) > 0
 
 
 @pytest.mark.usefixtures("_traced_once")

@@ -177,9 +177,12 @@ def _leads_of_narrow(x: Array, row_max: Array, rest: Array) -> Array:
 
     A gradient of 32768 x 10 dense labels takes 0.34 ms so, and 0.90 otherwise. In wide rows the
     boolean is taken out of the loop, and where it is false that is the shorter one.
+
+    What is bounded is at most the largest number, so that no class is at +inf, and a class of NaN
+    is at no maximum: `rest` is NaN there. Only beside +inf the largest number itself leads, too,
+    as its distance from it is 0 in all that is bounded.
     """
-    none = jnp.inf  # which no class is at
-    return bounded(x) == jnp.where(rest < 1, bounded(row_max), none)
+    return bounded(x) == jnp.where(rest < 1, bounded(row_max), jnp.inf)
 
 
 @way(
@@ -215,7 +218,9 @@ def _are_narrow(classes: Classes, smoothing: float, x: Array, _: Array) -> bool:
 
 
 @way(_statistics.label_statistics, "cpu", applies=_are_narrow)
-def _label_statistics_of_few(classes: Classes, _: float, x: Array, ids: Array) -> LabelNormalizer:
+def _label_statistics_of_narrow(
+    classes: Classes, _: float, x: Array, ids: Array
+) -> LabelNormalizer:
     """Without a condition, and with one sum for the two of `_pair_without_selects`.
 
     Of all but the label where that is at the maximum. Elsewhere of all, less the 1 of a class at
