@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent import _logsumexp, _loss, _mesh, _operands, _statistics
+from jxent import _logsumexp, _mesh, _statistics
 from jxent._arithmetic import bounded, computing_dtype, exp, gap, log, log1p, widen
 from jxent._dispatch import way
 from jxent._logsumexp import LabelNormalizer
@@ -378,27 +378,3 @@ def _without(ids: Array, x: Array, most: float) -> Array:
 def _gathered_label_logit(classes: Classes, ids: Array, x: Array) -> Array:
     """A comparison would store an array."""
     return widen(gathered(x, ids, classes.one))
-
-
-@way(_loss.nonzero, "cpu", applies=lambda weights: weights.ndim > 0)
-def _nonzero_without_comparison(weights: Array) -> Array:
-    """A comparison would be stored before it is summed."""
-    inverse, one = own_constants(weights.dtype, 1 / jnp.finfo(weights.dtype).tiny, 1.0)
-    return jnp.minimum(jnp.abs(weights) * inverse, one)
-
-
-@way(_loss.zero_known_from, "cpu")
-def _zero_known_from_on_cpu(values: Array) -> Array:
-    """Else the logits are copied, and loss and gradient share a stored array."""
-    info = jnp.finfo(values.dtype)
-    return jnp.where(values < float(info.min), float(info.tiny), jnp.zeros_like(values))
-
-
-@way(_operands.transposed, "cpu")
-def _stored_transposed(inputs: Array) -> Array:
-    """An array of its own.
-
-    XLA:CPU would read the inputs across in the product, which then takes twice as long.
-    """
-    stored: Array = jax.lax.optimization_barrier(inputs.T)
-    return stored
