@@ -54,11 +54,16 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
     return compiled
 
 
+def _matched(member: Member | Prediction, arrays: Any) -> Any:
+    return _mesh.matched(getattr(member, "classes", None), arrays)
+
+
 @_compiled(0)
 def each(member: Member, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
     """The losses of floor 1, in the logits' dtype."""
     _options.in_dtype(member, logits.dtype)
-    losses, _ = _loss.losses(member, True, None, labels, logits, parameters)
+    data = _matched(member, (labels, logits, parameters))
+    losses, _ = _loss.losses(member, True, None, *data)
     return losses.astype(logits.dtype)
 
 
@@ -76,6 +81,7 @@ def each_projected(
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, parameters)
+    operands = _matched(member, operands)
     blocks = _blocks_of(member, sizes, operands)
     losses, _ = _projection.per_example(member, blocks, None, operands)
     return losses.reshape(batch)
@@ -87,7 +93,8 @@ def predicted(
 ) -> SoftmaxStatistics:
     """The statistics of a prediction from logits in memory, in float32 at least."""
     _options.in_dtype(member, logits.dtype)
-    return _prediction.predicted(member, labels, logits, temperature)[0]
+    data = _matched(member, (labels, logits, temperature))
+    return _prediction.predicted(member, *data)[0]
 
 
 @_compiled(0, 1)
@@ -104,6 +111,7 @@ def predicted_by_projection(
     _options.in_dtype(member, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*_blocks.flat(labels, inputs), kernel, bias, temperature)
+    operands = _matched(member, operands)
     blocks = _blocks_of(member, sizes, operands)
     values, _ = _predicted_projection.projected(member, blocks, operands)
     return SoftmaxStatistics(*(x.reshape(batch) for x in values))
@@ -257,28 +265,29 @@ def _reduced(
     parameters: Array | None,
 ) -> Any:
     _options.in_dtype(member, logits.dtype)
-    data: Data = (labels, logits, parameters)
+    data: Data
+    own, *data = _matched(member, (weights, labels, logits, parameters))
     shape = logits.shape if member.axis is None else logits.shape[:-1]
     if isinstance(member, PerClass) and reduction is not Reduction.NONE:
         summed = member.total(logits.ndim)
         if masks:
-            total = _loss.weighted_total(summed, weights, *data)
+            total = _loss.weighted_total(summed, own, *data)
         else:
-            total = weights * _loss.losses(summed, True, None, *data)[0]
+            total = own * _loss.losses(summed, True, None, *data)[0]
         return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
             logits.dtype
         )
     if isinstance(member, InParts) and member.has_aux:
-        values, known = _loss.losses(member, True, weights if masks else None, *data)
+        values, known = _loss.losses(member, True, own if masks else None, *data)
         denominator = _reduction.count(reduction, weights, shape)
         weights = _mesh.filled(weights, values)
         total = _reduction.divided(jnp.sum(_loss.weigh(weights, values)), denominator)
         aux = _reduction.aux(member.parts(known.statistics), weights, denominator)
         return total.astype(logits.dtype), aux
     if masks:
-        weighted = _loss.weighted_losses(member, weights, *data)
+        weighted = _loss.weighted_losses(member, own, *data)
     else:
-        weighted = weights * _loss.losses(member, True, None, *data)[0]
+        weighted = own * _loss.losses(member, True, None, *data)[0]
     return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
 
 
@@ -306,12 +315,13 @@ def _reduced_projection(
         each, inputs = _operands.without_broken(each, inputs)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
+        each, operands = _matched(member, (each, operands))
         mask = each if masks else None
         values, _ = _projection.per_example(member, blocks, mask, operands)
         return _loss.weigh(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     denominator = _reduction.count(reduction, weights, batch)
-    shares = _reduction.divided(each, denominator)
+    shares, operands = _matched(member, (_reduction.divided(each, denominator), operands))
     total, parts = _total.total(member, blocks, masks, shares, operands)
     return total if parts is None else (total, _reduction.aux(parts, each, denominator))

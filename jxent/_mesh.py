@@ -183,6 +183,19 @@ def row(number: Array, x: Array) -> Array:
     return one
 
 
+def matched(classes: Classes | None, arrays: Any) -> Any:
+    """The same tree, all arrays varying over the same axes of a surrounding `shard_map`.
+
+    Implementations for several platforms must agree on the axes that their results vary over, and
+    so must the rounds of a scan, whatever mix of arrays each of them reads. Not over the axis that
+    splits the classes: labels, weights and losses are the same on all of its chips.
+    """
+    name = None if classes is None else classes.name
+    split = set(name) if isinstance(name, tuple) else {name}
+    leaves = jax.tree.leaves(arrays)
+    return varying(arrays, {axis for x in leaves for axis in varies_over(x)} - split, jnp.generic)
+
+
 def alike(arrays: Any, integers: bool = False) -> Any:
     """The same tree, its floating arrays varying over the same axes of a surrounding `shard_map`.
 

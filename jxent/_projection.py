@@ -43,7 +43,8 @@ def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
     """Weights that tell the places which are filled up from examples.
 
     Such a place has logits of its own, 0 times the kernel, which may be NaN: it weighs 0, and is
-    dropped like any example of weight 0.
+    dropped like any example of weight 0. The inputs as they were given: made to vary over the axis
+    that splits the classes, they would make the losses vary over it too.
     """
     if weights is not None or not blocks.is_ragged(inputs.shape[0]):
         return weights
@@ -158,6 +159,8 @@ def by_examples(
     member: Summed, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, _loss.Known]:
     """What `per_example` returns, a block of examples at a time."""
+    is_masked = weights is not None
+    weights = _kept(weights, blocks, operands.inputs)
     operands = in_products(alike(operands))
     kernel, bias, parameters = operands.shared
 
@@ -166,10 +169,9 @@ def by_examples(
         data = data_of(member, Operands(labels, inputs, kernel, bias, parameters))
         return _loss.losses(member, False, weights, *data)
 
-    rows = (_kept(weights, blocks, operands.inputs), *operands.of_rows)
-    values, known = blocks.each(block, operands.inputs.shape[0], rows)
+    values, known = blocks.each(block, operands.inputs.shape[0], (weights, *operands.of_rows))
     # What a platform returns must not depend on how it cuts the examples.
-    return values, known if weights is not None else known._replace(kept=None)
+    return values, known if is_masked else known._replace(kept=None)
 
 
 # That of the kernel enters the scan in float32, which its transpose then accumulates in.
