@@ -37,7 +37,7 @@ from jxent._arithmetic import (
     zero_times,
 )
 from jxent._dispatch import per_platform
-from jxent._loss import Data, Tangents
+from jxent._loss import Data, OverClasses, Tangents
 from jxent._mesh import Classes
 from jxent._operands import project
 from jxent._options import Options
@@ -61,7 +61,7 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Divergence(Options):
+class Divergence(OverClasses, Options):
     """The member that `_loss` differentiates: its labels are the teacher's logits."""
 
     classes: Classes
@@ -81,7 +81,7 @@ class Divergence(Options):
         slope, _ = self._slopes(data, statistics)
         return _per(slope, temperature) * softcap_slope(widen(logits), self.logit_softcap)
 
-    def tangent(self, data: Data, statistics: Rows, tangents: Tangents) -> Array:
+    def local_tangent(self, data: Data, statistics: Rows, tangents: Tangents) -> Array:
         teacher, logits, temperature = data
         dteacher, dlogits, dtemperature = tangents
         of_student, of_teacher = self._slopes(data, statistics)
@@ -98,7 +98,7 @@ class Divergence(Options):
             y = self._scaled(data, statistics)
             by_logarithm = _by_logarithm(*y, statistics, self.classes)
             change += _per(by_logarithm, temperature) * dtemperature
-        return self.classes.total(change)
+        return jnp.sum(change, self.axis)
 
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
         x_t = softcap(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)

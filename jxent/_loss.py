@@ -65,6 +65,21 @@ class Summed(Member, Capped, Protocol):
     @property
     def classes(self) -> Classes: ...
 
+    def local_tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
+
+
+class OverClasses:
+    """A loss that sums over the classes, of which this chip may hold a part."""
+
+    classes: Classes
+
+    def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
+        return self.classes.across(self.local_tangent(data, statistics, tangents))
+
+    def local_tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
+        """The tangent over the classes that this chip holds."""
+        raise NotImplementedError
+
 
 @runtime_checkable
 class Taught(Summed, Protocol):

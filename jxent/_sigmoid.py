@@ -16,7 +16,7 @@ from jxent import _loss, _mesh
 from jxent._arithmetic import exp, largest_id, log1p, of_rank, widen, zero_times
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
-from jxent._loss import Data, Tangents
+from jxent._loss import Data, OverClasses, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
@@ -98,7 +98,7 @@ class Sigmoid(_Focused, Options):
 
 
 @dataclass(frozen=True)
-class SigmoidSum(_Focused, Options):
+class SigmoidSum(_Focused, OverClasses, Options):
     """The sum over independent classes, dense labels: a member of one loss an example."""
 
     classes: Classes
@@ -142,8 +142,8 @@ class SigmoidSum(_Focused, Options):
     def gradient(self, data: Data, statistics: None) -> Array:
         return self.each.gradient(data, statistics)
 
-    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
-        return self.classes.total(self.each.tangent(data, statistics, tangents))
+    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+        return jnp.sum(self.each.tangent(data, statistics, tangents), self.axis)
 
 
 @per_platform(statics=1)
@@ -176,7 +176,7 @@ def weighted_class_losses(
 
 
 @dataclass(frozen=True)
-class SparseSigmoid(_Focused, Options):
+class SparseSigmoid(_Focused, OverClasses, Options):
     """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
 
     In terms of v, which is -x for the listed classes and x for the others, every class has the
@@ -244,7 +244,7 @@ class SparseSigmoid(_Focused, Options):
         known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
         return slope * _mesh.filled(known[..., None], x)
 
-    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, _ = data
         _, dlogits, dpos_weight = tangents
         x = softcap(widen(logits), self.logit_softcap)
@@ -259,7 +259,7 @@ class SparseSigmoid(_Focused, Options):
             in_range = _mesh.filled(self._in_range(labels, x)[..., None], x)
             positive = jnp.where(in_range, positive, jnp.nan)
             change += positive * finite_term(self.focusing, -x) * dpos_weight
-        return self.classes.total(change)
+        return jnp.sum(change, self.axis)
 
     def _by_label(
         self, function: Callable[[float, Array], Array], listed: Array, v: Array

@@ -16,7 +16,7 @@ from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._focal import focused, focused_slope
 from jxent._logsumexp import LabelNormalizer, Moment
-from jxent._loss import Data, Parts, Tangents
+from jxent._loss import Data, OverClasses, Parts, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
@@ -33,7 +33,7 @@ def stored(has_ids: bool, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Exclusive(Options):
+class _Exclusive(OverClasses, Options):
     """What dense labels and ids share: the options, and everything about the normaliser."""
 
     classes: Classes
@@ -117,12 +117,12 @@ class Softmax(_Exclusive):
             self.classes, self.label_smoothing, x, given, statistics
         )
 
-    def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+    def local_tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
         change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
         if dlogits is not None:
             slope = self.gradient(data, statistics)
-            change += self.classes.total(slope * widen(dlogits))
+            change += jnp.sum(slope * widen(dlogits), self.axis)
         if jax.tree.leaves(dlabels):
             change += self._change_of_labels(data, statistics, dlabels)
         return change
@@ -131,7 +131,7 @@ class Softmax(_Exclusive):
         row_max, rest, *_ = statistics
         slope = _logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
         slope = (1 - self.label_smoothing) * slope
-        return self.classes.total(slope * widen(dlabels))
+        return jnp.sum(slope * widen(dlabels), self.axis)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,16 @@ class ListedSoftmax(Softmax):
         labels, _ = _label_lists.numbered(self.classes, labels, x)
         return _label_lists.slopes(self.classes, self.label_smoothing, x, labels, statistics)
 
-    # Every chip has all entries of a list, and its surprises: nothing is added up across them.
+    # Every chip has all entries of a list: nothing of theirs is added up across the chips.
+    def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+        dlabels, dlogits, _ = tangents
+        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        if dlogits is not None:
+            change = super().tangent(data, statistics, (None, dlogits, None))
+        if jax.tree.leaves(dlabels):
+            change += self._change_of_labels(data, statistics, dlabels)
+        return change
+
     def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Listed) -> Array:
         x = self._capped(data[1])
         labels, _ = _label_lists.numbered(self.classes, data[0], x)
@@ -245,10 +254,10 @@ class SparseSoftmax(_Exclusive):
             slope += self._z_slope(x, p, statistics.log_normalizer, statistics.moment)
         return slope * softcap_slope(widen(logits), self.logit_softcap)
 
-    def tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
+    def local_tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
         dlogits = cast(Array, tangents[1])  # of ids there is none
         slope = self.gradient(data, statistics)
-        return self.classes.total(slope * widen(dlogits))
+        return jnp.sum(slope * widen(dlogits), self.axis)
 
     def moment_of_block(
         self, logits: Array, dlogits: Array, statistics: LabelNormalizer, origin: Array | None

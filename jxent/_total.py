@@ -231,9 +231,11 @@ def _slopes_of_block(
     if "bias" in wanted:
         of_shared["bias"] = jnp.sum(slope, axis=0)
     if wanted & {"labels", "parameters"}:
-        # Linear in the tangents, so at any point its transpose is the gradient.
-        _, pull = jax.vjp(
-            lambda dlabels, dparameters: member.tangent(
+        # Linear in the tangents, so at any point its transpose is the gradient. Over the classes of
+        # this chip: where `shard_map` does not check what varies, JAX transposes the sum over the
+        # chips to a sum of their cotangents, which are all the same.
+        change, pull = jax.vjp(
+            lambda dlabels, dparameters: member.local_tangent(
                 data,
                 known.statistics,
                 other_tangents(member, operands, dlabels, dparameters),
@@ -241,7 +243,7 @@ def _slopes_of_block(
             _floating(own_labels) if "labels" in wanted else None,
             own_parameters if "parameters" in wanted else None,
         )
-        dlabels, dparameters = pull(cotangent)
+        dlabels, dparameters = pull(cotangent + jnp.zeros_like(change))
         if "labels" in wanted:
             of_rows["labels"] = dlabels
         if "parameters" in wanted:
