@@ -1,7 +1,7 @@
 """What a projection's losses are computed from, and its three products."""
 
-import functools
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -134,7 +134,7 @@ def pushed(
     if change.bias is not None:
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
         moved.append(rows + change.bias[None])
-    return functools.reduce(jnp.add, moved) if moved else None
+    return reduce(jnp.add, moved) if moved else None
 
 
 @jax.custom_jvp
@@ -197,34 +197,77 @@ def other_tangents(
     return dlabels, None, dparameters
 
 
-Narrow = tuple[Array, Callable[[Array], Array]]
+class Narrow(NamedTuple):
+    """The slope of a block, and the same in the dtype of its products."""
+
+    slope: Array
+    low: Array
+    down: Array | None  # what products of `low` are multiplied by; None for 1
+
+    def times(self, multiply: Callable[[Array, Array], Array], operand: Array) -> Array:
+        """A product of the slope and an operand of the projection."""
+        if self.down is None:
+            return multiply(self.low, operand)
+        product: Array = _scaled_product(multiply, *self, operand)
+        return product
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _scaled_product(
+    multiply: Callable[[Array, Array], Array], slope: Array, low: Array, down: Array, operand: Array
+) -> Array:
+    return multiply(low, operand) * down
+
+
+# `low` is scaled for the slope: its tangent may be larger by any factor, and would overflow. So the
+# tangent meets the operand in its own, wider dtype.
+def _scaled_product_jvp(
+    multiply: Callable[[Array, Array], Array], primals: Any, tangents: Any
+) -> tuple[Array, Array]:
+    _, low, down, operand = primals
+    dslope, _, _, doperand = present(tangents)
+    value = _scaled_product(multiply, *primals)
+    change = jnp.zeros_like(value)
+    if dslope is not None:
+        change += multiply(dslope, operand.astype(dslope.dtype))
+    if doperand is not None:
+        change += multiply(low, doperand) * down
+    return value, change
+
+
+_scaled_product.defjvp(_scaled_product_jvp, symbolic_zeros=True)
 
 
 def inputs_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Array:
     """d/d inputs of a block."""
-    low, restored = slope
     wide, split = computing_dtype(kernel.dtype), _mesh.split_of(inputs)
-    rows = matrix(kernel).T
-    return restored(jnp.matmul(low, rows, preferred_element_type=wide, out_sharding=split))
+
+    def multiply(low: Array, rows: Array) -> Array:
+        return jnp.matmul(low, rows, preferred_element_type=wide, out_sharding=split)
+
+    return slope.times(multiply, matrix(kernel).T)
 
 
 def kernel_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Kernel:
     """d/d kernel of a block, as the kernel lies."""
-    low, restored = slope
     wide = computing_dtype(kernel.dtype)
     if isinstance(kernel, Transposed):
-        split = _mesh.split_of(kernel.table)
-        return Transposed(
-            restored(jnp.matmul(low.T, inputs, preferred_element_type=wide, out_sharding=split))
-        )
+        of_table = _mesh.split_of(kernel.table)
+
+        def multiply_table(low: Array, inputs: Array) -> Array:
+            return jnp.matmul(low.T, inputs, preferred_element_type=wide, out_sharding=of_table)
+
+        return Transposed(slope.times(multiply_table, inputs))
     split = _mesh.split_of(kernel)
-    return restored(
-        jnp.matmul(transposed(inputs), low, preferred_element_type=wide, out_sharding=split)
-    )
+
+    def multiply(low: Array, columns: Array) -> Array:
+        return jnp.matmul(columns, low, preferred_element_type=wide, out_sharding=split)
+
+    return slope.times(multiply, transposed(inputs))
 
 
 def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
-    """The slope of a block in the dtype of its products, and what is left to do to them.
+    """The slope of a block in the dtype of its products.
 
     float16 has 5 bits of exponent: a probability over the number of examples is below its range.
     So the largest element of a block is brought to between 2^13 and 2^14, by a power of two, which
@@ -232,14 +275,15 @@ def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
     that is 2^38 times smaller is 0. Where the largest is 0, inf or NaN nothing is scaled.
     """
     if dtype != jnp.float16:
-        return slope.astype(dtype), lambda product: product
-    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(slope)), initial=0)
+        return Narrow(slope, slope.astype(dtype), None)
+    fixed = jax.lax.stop_gradient(slope)  # see `_scaled_product`
+    largest = jnp.max(jnp.abs(fixed), initial=0)
     _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
     usable = jnp.isfinite(largest) & (largest > 0)
     # Beyond these ends the power of two would not be a normal number of float32.
     exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
     up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
-    return (slope * up).astype(dtype), lambda product: product * down
+    return Narrow(slope, (fixed * up).astype(dtype), down)
 
 
 @per_platform()

@@ -126,15 +126,15 @@ def _change_of_block(
         dlabels = clean(dlabels)
     dothers = other_tangents(member, operands, dlabels, dparameters)
     slope = member.gradient(data, known.statistics)
-    low, restored = narrowed(slope, kernel.dtype)
+    narrow = narrowed(slope, kernel.dtype)
     of_kernel = slope
     if is_shared and kernel.dtype != jnp.float16:
-        low = once(low)
-        of_kernel = low.astype(wide)
+        narrow = narrow._replace(low=once(narrow.low))
+        of_kernel = narrow.low.astype(wide)
     of_part = jnp.zeros_like(values)  # over the classes that this chip holds
     if dinputs is not None:
         of_part += jnp.sum(
-            inputs_gradient((low, restored), inputs, kernel) * dinputs.astype(wide),
+            inputs_gradient(narrow, inputs, kernel) * dinputs.astype(wide),
             axis=1,
         )
     if dkernel is not None:

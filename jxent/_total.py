@@ -222,12 +222,12 @@ def _slopes_of_block(
     of_rows, of_shared = _Slopes(), _Slopes()
     if wanted & {"inputs", "kernel", "bias"}:
         slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(data, known.statistics)
-        low, restored = narrowed(slope, kernel.dtype)
-        low = shared(low)
+        narrow = narrowed(slope, kernel.dtype)
+        narrow = narrow._replace(low=shared(narrow.low))
     if "inputs" in wanted:
-        of_rows["inputs"] = inputs_gradient((low, restored), inputs, kernel)
+        of_rows["inputs"] = inputs_gradient(narrow, inputs, kernel)
     if "kernel" in wanted:
-        of_shared["kernel"] = kernel_gradient((low, restored), inputs, kernel)
+        of_shared["kernel"] = kernel_gradient(narrow, inputs, kernel)
     if "bias" in wanted:
         of_shared["bias"] = jnp.sum(slope, axis=0)
     if wanted & {"labels", "parameters"}:
