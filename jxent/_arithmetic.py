@@ -86,6 +86,19 @@ def zero_times(a: Array, b: Array) -> Array:
     return jnp.where(a == 0, 0, a * b)
 
 
+def zero_from(*arrays: Array) -> Array:
+    """0 in the arrays' shape, as a result that depends on them; compilers see that it is 0.
+
+    For the value of a `custom_jvp` function whose tangent depends on an argument that the value
+    does not depend on. Where `vmap` batches that argument alone, value and tangent are otherwise
+    batched differently, and derivatives taken outside of the `vmap` fail.
+    """
+    zero = jnp.zeros_like(arrays[0])
+    for x in arrays:
+        zero = jax.lax.select(x > 0, zero, zero)
+    return zero
+
+
 @jax.custom_jvp
 def divided_by(temperature: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The quotient, NaN unless the temperature is positive."""
@@ -126,7 +139,7 @@ def divided_about(
     still: what moves all alike would cancel in the end, and take the digits with it. A class that
     is masked has none.
     """
-    return divided_by(temperature, x)
+    return divided_by(temperature, x) + zero_from(origin)
 
 
 @divided_about.defjvp

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _logsumexp, _mesh, _operands, _projection
-from jxent._arithmetic import computing_dtype
+from jxent._arithmetic import computing_dtype, zero_from
 from jxent._blocks import AnyCut, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._logsumexp import Moment
@@ -152,7 +152,7 @@ def _with_curvature(row: Row, curvature: Curvature) -> Row:
 # As `_projection._moment`: a row is a cache, whose tangents are 0.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _curvature(member: Prediction, blocks: ClassCut, row: Row, operands: Operands) -> Curvature:
-    none = jnp.zeros_like(row.mean_gap)
+    none = zero_from(*jax.tree.leaves(row))
     return Curvature(Moment(none, none), none)
 
 

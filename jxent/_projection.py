@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _loss, _mesh
-from jxent._arithmetic import computing_dtype
+from jxent._arithmetic import computing_dtype, zero_from
 from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._dispatch import per_platform
 from jxent._kernel import Kernel, matrix
@@ -311,7 +311,7 @@ def sum_over_blocks(
 # tangent of the moment, which costs nothing where nobody differentiates twice.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _moment(member: Exclusive, blocks: ClassCut, known: _loss.Known, operands: Operands) -> Moment:
-    none = jnp.zeros_like(known.statistics.complement)  # the same on every chip, as sums across are
+    none = zero_from(*jax.tree.leaves(known.statistics))
     return Moment(none, none)
 
 
