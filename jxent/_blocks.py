@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 from jaxtyping import Array, Integer
 
 from jxent._kernel import Kernel, Transposed
@@ -77,8 +78,21 @@ class Cut(NamedTuple):
         return of_rows, jax.tree.map(lambda x: jnp.sum(x, 0), of_blocks), sums
 
 
-def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
-    """The blocks to cut the examples into.
+def chips_of(rows: Array) -> int:
+    """How many chips the first axis is split over explicitly.
+
+    JAX cuts no block out of it whose size they do not divide.
+    """
+    sharding = jax.typeof(rows).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types or not sharding.spec:
+        return 1
+    names = sharding.spec[0]
+    names = names if isinstance(names, tuple) else (names,)
+    return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+
+
+def cut(examples: int, kernel: tuple[int, ...], block_size: int | None, chips: int = 1) -> Cut:
+    """The blocks to cut the examples into. `chips`: see `chips_of`.
 
     By default a block has 2^25 logits, but at least half as many examples as there are features:
     adding to d/d kernel reads and writes it once a block, and fewer examples a block would leave
@@ -89,19 +103,27 @@ def cut(examples: int, kernel: tuple[int, ...], block_size: int | None) -> Cut:
     if block_size is None:
         block_size = max(_ROOM // classes, features // 2, 8)
         block_size -= block_size % 128 if block_size > 128 else 0
-    return evened(examples, block_size)
+    return evened(examples, block_size, chips)
 
 
-def evened(examples: int, block_size: int) -> Cut:
-    """Blocks of this size at most, alike, unless the examples' number is a symbol."""
+def evened(examples: int, block_size: int, chips: int = 1) -> Cut:
+    """Blocks of this size at most, alike, unless the examples' number is a symbol.
+
+    A size is a multiple of the chips that the examples are split over explicitly, see `chips_of`.
+    """
+    block_size = max(block_size - block_size % chips, chips)
     number = -(-examples // block_size)
     if not isinstance(examples, int):
         return Cut(number, block_size)
     number = max(1, number)
-    return Cut(number, -(-examples // number))
+    return Cut(number, _rounded_up(-(-examples // number), chips))
 
 
-def enlarged(blocks: Cut, examples: int, fewest: int) -> Cut:
+def _rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def enlarged(blocks: Cut, examples: int, fewest: int, chips: int = 1) -> Cut:
     """Blocks of `fewest` examples at least, where there are as many; if it can be, none filled up.
 
     Unchanged where they are as large, or the examples' number is a symbol.
@@ -110,7 +132,7 @@ def enlarged(blocks: Cut, examples: int, fewest: int) -> Cut:
         return blocks
     most = max(1, examples // fewest)
     number = next((n for n in range(most, most // 2, -1) if examples % n == 0), most)
-    return Cut(number, -(-examples // number))
+    return Cut(number, _rounded_up(-(-examples // number), chips))
 
 
 class ClassCut(NamedTuple):
@@ -174,11 +196,24 @@ class Choice(NamedTuple):
 AnyCut = Cut | ClassCut | Choice
 
 
-def of_examples(blocks: AnyCut, examples: int, kernel: tuple[int, ...]) -> Cut:
+def of_examples(blocks: AnyCut, inputs: Array, kernel: Kernel) -> Cut:
     """Blocks of examples, for what is not computed a block of classes at a time."""
     if isinstance(blocks, Choice):
         return blocks.examples
-    return cut(examples, kernel, None) if isinstance(blocks, ClassCut) else blocks
+    if isinstance(blocks, ClassCut):
+        return cut(inputs.shape[0], kernel.shape, None, chips_of(inputs))
+    return blocks
+
+
+def for_tangents(blocks: AnyCut, inputs: Array, kernel: Kernel) -> Cut:
+    """Blocks of examples for the sweep's own derivatives, which hold tangents beside the logits.
+
+    By default of half the size, for the same memory.
+    """
+    of_rows = of_examples(blocks, inputs, kernel)
+    if isinstance(blocks, Cut) or of_rows.number == 1:
+        return of_rows
+    return evened(inputs.shape[0], -(-of_rows.size // 2), chips_of(inputs))
 
 
 class Block(NamedTuple):

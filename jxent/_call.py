@@ -210,7 +210,7 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
     examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
     logits = 2 if isinstance(member, Taught) else 1  # the teacher's beside the student's
     shape = (kernel.shape[0], logits * classes)
-    of_examples = _blocks.cut(examples, shape, sizes.examples)
+    of_examples = _blocks.cut(examples, shape, sizes.examples, _blocks.chips_of(inputs))
     if sizes.examples:
         return of_examples
     fewer = isinstance(examples, int) and examples < classes
@@ -309,7 +309,7 @@ def _reduced_projection(
 ) -> Any:
     _options.in_dtype(member, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
-    each = jnp.broadcast_to(weights, batch).reshape(-1)
+    each = _mesh.as_rows_of(operands.inputs, weights).reshape(-1)
     labels, inputs = _blocks.flat(*operands.of_rows)
     if masks:
         each, inputs = _operands.without_broken(each, inputs)

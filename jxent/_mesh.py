@@ -160,6 +160,17 @@ def filled(x: Array, like: Array) -> Array:
     return jnp.broadcast_to(x, like.shape, out_sharding=split_of(like))
 
 
+def as_rows_of(x: Array, weights: Array) -> Array:
+    """Weights, broadcast to one for each row of `x` `[*batch, n]` and split like these."""
+    split = split_of(x)
+    if split is None:
+        return jnp.broadcast_to(weights, x.shape[:-1])
+    rows = NamedSharding(split.mesh, PartitionSpec(*split.spec[:-1]))
+    each = jnp.broadcast_to(weights, x.shape[:-1], out_sharding=rows)
+    placed: Array = jax.sharding.reshard(each, rows)  # of the right shape they stayed as they were
+    return placed
+
+
 def varies_over(x: Array) -> frozenset[Any]:
     """The axes of a surrounding `shard_map` that an array varies over."""
     axes: frozenset[Any] = jax.typeof(x).manual_axis_type.varying

@@ -25,8 +25,7 @@ def projected(member: Prediction, blocks: AnyCut, operands: Operands) -> Found:
 @per_platform(statics=2)
 def statistics_of_projection(member: Prediction, blocks: AnyCut, operands: Operands) -> Found:
     """What `projected` returns."""
-    examples = operands.inputs.shape[0]
-    blocks = of_examples(blocks, examples, operands.kernel.shape)
+    blocks = of_examples(blocks, operands.inputs, operands.kernel)
     return by_examples(member, blocks, operands)
 
 
@@ -65,7 +64,7 @@ def changes_of_projection(
     if isinstance(blocks, ClassCut):
         changes = _changes_by_classes(member, blocks, row, operands, moving)
     else:
-        blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+        blocks = of_examples(blocks, operands.inputs, operands.kernel)
         changes = _changes_by_examples(member, blocks, row, operands, moving)
     # Of the temperature as it is given, which is the same on every chip.
     return member.with_constant(changes, operands.parameters, moving.parameters, row)

@@ -66,7 +66,7 @@ def losses_and_known(
     """What `per_example` returns."""
     if isinstance(blocks, ClassCut) and cast(ByClasses, member).independent:
         return _by_classes(cast(ByClasses, member), blocks, weights, operands)
-    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    blocks = of_examples(blocks, operands.inputs, operands.kernel)
     return by_examples(member, blocks, weights, operands)
 
 
@@ -97,7 +97,7 @@ def change(
     """The tangent of the losses."""
     if isinstance(blocks, ClassCut) and cast(ByClasses, member).curves_by_classes:
         return _change_by_classes(cast(ByClasses, member), blocks, known, operands, moving)
-    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    blocks = of_examples(blocks, operands.inputs, operands.kernel)
     return _change_by_examples(member, blocks, values, known, operands, moving)
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jxent import _loss, _mesh, _projection
 from jxent._arithmetic import Listed, computing_dtype, widen
-from jxent._blocks import AnyCut, Block, ClassCut, Cut, of_examples
+from jxent._blocks import AnyCut, Block, ClassCut, Cut, for_tangents, of_examples
 from jxent._dispatch import per_platform
 from jxent._loss import ByClasses, Data, Known, Parts, Summed, Taught
 from jxent._operands import (
@@ -147,7 +147,7 @@ def _swept_jvp(
     results = _swept(member, blocks, masks, wanted, *primals)
     inputs, kernel = primals[1].inputs, primals[1].kernel
     if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
-        blocks = of_examples(blocks, inputs.shape[0], kernel.shape)
+        blocks = for_tangents(blocks, inputs, kernel)
     sweep = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
 
     @jax.checkpoint
@@ -170,7 +170,7 @@ def _plain_sweep(
     if isinstance(blocks, ClassCut):
         split = cast(ByClasses, member)
         return _by_classes(split, blocks, masks, wanted, protect, weights, operands)
-    blocks = of_examples(blocks, operands.inputs.shape[0], operands.kernel.shape)
+    blocks = of_examples(blocks, operands.inputs, operands.kernel)
     return _by_examples(member, blocks, masks, wanted, protect, weights, operands)
 
 

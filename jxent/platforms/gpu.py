@@ -40,7 +40,8 @@ FEWEST = 1200
 def _larger(blocks: Choice, operands: Operands) -> Cut:
     """Up to where the logits take as much memory traffic as the kernel's gradient."""
     examples, features = operands.inputs.shape
-    return _blocks.enlarged(blocks.examples, examples, min(FEWEST, 2 * features))
+    chips = _blocks.chips_of(operands.inputs)
+    return _blocks.enlarged(blocks.examples, examples, min(FEWEST, 2 * features), chips)
 
 
 def _are_small(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
