@@ -1,5 +1,7 @@
 """Labels that go in, checked as in `_checks`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,31 +53,52 @@ def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
 
 
 def _integers(value: ArrayLike) -> Array:
-    """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range.
-
-    Their kind is looked at before anything is cast: 1.7 is not class 1.
-    """
-    if not hasattr(value, "dtype") and (value is None or _checks.kinds(value) - {"integer"}):
-        kinds = ", ".join(sorted(_checks.kinds(value) - {"integer"})) or "None"
-        raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
-    if not isinstance(value, jax.Array) and not any(
-        isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value)
-    ):
-        given = np.asarray(value)
-        if given.dtype == object:
-            raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
-        if given.size == 0 and not hasattr(value, "dtype"):
-            given = given.astype(np.int32)  # an empty list has no kind
-        if given.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
-            # JAX would take 2^32 + 1 for 1. No logits have 2^31 classes.
-            info = np.iinfo(np.int32)
-            lowest = 0 if given.dtype == np.uint64 else info.min
-            given = np.clip(given, lowest, info.max).astype(np.int32)
-        value = given
+    """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range."""
+    if not isinstance(value, jax.Array):
+        value = _checks.converted("labels", value)
+        if not isinstance(value, jax.Array):
+            value = _read_ids(value)
     ids = _checks.array("labels", value)
     if not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
     return ids
+
+
+def _read_ids(value: Any) -> Any:
+    """Ids as an array of NumPy, or as they are where arrays of JAX are in their lists.
+
+    Their kind is looked at before anything is cast: 1.7 is not class 1.
+    """
+    if not hasattr(value, "dtype"):
+        if wrong := _checks.kinds(value) - {"integer"}:
+            kinds = ", ".join(sorted(wrong))
+            raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
+        if _holds_jax_arrays(value):
+            return value
+    try:
+        ids = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"labels must be ids, or lists of ids of one length, got {shown(value)}"
+        ) from error
+    if ids.dtype == object:
+        if hasattr(value, "dtype"):
+            raise TypeError("labels must be integer class ids, got an array of objects")
+        raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
+    if ids.size == 0 and not hasattr(value, "dtype"):
+        ids = ids.astype(np.int32)  # an empty list has no kind
+    if ids.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
+        # JAX would take 2^32 + 1 for 1. No logits have 2^31 classes.
+        info = np.iinfo(np.int32)
+        lowest = 0 if ids.dtype == np.uint64 else info.min
+        ids = np.clip(ids, lowest, info.max).astype(np.int32)
+    return ids
+
+
+def _holds_jax_arrays(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return set(map(type, value)) != {int} and any(map(_holds_jax_arrays, value))
+    return isinstance(value, jax.Array)
 
 
 def class_labels(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from jxent import _mesh
+from jxent import _checks, _mesh
 from jxent._arithmetic import computing_dtype
 from jxent._blocks import evened
 from jxent._blockwise import Function, Given
@@ -97,6 +97,7 @@ def _check_losses(losses: Any, size: int) -> None:
 
 
 def _array(name: str, x: Any) -> Array:
+    x = _checks.converted(name, x)
     try:
         array = jnp.asarray(x)
     except TypeError:

@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Hashable, Iterable
 from contextlib import AbstractContextManager
 from enum import Enum
+from itertools import chain
 from typing import Any, TypeVar
 
 import jax
@@ -27,9 +28,10 @@ Kind = TypeVar("Kind", bound=Enum)
 
 def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
     """`value` as an array; what has no dtype of its own (a list, a number) takes `dtype`."""
+    value = converted(name, value)
     if hasattr(value, "dtype"):
         dtype = None
-    elif value is None or kinds(value) - _NUMBERS:
+    elif kinds(value) - _NUMBERS:
         # Before anything is cast: NumPy would take "1" for a number.
         raise TypeError(f"{name} must be an array of real numbers, got {shown(value)}")
     try:
@@ -40,12 +42,60 @@ def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
         raise TypeError(f"{name} must be an array of numbers, got {shown(value)}") from error
 
 
+def converted(name: str, value: Any) -> Any:
+    """`value` with the arrays of other libraries as NumPy's, in lists too, and ranges as lists.
+
+    NumPy drops the mask of a masked array, and JAX that of one in a list: an error here.
+    """
+    if type(value) is np.ndarray or isinstance(value, (int, float, jax.Array)):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask would be lost: fill it with "
+            "`.filled(...)`, and take what is masked out with weights of 0"
+        )
+    if isinstance(value, (list, tuple, range)):
+        if _types(value) <= _KINDS.keys():
+            return list(value) if isinstance(value, range) else value
+        return [converted(name, x) for x in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value
+    is_array = hasattr(value, "__jax_array__") or hasattr(value, "__array__")
+    return _read(name, value) if is_array else value
+
+
+def _read(name: str, value: Any) -> Any:
+    """An array of another library as NumPy's, or as JAX's where it says how."""
+    if hasattr(value, "__jax_array__"):
+        return value.__jax_array__()
+    try:
+        return np.asarray(value)
+    except Exception as error:  # each library has errors of its own
+        raise TypeError(
+            f"{name} must be an array that NumPy can read, got {type(value).__name__}: {error}"
+        ) from error
+
+
 _NUMBERS = {"bool", "integer", "floating"}
+_KINDS = {bool: "bool", int: "integer", float: "floating"}
 
 
 def kinds(value: Any) -> set[str]:
     """What is in a list, a tuple or a number: kinds of numbers, or names of types."""
-    return {_kind(leaf) for leaf in jax.tree.leaves(value)}
+    if not isinstance(value, (list, tuple)):
+        return {_kind(value)}
+    types = _types(value)
+    if types <= _KINDS.keys():
+        return {_KINDS[t] for t in types}
+    return set().union(*map(kinds, value))
+
+
+def _types(value: Iterable[Any]) -> set[type]:
+    """Those of what is in a list, or of what is in its lists; long ones take no loop of Python."""
+    types = set(map(type, value))
+    if types and types <= {list, tuple}:
+        return _types(list(chain.from_iterable(value)))
+    return types
 
 
 def _kind(leaf: Any) -> str:
