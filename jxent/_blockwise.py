@@ -217,7 +217,11 @@ def _total_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     value, sums, slopes = _swept(plan, wanted, weights, each, given)
     change = jnp.zeros_like(value)
     for slope, t in zip(slopes, (t for t in leaves if t is not None), strict=True):
-        change += _mesh.varying_as(value, inner(slope, t, value.dtype))
+        if jnp.issubdtype(t.dtype, jnp.complexfloating):
+            along = jnp.sum(jnp.real(slope * t)).astype(value.dtype)
+        else:
+            along = inner(slope, t, value.dtype)
+        change += _mesh.varying_as(value, along)
     if dweights is not None:
         losses = weighted_losses(_of_all_rows(plan), jnp.ones_like(weights), given)
         change += jnp.sum(jnp.where(jnp.isfinite(losses), losses, 0) * dweights)

@@ -36,13 +36,19 @@ def rows(
     # All that it closes over becomes an argument: integers and keys too, which may be tracers of a
     # program that is gone when the derivative is taken.
     program, found = jax.make_jaxpr(of_leaves, return_shape=True)(params, block)
-    closed_over = list(program.consts)
+    jaxpr, structure = program.jaxpr, jax.tree.structure(found)
+    # Numbers of Python and NumPy are constants of a trace too, in JAX's own types for them.
+    closed_over = [
+        _with_methods(x if isinstance(x, jax.Array) else jnp.asarray(x, var.aval.dtype))
+        for var, x in zip(jaxpr.constvars, program.consts, strict=True)
+    ]
     _check_closed_over(closed_over, axes)
 
+    # Without `program`, whose constants may be tracers: JAX keeps what a rule's function refers to.
     def function(shared: Any, block: Any) -> Any:
         params, closed_over = shared
-        leaves = jax.core.eval_jaxpr(program.jaxpr, closed_over, *params, *block)
-        return jax.tree.unflatten(jax.tree.structure(found), leaves)
+        leaves = jax.core.eval_jaxpr(jaxpr, closed_over, *params, *block)
+        return jax.tree.unflatten(structure, leaves)
 
     losses, more = found
     _check_losses(losses, blocks.size)
@@ -96,6 +102,12 @@ def _check_losses(losses: Any, size: int) -> None:
         )
 
 
+def _with_methods(x: Array) -> Array:
+    """`x`, of which an eager derivative sees an array where it was called with a Python number."""
+    is_number = isinstance(x, jax.core.Tracer) and x.ndim == 0 and jax.typeof(x).weak_type
+    return jnp.array(x) if is_number else x  # a copy, which compiled programs do without
+
+
 def _array(name: str, x: Any) -> Array:
     x = _checks.converted(name, x)
     try:
@@ -107,7 +119,7 @@ def _array(name: str, x: Any) -> Array:
         ) from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"{name} must be real, got a leaf of {array.dtype}")
-    return array
+    return _with_methods(array)
 
 
 def _rows(rows: Any) -> Any:
