@@ -20,7 +20,7 @@ from jxent._loss import Data, OverClasses, Tangents
 from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
-from jxent._terms import finite_term, sigmoid, softplus, term, term_slope
+from jxent._terms import finite, finite_term, sigmoid, softplus, term, term_slope
 
 
 class _Focused:
@@ -62,7 +62,7 @@ class Sigmoid(_Focused, Options):
         labels, logits, pos_weight = data
         x = widen(logits)
         z = self.smoothed(labels, x.dtype)
-        positive = z if pos_weight is None else pos_weight * z
+        positive = z if pos_weight is None else finite(pos_weight) * z
         capped = softcap(x, self.logit_softcap)
         if any(self.powers):
             present, absent = self.powers
@@ -83,7 +83,8 @@ class Sigmoid(_Focused, Options):
             slope = _label_slope(x, q)
             if any(self.powers):
                 present, absent = self.powers
-                slope = q * finite_term(present, -x) - finite_term(absent, x)
+                slope = finite(q) * finite_term(present, -x) - finite_term(absent, x)
+                slope = jnp.where(jnp.isinf(q), 0, slope)
             change += (1 - self.label_smoothing) * slope * widen(dlabels)
         if dpos_weight is not None:
             z = self.smoothed(labels, x.dtype)
@@ -216,9 +217,10 @@ class SparseSigmoid(_Focused, OverClasses, Options):
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -x, x)
         own = self._by_label(term, listed, v)
-        losses = own if a is None else zero_times(a, own)
+        product = zero_times if pos_weight is None else _weighted_term
+        losses = own if a is None else product(a, own)
         if b is not None:
-            losses += zero_times(b, self._by_label(term, ~listed, -v))
+            losses += product(b, self._by_label(term, ~listed, -v))
         return losses
 
     def gradient(self, data: Data, statistics: None) -> Array:
@@ -226,7 +228,7 @@ class SparseSigmoid(_Focused, OverClasses, Options):
         x = widen(logits)
         capped = softcap(x, self.logit_softcap)
         listed = listed_classes(self.classes, read_again(labels), x)
-        a, b = self._factors(listed, x, pos_weight)
+        a, b = self._factors(listed, x, None if pos_weight is None else finite(pos_weight))
         v = jnp.where(listed, -capped, capped)
         if a is None:
             slope = self._by_label(term_slope, listed, v)
@@ -329,9 +331,7 @@ def read_again(labels: Any) -> Any:
 @per_platform()
 def class_losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """(1 - z) softplus(x) + q z softplus(-x), in terms that do not cancel for z in [0, 1]."""
-    positive = z if q is None else q * z
-    loss = zero_times(1 - z, softplus(x)) + zero_times(positive, softplus(-x))
-    return jnp.where(jnp.isnan(x), x, loss)
+    return _weighted_terms(z, q, softplus(x), softplus(-x), x)
 
 
 def focused_losses(
@@ -339,9 +339,23 @@ def focused_losses(
 ) -> Float[Array, "..."]:
     """The same of focused terms."""
     present, absent = powers
-    positive = z if q is None else q * z
-    loss = zero_times(1 - z, term(absent, x)) + zero_times(positive, term(present, -x))
+    return _weighted_terms(z, q, term(absent, x), term(present, -x), x)
+
+
+def _weighted_terms(z: Array, q: Array | None, absent: Array, present: Array, x: Array) -> Array:
+    """(1 - z) absent + q z present."""
+    if q is None:
+        positive = zero_times(z, present)
+    else:
+        # Without a label there is no positive term, be its weight infinite.
+        positive = _weighted_term(jnp.where((z == 0) & jnp.isinf(q), 0, q * z), present)
+    loss = zero_times(1 - z, absent) + positive
     return jnp.where(jnp.isnan(x), x, loss)
+
+
+def _weighted_term(a: Array, b: Array) -> Array:
+    """The product, and 0 where one of the two is: either may be infinite."""
+    return jnp.where((a == 0) | (b == 0), 0, a * b)
 
 
 @jax.custom_jvp
@@ -373,7 +387,8 @@ def _slope_jvp(
 def _label_slope(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
     """D loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
     linear = q * jnp.maximum(-x, 0) - jnp.maximum(x, 0)
-    return jnp.where(jnp.isinf(x), 0, linear + (q - 1) * log1p(exp(-jnp.abs(x))))
+    slope = linear + (q - 1) * log1p(exp(-jnp.abs(x)))
+    return jnp.where(jnp.isinf(x) | jnp.isinf(q), 0, slope)
 
 
 @_label_slope.defjvp
@@ -381,5 +396,5 @@ def _label_slope_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (x, q), (dx, dq) = primals, tangents
-    change = dq * finite_term(0.0, -x) - (q * sigmoid(-x) + sigmoid(x)) * dx
+    change = dq * finite_term(0.0, -x) - (finite(q) * sigmoid(-x) + sigmoid(x)) * dx
     return _label_slope(x, q), change

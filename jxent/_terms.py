@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._arithmetic import exp, log1p, zero_times
+from jxent._dispatch import per_platform
 
 
 @jax.custom_jvp
@@ -93,3 +94,21 @@ def _finite_term_jvp(
 ) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
     return finite_term(g, x), term_slope(g, x) * t
+
+
+@jax.custom_jvp
+def finite(q: Array) -> Array:
+    """A weight of terms, and 0 where it is infinite: a factor of tangents, which may be 0."""
+    return without_infinities(q)
+
+
+# As if it were finite, so that mixed derivatives do not depend on the order.
+@finite.defjvp
+def _finite_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return finite(*primals), tangents[0]
+
+
+@per_platform()
+def without_infinities(q: Array) -> Array:
+    """The same, for its value."""
+    return jnp.where(jnp.isinf(q), 0, q)

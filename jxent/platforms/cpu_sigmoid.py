@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent import _mesh, _sigmoid
+from jxent import _mesh, _sigmoid, _terms
 from jxent._arithmetic import exp, log1p
 from jxent._dispatch import way
 from jxent._mesh import Classes
@@ -123,14 +123,37 @@ def _total_of_ids_on_cpu(member: SparseSigmoid, *data: Array | None) -> Array:
 # logarithm.
 @way(_sigmoid.class_losses, "cpu")
 def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
-    positive = z if q is None else jax.lax.optimization_barrier(q) * z
     most = float(jnp.finfo(x.dtype).max)
     zero, one = own_constants(x.dtype, 0.0, 1.0)
     above = jnp.maximum(-jnp.maximum(-x, -most), zero)
     below = jnp.maximum(-jnp.maximum(x, -most), zero)
     infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
-    linear = ((one - z) * above + positive * below) * infinite
-    return linear + (one - z + positive) * log1p(exp(-jnp.abs(x)))
+    log = log1p(exp(-jnp.abs(x)))
+    if q is None:
+        return ((one - z) * above + z * below) * infinite + (one - z + z) * log
+    finite, overflows = _overflowing(q)
+    positive = (finite * z) * (below + log) * overflows * overflows
+    return ((one - z) * (above + log) + positive) * infinite
+
+
+def _overflowing(q: Array) -> tuple[Array, Array]:
+    """Weights as finite numbers, and what makes terms of those that were infinite overflow.
+
+    Twice times the latter, a term that is not 0 is infinite, and one that is 0 stays so. They
+    are of the weights' size, hence behind a barrier.
+    """
+    large = 2.0 ** int(0.8 * jnp.finfo(q.dtype).maxexp)
+    infinite = jnp.isinf(q)
+    both = jnp.where(infinite, jnp.sign(q) * large, q), jnp.where(infinite, large, 1)
+    finite, overflows = jax.lax.optimization_barrier(both)
+    return finite, overflows
+
+
+@way(_terms.without_infinities, "cpu")
+def _select_apart(q: Array) -> Array:
+    """In the loop over the logits, the select would end its fusion."""
+    apart: Array = jax.lax.optimization_barrier(_terms.without_infinities.plain(q))
+    return apart
 
 
 def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
