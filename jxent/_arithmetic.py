@@ -78,12 +78,25 @@ def bounded(x: Array) -> Array:
 
 def gap(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, "..."]:
     """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
-    return jnp.where(x == row_max, 0, row_max - x)
+    # Selected before the subtraction, as tools that look for NaN would report inf - inf.
+    equal = x == row_max
+    return jnp.where(equal, 0, row_max) - jnp.where(equal, 0, x)
 
 
 def zero_times(a: Array, b: Array) -> Array:
     """The product, and 0 where a is 0: no label, no loss, at an infinite logit too."""
-    return jnp.where(a == 0, 0, a * b)
+    # Selected before the product, as tools that look for NaN would report 0 * inf.
+    return a * jnp.where(a == 0, 0, b)
+
+
+def nan_unless(valid: Array, x: Array) -> Array:
+    """`x` where it is valid, else NaN, which is computed there and nowhere else.
+
+    A literal NaN would be an operand on valid data too: without `jit`, `jax.debug_nans` looks at
+    each of them, and `checkify` at each result of arithmetic. No compiler takes inf - inf for 0.
+    """
+    infinite = jnp.where(valid, jnp.zeros((), x.dtype), jnp.inf)
+    return jnp.where(valid, x, infinite - infinite)
 
 
 def zero_from(*arrays: Array) -> Array:
@@ -105,7 +118,7 @@ def divided_by(temperature: Array, x: Float[Array, "..."]) -> Float[Array, "..."
     # Else a constant's inverse is multiplied by, here and there in one operation with the
     # subtraction of a maximum, which then equals none of the quotients.
     temperature = jax.lax.optimization_barrier(temperature)
-    return jnp.where(temperature > 0, x / temperature, jnp.nan)
+    return nan_unless(temperature > 0, x / temperature)
 
 
 # What is infinite at one temperature is taken to stay so.

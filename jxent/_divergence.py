@@ -33,6 +33,7 @@ from jxent._arithmetic import (
     gap,
     is_masked,
     log1p,
+    nan_unless,
     widen,
     zero_times,
 )
@@ -45,6 +46,9 @@ from jxent._sigmoid import read_again
 from jxent._softcap import softcap, softcap_slope
 from jxent._softmax import stored
 
+# No logarithm of 1 + S, which is not negative. Not NaN, which tools that look for it would report.
+FAR = -1.0
+
 
 class Rows(NamedTuple):
     """What is kept of each example, the class axis of size 1."""
@@ -56,7 +60,7 @@ class Rows(NamedTuple):
     shift: Array  # what a is measured from, and what rounding it has lost
     shift_lost: Array
     mean: Array  # of a under p_t
-    more: Array  # log1p(S); NaN where the two are not near
+    more: Array  # log1p(S); `FAR` where the two are not near
     divergence: Array
 
 
@@ -130,22 +134,25 @@ class Divergence(OverClasses, Options):
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
         rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none)
         mean = sum_apart(classes, *capped, temperature, rows) / (1 + rest_t)
+        # At -inf the student rules out what the teacher does not.
+        infinite_mean = mean == -jnp.inf
+        mean = jnp.where(infinite_mean, 0, mean)
         rows = rows._replace(mean=mean)
         offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
         # Else what both passes are made of might be stored.
         capped = self._capped(read_again(data[0]), data[1])
         excess = sum_of_excess(classes, *capped, temperature, rows, offset) / (1 + rest_t)
         # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
-        # overflows, or is inf - inf, the two are not near.
+        # overflows the two are not near.
         near = excess <= 1
         apart = offset + (log1p(rest_s) - log1p(rest_t))
         divergence = jnp.where(near, log1p(excess), apart)
-        # NaN of a row is in its pairs. At -inf the student rules out what the teacher does not.
-        divergence = jnp.where(mean == -jnp.inf, jnp.inf, divergence)
+        divergence = jnp.where(infinite_mean, jnp.inf, divergence)
+        # NaN of a row is in its pairs.
         broken = jnp.isnan(rest_t) | jnp.isnan(rest_s)
         return rows._replace(
-            more=jnp.where(near, divergence, jnp.nan),
-            divergence=jnp.where(broken, jnp.nan, divergence),
+            more=jnp.where(near, divergence, FAR),
+            divergence=nan_unless(~broken, divergence),
         )
 
     def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
@@ -224,10 +231,14 @@ def _difference(x: Array, y: Array) -> tuple[Array, Array]:
 
     A constant between a student and its teacher, however large, then costs no digits.
     """
-    apart = jnp.where(x == y, 0, x - y)
-    back = apart - x
-    lost = (x - (apart - back)) - (y + back)
-    return apart, jnp.where(jnp.isfinite(lost), lost, 0)
+    equal = x == y
+    x, y = jnp.where(equal, 0, x), jnp.where(equal, 0, y)
+    apart = x - y
+    # Of infinite ones nothing is lost, which a difference of infinities would not say.
+    finite = jnp.isfinite(apart)
+    x, y, near = (jnp.where(finite, a, 0) for a in (x, y, apart))
+    back = near - x
+    return apart, (x - (near - back)) - (y + back)
 
 
 def _finite(x: Array, is_infinite: Array) -> Array:
@@ -257,9 +268,11 @@ def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:
 def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
     """The d above, 0 where both rule a class out."""
     gap_t, gap_s = gap(y_t, rows.teacher[0]), gap(y_s, rows.student[0])
+    neither = jnp.isinf(gap_t) & jnp.isinf(gap_s)
+    gap_t = jnp.where(neither, 0, gap_t)
     far = (gap_t + log1p(rows.teacher[1])) - (gap_s + log1p(rows.student[1]))
-    far = jnp.where(jnp.isinf(gap_t) & jnp.isinf(gap_s), 0, far)
-    return jnp.where(jnp.isnan(rows.more), far, a - rows.mean - rows.more)
+    far = jnp.where(neither, 0, far)
+    return jnp.where(rows.more == FAR, far, a - rows.mean - rows.more)
 
 
 # The deviations from the means, each measured from its leader: see `_logsumexp.deviation`.
@@ -306,8 +319,10 @@ def _teacher_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classe
     d = _log_ratio(y_t, y_s, a, rows, classes)
     row_max, rest = rows.teacher
     p_t, _ = _logsumexp.chances(y_t, row_max, rest, classes)
-    infinite = jnp.isinf(rows.divergence) | jnp.isinf(d)
-    slope = jnp.where(infinite, 0, p_t * (-d - rows.divergence))
+    infinite = jnp.isinf(rows.divergence)
+    divergence = jnp.where(infinite, 0, rows.divergence)
+    infinite |= jnp.isinf(d)
+    slope = jnp.where(infinite, 0, p_t * (-jnp.where(infinite, 0, d) - divergence))
     leads = _logsumexp.leads(y_t, row_max, rest)
     return jnp.where(leads, -classes.sum(jnp.where(leads, 0, slope)), slope)
 
@@ -340,7 +355,7 @@ def _by_logarithm(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes
     """
     d = _log_ratio(y_t, y_s, a, rows, classes)
     p_t, _ = _logsumexp.chances(y_t, *rows.teacher, classes)
-    near = (jnp.abs(d) <= 1) & (p_t > 0) & ~jnp.isnan(rows.more)
+    near = (jnp.abs(d) <= 1) & (p_t > 0) & (rows.more != FAR)
     d, a_near = (jnp.where(near, x, 0) for x in (d, a))
     gap_t, gap_s = _below(rows.teacher[0], y_t), _below(rows.student[0], y_s)
     terms = p_t * (_excess(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t)

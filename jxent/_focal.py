@@ -59,7 +59,8 @@ def _focused_slope_jvp(
 @jax.custom_jvp
 def _ratio(loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """The h above: 1 at 0, 0 at inf."""
-    return jnp.where(loss == 0, 1, zero_times(exp(-loss), loss) / _complement(loss))
+    positive = jnp.where(loss == 0, 1, loss)
+    return jnp.where(loss == 0, 1, zero_times(exp(-loss), loss) / _complement(positive))
 
 
 # 1 - h cancels where l is small: there dh = -1/2 + l/6 - l^3/180 + ..., by Bernoulli's numbers.

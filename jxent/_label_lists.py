@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent import _logsumexp, _loss, _statistics
-from jxent._arithmetic import Listed, gap, largest_id, log1p, widen
+from jxent._arithmetic import Listed, gap, largest_id, log1p, nan_unless, widen
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 from jxent._statistics import LabelsStatistics
@@ -146,7 +146,7 @@ def _slopes_jvp(
         p, q = _logsumexp.chances(x, rows.row_max, rows.rest, classes)
         change += of_others(classes, moved, x) * p - dense(classes, moved, x) * q
     # Where an id is out of range the derivatives are NaN as all else is.
-    return value, change * jnp.where(jnp.isnan(rows.rest), jnp.nan, jnp.ones_like(rows.rest))
+    return value, change * nan_unless(~jnp.isnan(rows.rest), jnp.ones_like(rows.rest))
 
 
 slopes.defjvp(_slopes_jvp, symbolic_zeros=True)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
-from jxent._arithmetic import bounded, exp, gap, log1p, widen, zero_times
+from jxent._arithmetic import bounded, exp, gap, log1p, nan_unless, widen
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
 
@@ -35,8 +35,8 @@ def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
 def defined(row_max: Array, rest: Array) -> tuple[Array, Array]:
     """The pair, NaN where the row has a NaN or no class left."""
     # Some compilers' maximum drops NaN, so the sum says where one is.
-    undefined = (row_max == -jnp.inf) | jnp.isnan(rest)
-    return jnp.where(undefined, jnp.nan, row_max), jnp.where(undefined, jnp.nan, rest)
+    is_defined = (row_max != -jnp.inf) & ~jnp.isnan(rest)
+    return nan_unless(is_defined, row_max), nan_unless(is_defined, rest)
 
 
 # 0: all of d logsumexp = sum_j p_j t_j is in the rules of the functions that take the pair.
@@ -224,8 +224,9 @@ def _log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> A
 def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, known = primals
     p, _ = chances(x, *pair(x, classes), classes)
-    # `zero_times` for the same reason as in `deviation`.
-    return _log_normalizer(x, known, classes), classes.sum(zero_times(p, tangents[0]))
+    # Something between product and sum, for the same reason as in `deviation`.
+    terms = jnp.where(p == 0, 0, p * tangents[0])
+    return _log_normalizer(x, known, classes), classes.sum(terms)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -323,9 +324,8 @@ def _label_slopes_jvp(
 ) -> tuple[Array, Array]:
     x, _, normalizer = primals
     dx, _, dnormalizer = tangents
-    known = jnp.where(
-        jnp.isnan(normalizer.complement), jnp.nan, jnp.ones_like(normalizer.complement)
-    )
+    complement = normalizer.complement
+    known = nan_unless(~jnp.isnan(complement), jnp.ones_like(complement))
     change = known * _change(classes, (x, normalizer), (dx, dnormalizer))
     return label_slopes(classes, smoothing, *primals), change
 
@@ -349,4 +349,5 @@ def _label_loss_jvp(
     tangents: tuple[Array, Any, LabelNormalizer],
 ) -> tuple[Array, Array]:
     slopes = label_slopes(classes, 0.0, *primals)
-    return label_loss(classes, *primals), classes.sum(zero_times(slopes, tangents[0]))
+    terms = jnp.where(slopes == 0, 0, slopes * tangents[0])  # as in `_log_normalizer`
+    return label_loss(classes, *primals), classes.sum(terms)

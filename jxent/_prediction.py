@@ -24,8 +24,8 @@ from jxent._arithmetic import (
     divided_about,
     divided_by,
     log1p,
+    nan_unless,
     widen,
-    zero_times,
 )
 from jxent._blocks import Block
 from jxent._logsumexp import LabelNormalizer
@@ -110,9 +110,9 @@ class Prediction(Options):
         row_max, rest = _logsumexp.defined(found.row_max, found.rest)
         normalizer = _statistics.of_pair(found.logit, row_max, rest)
         in_range = self.classes.has(labels, y)
-        log_prob = jnp.where(in_range, -normalizer.loss, jnp.nan)
+        log_prob = nan_unless(in_range, -normalizer.loss)
         # An id out of range is of the log-probability alone: the other fields stay.
-        complement = jnp.where(in_range, normalizer.complement, jnp.nan)
+        complement = nan_unless(in_range, normalizer.complement)
         mean_gap = found.gaps / (1 + rest)
         log_normalizer = normalizer.log_normalizer
         prediction = jnp.where(jnp.isnan(log_normalizer), -1, found.prediction)
@@ -140,7 +140,7 @@ class Prediction(Options):
         """The tangents of the fields along `dy`, of whole rows or of a block of their classes."""
         p = _logsumexp.probabilities(y, row.normalizer, self.classes)
         scale = row.normalizer.scale
-        scale = jnp.where(jnp.isnan(row.normalizer.complement), jnp.nan, scale)
+        scale = nan_unless(~jnp.isnan(row.normalizer.complement), scale)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
         ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
         of_label = _logsumexp.label_slopes(
@@ -185,8 +185,8 @@ def _surplus_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, 
     pair = _logsumexp.pair(y, classes)
     p, _ = _logsumexp.chances(y, *pair, classes)
     dev = _logsumexp.deviation(p, y, *pair, dy, classes)
-    # `zero_times` for the same reason as in `deviation`.
-    return value, -(dev + classes.sum(zero_times(p, value * dev)))
+    # Something between product and sum, for the same reason as in `_logsumexp.deviation`.
+    return value, -(dev + classes.sum(jnp.where(p == 0, 0, p * (value * dev))))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jxent import _loss, _mesh
-from jxent._arithmetic import exp, largest_id, log1p, of_rank, widen, zero_times
+from jxent._arithmetic import exp, largest_id, log1p, nan_unless, of_rank, widen, zero_times
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._loss import Data, OverClasses, Tangents
@@ -208,7 +208,7 @@ class SparseSigmoid(_Focused, OverClasses, Options):
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         pos_weight = of_rank(logits.ndim, pos_weight)
         total = summed_losses_of_ids(self, labels, logits, pos_weight)
-        return jnp.where(self._in_range(labels, logits), total, jnp.nan), None
+        return nan_unless(self.are_in_range(labels, logits), total), None
 
     def class_losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> Array:
         """The losses of all classes; of ids out of range as if they were not there."""
@@ -243,7 +243,7 @@ class SparseSigmoid(_Focused, OverClasses, Options):
         slope *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
         slope *= softcap_slope(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.
-        known = jnp.where(self._in_range(labels, x), jnp.ones_like(x, shape=()), jnp.nan)
+        known = nan_unless(self.are_in_range(labels, x), jnp.ones_like(x, shape=()))
         return slope * _mesh.filled(known[..., None], x)
 
     def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
@@ -258,8 +258,8 @@ class SparseSigmoid(_Focused, OverClasses, Options):
             positive = jnp.where(listed_classes(self.classes, labels, x), 1 - share, share).astype(
                 x.dtype
             )
-            in_range = _mesh.filled(self._in_range(labels, x)[..., None], x)
-            positive = jnp.where(in_range, positive, jnp.nan)
+            in_range = _mesh.filled(self.are_in_range(labels, x)[..., None], x)
+            positive = nan_unless(in_range, positive)
             change += positive * finite_term(self.focusing, -x) * dpos_weight
         return jnp.sum(change, self.axis)
 
@@ -283,9 +283,9 @@ class SparseSigmoid(_Focused, OverClasses, Options):
         a = (1 - share) * jnp.where(listed, pos_weight, 1)
         return a, share * jnp.where(listed, 1, pos_weight) if share else None
 
-    def _in_range(self, labels: Array, x: Array) -> Array:
+    def are_in_range(self, labels: Array, logits: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(x)), axis=-1)
+        return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(logits)), axis=-1)
 
 
 @per_platform(statics=1)

@@ -4,6 +4,7 @@ Each example has one class, or a distribution over the classes: a weight for eac
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent import _label_lists, _logsumexp, _statistics
-from jxent._arithmetic import Listed, log1p, widen
+from jxent._arithmetic import Listed, log1p, nan_unless, widen
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._focal import focused, focused_slope
@@ -148,9 +149,13 @@ class ListedSoftmax(Softmax):
     def _statistics(self, x: Array, labels: Listed) -> LabelsStatistics:
         labels, in_range = _label_lists.numbered(self.classes, labels, x)
         known = _label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
-        loss, rest = (jnp.where(in_range, a, jnp.nan) for a in (known.loss, known.rest))
+        loss, rest = (nan_unless(in_range, a) for a in (known.loss, known.rest))
         right = None if known.right is None else jnp.where(in_range, known.right, 0)
         return self._with_smoothed_total(known._replace(loss=loss, rest=rest, right=right))
+
+    def are_in_range(self, labels: Listed, logits: Array) -> Array:
+        _, in_range = _label_lists.numbered(self.classes, labels, logits)
+        return jnp.squeeze(in_range, self.axis)
 
     def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
         labels, _ = _label_lists.numbered(self.classes, labels, x)
@@ -203,6 +208,9 @@ class SparseSoftmax(_Exclusive):
     def labels_of(self, block: Block, labels: Array) -> Array:
         return self.classes.places(block, labels)
 
+    def are_in_range(self, labels: Array, logits: Array) -> Array:
+        return jnp.squeeze(self.classes.has(labels, logits), self.axis)
+
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
     ) -> tuple[Array, LabelNormalizer]:
@@ -219,19 +227,17 @@ class SparseSoftmax(_Exclusive):
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
         in_range = self.classes.has(labels, x)
 
-        def known(x: Array, otherwise: float = jnp.nan) -> Array:
-            return jnp.where(in_range, x, otherwise)
-
+        known = partial(nan_unless, in_range)
         scale, complement = normalizer.scale, normalizer.complement
         scale, complement = map(known, (scale, complement))
         if self.has_aux or self.focusing:
             normalizer = normalizer._replace(loss=known(normalizer.loss))
         if normalizer.right is not None:
-            normalizer = normalizer._replace(right=known(normalizer.right, 0.0))
+            normalizer = normalizer._replace(right=jnp.where(in_range, normalizer.right, 0))
         normalizer = normalizer._replace(scale=scale, complement=complement)
         # Without the axis first: some compilers compute arrays of one class a row number by number.
         loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
-        return jnp.where(in_range, loss, jnp.nan), normalizer
+        return nan_unless(in_range, loss), normalizer
 
     def parts(self, normalizer: LabelNormalizer) -> Parts:
         """What the losses are made of."""

@@ -53,7 +53,7 @@ def expected(
     surprises = gap(x, row_max) + more
     total = classes.sum(zero_times(smoothed(smoothing, x, share, z), surprises))
     # The row of a NaN is NaN even if its labels are all 0.
-    return jnp.where(jnp.isnan(more), jnp.nan, total)
+    return jnp.where(jnp.isnan(more), more, total)
 
 
 @per_platform(statics=1)

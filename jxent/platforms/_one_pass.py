@@ -151,7 +151,7 @@ def reduced(classes: Classes, row: Row) -> Row:
     row = jax.lax.reduce(row, start, merged, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.
-    return row._replace(rest=jnp.where(jnp.isnan(row.row_max), jnp.nan, row.rest))
+    return row._replace(rest=jnp.where(jnp.isnan(row.row_max), row.row_max, row.rest))
 
 
 def across(classes: Classes, row: Row) -> Row:

@@ -39,7 +39,7 @@ def _statistics_of_entries(
     surprises = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
     own, _, first = _label_lists.shares(classes, labels)
     loss = jnp.sum(zero_times(jnp.where(first, own, 0), surprises), classes.one, keepdims=True)
-    loss = jnp.where(jnp.isnan(rest), jnp.nan, loss)
+    loss = jnp.where(jnp.isnan(rest), rest, loss)
     if share is not None:
         evenly = _statistics.expected(classes, smoothing, x, row_max, log1p(rest), share, None)
         loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly

@@ -33,7 +33,8 @@ def _labels_sums_computed_once(classes: Classes, z: Array, rest: Array) -> tuple
         largest, others = _largest_in_pieces(pieces, z, rest.dtype)
     else:
         largest, others = _largest_label(classes, z, rest)
-    return jnp.where(rest >= 0, largest, jnp.nan), jnp.where(rest >= 0, others, jnp.nan)
+    # Where it is not at least 0, `rest` is NaN.
+    return jnp.where(rest >= 0, largest, rest), jnp.where(rest >= 0, others, rest)
 
 
 # Classes up to which one reduction of both numbers, which XLA:CPU computes one after the other, is
@@ -63,8 +64,8 @@ def _largest_in_pieces(pieces: Pieces, z: Array, dtype: DTypeLike) -> tuple[Arra
     own = jax.lax.optimization_barrier(pieces.own(cut, which, 0)[0].astype(dtype))
     largest = jnp.max(own, -1, keepdims=True)
     others = sum_without(sums, which) + sum_without(own, first_place(own, largest))
-    has_nan = jnp.isnan(jnp.sum(sums, -1, keepdims=True))
-    return largest, jnp.where(has_nan, jnp.nan, others)
+    total = jnp.sum(sums, -1, keepdims=True)
+    return largest, jnp.where(jnp.isnan(total), total, others)
 
 
 def _largest_label(classes: Classes, z: Array, after: Array) -> tuple[Array, Array]:
