@@ -40,13 +40,39 @@ def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> 
 
     @tried.def_vmap
     def _with_one_more_axis(size: int, batched: Sequence[Any], *arrays: Any) -> tuple[Any, Any]:
-        def with_axis(x: Array, is_batched: bool) -> Array:
-            return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
-
-        result = attempt(fast, exact)(*jax.tree.map(with_axis, arrays, tuple(batched)))
+        result = attempt(fast, exact)(*_with_axis(size, batched, arrays))
         return result, jax.tree.map(lambda _: True, result)
 
     return tried
+
+
+def unwatched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of arrays, whose NaN `attempt` is to detect: `checkify` does not look into it.
+
+    It does not look into any call of `custom_vmap`, those of `attempt` among them. Such a NaN says
+    that a fast form does not do, where the data may have none. The function works on any number of
+    leading axes.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def called(*arrays: Any) -> Any:
+        return function(*arrays)
+
+    @called.def_vmap
+    def _with_one_more_axis(size: int, batched: Sequence[Any], *arrays: Any) -> tuple[Any, Any]:
+        result = unwatched(function)(*_with_axis(size, batched, arrays))
+        return result, jax.tree.map(lambda _: True, result)
+
+    return called
+
+
+def _with_axis(size: int, batched: Sequence[Any], arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arrays, of which those that are not batched get the axis that `vmap` has added."""
+
+    def with_axis(x: Array, is_batched: bool) -> Array:
+        return x if is_batched else jnp.broadcast_to(x[None], (size, *x.shape))
+
+    return cast(tuple[Any, ...], jax.tree.map(with_axis, arrays, tuple(batched)))
 
 
 def own_constants(dtype: DTypeLike, *numbers: Any) -> list[Array]:

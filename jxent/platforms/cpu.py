@@ -21,6 +21,7 @@ from jxent.platforms._xla_cpu import (
     by_rows,
     gathered,
     own_constants,
+    unwatched,
     widened,
 )
 
@@ -92,9 +93,11 @@ def _whole_rows(x: Array) -> Rows:
         other = jnp.minimum(below * (1 / jnp.finfo(row_max.dtype).tiny), 1)
         return jnp.sum(other * exp(-below), -1, keepdims=True)
 
+    def every(x: Array, row_max: Array) -> Array:
+        return jnp.sum(exp(widened(x, row_max) - row_max), -1, keepdims=True)
+
     row_max = widen(jnp.max(x, -1, keepdims=True))
-    everyone = jnp.sum(exp(widened(x, row_max) - row_max), -1, keepdims=True)
-    return row_max, everyone, but_one, x, row_max
+    return row_max, unwatched(every)(x, row_max), but_one, x, row_max
 
 
 def _in_pieces(pieces: Pieces, x: Array) -> Rows:
@@ -106,11 +109,14 @@ def _in_pieces(pieces: Pieces, x: Array) -> Rows:
         in_own = sum_without(exp(own - row_max), first_place(own, row_max))
         return sum_without(sums, which) + in_own
 
+    def every(cut: Array, row_max: Array) -> tuple[Array, Array]:
+        sums = pieces.each(lambda x, row_max: jnp.sum(exp(widen(x) - row_max), -1), cut, row_max)
+        return sums, jnp.sum(sums, -1, keepdims=True)
+
     cut = pieces.cut(x)
     tops = pieces.each(lambda x: widen(jnp.max(x, -1)), cut)
     row_max = jnp.max(tops, -1, keepdims=True)
-    sums = pieces.each(lambda x, row_max: jnp.sum(exp(widen(x) - row_max), -1), cut, row_max)
-    everyone = jnp.sum(sums, -1, keepdims=True)
+    sums, everyone = unwatched(every)(cut, row_max)
     return row_max, everyone, but_one, cut, tops, row_max, sums
 
 
@@ -136,7 +142,7 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
     ties = classes.sum(one - of_others(below, inverse, one))
     # Minima drop NaN, this sum does not.
     size = jnp.sum(jnp.abs(x), classes.axis, keepdims=True)
-    others = classes.across(jnp.where(jnp.isnan(size), jnp.nan, others))
+    others = classes.across(jnp.where(jnp.isnan(size), size, others))
     return row_max, others + (ties - 1)
 
 
