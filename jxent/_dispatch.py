@@ -71,6 +71,11 @@ class PerPlatform(Generic[Result]):
 
     def __call__(self, *arguments: Any) -> Result:
         """The result of this platform's way."""
+        # With jit disabled each operation is run as it stands. What is spelled for a compiler has
+        # no use there, and may try a fast form whose NaN it detects and replaces, which
+        # `jax.debug_nans` would report. JAX tells what is traced so from all else in its caches.
+        if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+            return self.plain(*arguments)
         where = _WHERE.get()
         if where.only is not None:
             return self._here(*arguments)
