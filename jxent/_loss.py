@@ -21,6 +21,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from jxent import _mesh
+from jxent._arithmetic import zero_times
 from jxent._blocks import Block
 from jxent._dispatch import per_platform
 from jxent._mesh import Classes
@@ -45,6 +46,14 @@ class Member(Protocol):
     def gradient(self, data: Data, statistics: Any) -> Array: ...
 
     def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
+
+
+@runtime_checkable
+class OfIds(Member, Protocol):
+    """A loss whose labels are class ids."""
+
+    def are_in_range(self, labels: Any, logits: Array) -> Array:
+        """Whether each example's ids are."""
 
 
 @runtime_checkable
@@ -197,10 +206,18 @@ def losses(
     statistics are 0 and nothing is passed back. All other values are as without weights.
     `in_order`: the gradient is computed after the loss, see `zero_known_from`.
     """
-    values, statistics = member.losses(*cast(Data, data))
     if weights is None:
+        values, statistics = member.losses(*cast(Data, data))
         return values, Known(statistics, None)
-    kept = (weights != 0) | jnp.isfinite(values)
+    labels, logits, parameters = cast(Data, data)
+    kept = weights != 0
+    in_range: bool | Array = True
+    if isinstance(member, OfIds):
+        # Padding: an id out of range would make a NaN, which tools that look for it would report.
+        in_range = member.are_in_range(labels, logits)
+        labels = without_dropped(member, kept | in_range)(labels)
+    values, statistics = member.losses(labels, logits, parameters)
+    kept |= in_range & jnp.isfinite(values)
     values, statistics = without_dropped(member, kept)((values, statistics))
     return values, Known(statistics, kept)
 
@@ -362,7 +379,7 @@ def nonzero(weights: Array) -> Array:
 @jax.custom_jvp
 def weigh(weights: Array, values: Array) -> Array:
     """Weights * values, and 0 where the weight is 0, even for a value of inf or NaN."""
-    return jnp.where(weights == 0, 0, weights * values)
+    return zero_times(weights, values)
 
 
 # To the weight the derivative is the loss, also at weight 0 where learned weights start. Where
