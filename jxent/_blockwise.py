@@ -185,7 +185,13 @@ def _losses(plan: Plan, counts: Array | None, given: Given) -> Array:
 @jax.custom_jvp
 def _passed_where(some: Array, shared: Any) -> Any:
     """What is shared, of which no derivative is passed on where no row counts."""
-    return shared
+    # A select between equals, since the value must depend on what its tangent depends on: where
+    # `vmap` batches the weights alone, derivatives taken outside of it would fail.
+    return jax.tree.map(lambda x: jnp.where(some, x, x) if _is_floating(x) else x, shared)
+
+
+def _is_floating(x: Array) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 @partial(_passed_where.defjvp, symbolic_zeros=True)

@@ -27,8 +27,8 @@ from jxent import (
 )
 from jxent._arithmetic import computing_dtype, widen
 from jxent._blocks import AnyCut, Choice, Sizes
-from jxent._blockwise import Function as Blockwise
-from jxent._blockwise import Given, Plan
+from jxent._blockwise import Plan
+from jxent._check_rows import Checked
 from jxent._kernel import Kernel
 from jxent._loss import CutByClasses, Data, InParts, Member, PerClass, Summed, Taught
 from jxent._operands import Operands
@@ -162,35 +162,33 @@ def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array
 
 
 def reduced_rows(
-    function: Blockwise,
-    weights: ArrayLike,
-    reduction: Reduction | str,
-    block_size: int,
-    dtype: DTypeLike,
-    given: Given,
-    has_aux: bool,
+    checked: Checked, weights: ArrayLike, reduction: Reduction | str, has_aux: bool
 ) -> Any:
     """A user's losses, weighted and reduced; beside them what else it adds up.
 
     Not compiled here: a function is a new one in every call.
     """
+    given, blocks = checked.given, checked.blocks
     shape = (given.number,)
     learned = any(
         isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
         for x in jax.tree.leaves(weights)
     )
-    masks, weights = _checked_weights(weights, shape, dtype, per_example=True)
+    masks, weights = _checked_weights(weights, shape, checked.dtype, per_example=True)
     kind = _kind(None, reduction, masks)
     each = jnp.broadcast_to(weights, shape)
     some = not isinstance(given.number, int) or given.number > 0
     masks = masks and some
-    plan = Plan(function, _blocks.evened(given.number, block_size), masks, masks and learned)
+    plan = Plan(checked.function, blocks, masks, masks and learned)
     if kind is Reduction.NONE:
         if has_aux:
             raise ValueError(_NOT_IN_PARTS)
         return _blockwise.weighted_losses(plan, each, given)
     shares = _reduction.divided(each, _reduction.count(kind, weights, shape))
     loss, sums = _blockwise.total(plan, shares, each, given)
+    if checked.crosses_unchecked:
+        # Which gradients to add up over the chips, only JAX's own transpose of the whole can tell.
+        loss = jnp.sum(_blockwise.weighted_losses(plan, shares, given))
     return (loss, sums) if has_aux else loss
 
 

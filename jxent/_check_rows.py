@@ -1,8 +1,9 @@
 """A user's own losses and what they are computed from, checked as in `_checks`."""
 
+import math
 from collections.abc import Callable, Set
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,30 @@ from jaxtyping import Array
 
 from jxent import _checks, _mesh
 from jxent._arithmetic import computing_dtype
-from jxent._blocks import evened
+from jxent._blocks import Cut, chips_of, evened
 from jxent._blockwise import Function, Given
 from jxent._options import shown
 
 
+class Checked(NamedTuple):
+    """What a sweep over blocks of rows is given."""
+
+    function: Function  # of what it is given, with all that the user's function closes over
+    given: Given
+    blocks: Cut
+    dtype: DTypeLike  # that the losses are computed in
+    crosses_unchecked: bool  # whether it computes across chips where nothing checks what varies
+
+
 def rows(
-    loss_fn: Callable[[Any, Any], Any], params: Any, rows: Any, block_size: int, has_aux: bool
-) -> tuple[Function, Given, DTypeLike]:
-    """The function of what it is given, with all that it closes over, and its losses' dtype."""
+    loss_fn: Callable[[Any, Any], Any],
+    params: Any,
+    rows: Any,
+    block_size: int,
+    has_aux: bool,
+    weights: Any,
+) -> Checked:
+    """The user's function and what it is computed from. `weights`: as they were given."""
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of params and a block, got {shown(loss_fn)}")
     params, of_params = jax.tree.flatten(jax.tree.map(partial(_array, "params"), params))
@@ -29,13 +45,25 @@ def rows(
         found = loss_fn(jax.tree.unflatten(of_params, params), jax.tree.unflatten(of_rows, block))
         return _losses_and_more(found, has_aux)
 
-    axes = {axis for x in (*params, *rows) for axis in _mesh.varies_over(x)}
+    weights = [w for w in jax.tree.leaves(weights) if isinstance(w, jax.Array)]
+    axes = {axis for x in (*params, *rows, *weights) for axis in _mesh.varies_over(x)}
     params, rows = _mesh.varying((params, rows), axes)
-    blocks = evened(rows[0].shape[0], block_size)
-    block = [blocks.to_blocks(x)[0] for x in rows]
+    blocks = evened(rows[0].shape[0], block_size, math.lcm(*map(chips_of, rows)))
+
     # All that it closes over becomes an argument: integers and keys too, which may be tracers of a
     # program that is gone when the derivative is taken.
-    program, found = jax.make_jaxpr(of_leaves, return_shape=True)(params, block)
+    def traced(params: list[Any], rows: list[Any]) -> tuple[Any, Any]:
+        block = [blocks.to_blocks(x)[0] for x in rows]
+        return jax.make_jaxpr(of_leaves, return_shape=True)(params, block)
+
+    program, found = traced(params, rows)
+    # Integers and booleans vary as the rest does, but over axes that the function computes across:
+    # ids are the same on all chips that split the classes, and so is their loss.
+    crossed = _axes_crossed(program)
+    varied = _mesh.varying((params, rows), axes - crossed, (jnp.integer, jnp.bool_))
+    if any(map(_mesh.varies_otherwise, (*params, *rows), (*varied[0], *varied[1]))):
+        params, rows = varied
+        program, found = traced(params, rows)
     jaxpr, structure = program.jaxpr, jax.tree.structure(found)
     # Numbers of Python and NumPy are constants of a trace too, in JAX's own types for them.
     closed_over = [
@@ -53,7 +81,15 @@ def rows(
     losses, more = found
     _check_losses(losses, blocks.size)
     _check_more(more, blocks.size)
-    return function, Given((params, closed_over), rows), computing_dtype(losses.dtype)
+    given = Given((params, closed_over), rows)
+    unchecked = any(map(_mesh.is_unchecked, crossed))
+    return Checked(function, given, blocks, computing_dtype(losses.dtype), unchecked)
+
+
+def _axes_crossed(program: Any) -> set[Any]:
+    """The axes of a mesh, or of `vmap`, that a program's collectives name."""
+    names = (getattr(effect, "name", None) for effect in program.effects)
+    return {name for name in names if name is not None}
 
 
 def _losses_and_more(found: Any, has_aux: bool) -> tuple[Any, Any]:

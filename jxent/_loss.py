@@ -244,7 +244,12 @@ def _losses_jvp(
         data, statistics = after(zero, data, known.statistics)
         if known.kept is not None:
             data, moving = without_dropped(member, known.kept)((data, moving))
-        return member.tangent(data, statistics, moving)
+        change = member.tangent(data, statistics, moving)
+        if known.kept is None or moving[-1] is None:
+            return change
+        # Parameters that examples share move the losses of cleaned data too. Of what is dropped
+        # nothing may be left for the derivative to the weight.
+        return jnp.where(known.kept, change, 0)
 
     if not jax.tree.leaves(moving):
         change = jnp.zeros_like(values)
@@ -355,8 +360,11 @@ def _weighted_total_jvp(
         change = jnp.zeros_like(total)
         if jax.tree.leaves(moving):
             size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
-            clean = without_dropped(member.each, (weights != 0) | jnp.isfinite(size))
+            kept = (weights != 0) | jnp.isfinite(size)
+            clean = without_dropped(member.each, kept)
             each = member.each.tangent(clean(data), None, clean(moving))
+            if moving[-1] is not None:  # as in `losses`
+                each = jnp.where(kept, each, 0)
             change += member.classes.total(weights * each)
         if dweights is not None:
             values, _ = losses(member.each, False, weights, *data)

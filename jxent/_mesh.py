@@ -177,6 +177,19 @@ def varies_over(x: Array) -> frozenset[Any]:
     return axes
 
 
+def varies_otherwise(x: Array, y: Array) -> bool:
+    """Whether two arrays vary over different axes."""
+    return varies_over(x) != varies_over(y)
+
+
+def is_unchecked(axis: Hashable) -> bool:
+    """Whether a bound axis is one for which JAX does not track what varies over it.
+
+    As under `shard_map(check_vma=False)`, where the transpose of a sum over chips is again one.
+    """
+    return not varies_over(jax.lax.axis_index(axis))
+
+
 def varying_as(like: Array, x: Array) -> Array:
     """`x`, summed over the axes of a surrounding `shard_map` that `like` does not vary over."""
     more = tuple(varies_over(x) - varies_over(like))
@@ -221,10 +234,12 @@ def alike(arrays: Any, integers: bool = False) -> Any:
 
 
 def varying(arrays: Any, axes: Set[Any], kind: Any = jnp.floating) -> Any:
-    """The same tree, its arrays of this kind varying over these axes at least."""
+    """The same tree, its arrays of this kind, or these, varying over these axes at least."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
 
     def over_axes(x: Array) -> Array:
-        missing = tuple(axes - varies_over(x)) if jnp.issubdtype(x.dtype, kind) else ()
+        is_of_kind = any(jnp.issubdtype(x.dtype, kind) for kind in kinds)
+        missing = tuple(axes - varies_over(x)) if is_of_kind else ()
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(over_axes, arrays)

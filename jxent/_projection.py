@@ -152,6 +152,8 @@ def _change_of_block(
     change = member.classes.across(of_part)
     if jax.tree.leaves(dothers):
         change += member.tangent(data, known.statistics, dothers)
+    if known.kept is not None:  # of what is dropped nothing is left, as in `_loss.losses`
+        change = jnp.where(known.kept, change, 0)
     return change
 
 

@@ -219,6 +219,8 @@ def _slopes_of_block(
         data, operands = clean(data), operands._replace(labels=clean(operands.labels))
     # The sum has the type of the values, on every mesh.
     cotangent = weights + jnp.zeros_like(values)
+    if known.kept is not None:  # what is dropped stays so for every weight
+        cotangent = jnp.where(known.kept, cotangent, 0)
     of_rows, of_shared = _Slopes(), _Slopes()
     if wanted & {"inputs", "kernel", "bias"}:
         slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(data, known.statistics)

@@ -170,7 +170,20 @@ def _weighted(function, labels):
     return f
 
 
+def _blockwise(x, **where):
+    def each(kernel, row):
+        return jxent.linear_sparse_softmax_cross_entropy(
+            labels=row["ids"], inputs=row["inputs"], kernel=kernel, **where
+        )
+
+    rows = {"ids": x["ids"], "inputs": x["inputs"]}
+    return losses.blockwise(
+        each, x["kernel"], rows, weights=x["weights"], reduction="weighted_sum", **BLOCKS
+    )
+
+
 FUNCTIONS = {
+    "blockwise": (("ids", "inputs", "kernel", "weights"), _blockwise),
     **{name: _scalar(name) for name in SCALARS},
     "ids, weighted": (
         ("ids", "inputs", "kernel", "weights"),

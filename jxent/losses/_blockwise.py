@@ -113,5 +113,5 @@ def blockwise(
     size = _checks.rows_a_block(block_size)
     asks = _checks.flag("has_aux", has_aux)
     with _checks.scope(scope, "blockwise", argument="scope"):
-        function, given, dtype = _check_rows.rows(loss_fn, params, rows, size, asks)
-        return _call.reduced_rows(function, weights, reduction, size, dtype, given, asks)
+        checked = _check_rows.rows(loss_fn, params, rows, size, asks, weights)
+        return _call.reduced_rows(checked, weights, reduction, asks)
