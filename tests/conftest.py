@@ -88,6 +88,7 @@ def usual_limits(monkeypatch):
 
 def pytest_addoption(parser):
     parser.addoption("--part", type=part, default=(0, 1), metavar="K/N", help="of N parts the K-th")
+    parser.addoption("--turn", type=int, default=0, metavar="N", help="which, of what has turns")
 
 
 def part(text):
