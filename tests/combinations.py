@@ -1,8 +1,9 @@
 """Combinations of options and contexts: covering arrays of `tests/options.py`, run and compared.
 
-`python -m tests.combinations` runs every pair, `python -m tests.combinations --triples` traces and
-lowers every triple for CPU, TPU and GPU; `--only` takes functions whose name has that in it. A row
-that fails is printed as Python, and `run(function, row)` or `lower(function, row)` repeats it.
+`python -m tests.combinations` runs every pair, `--triples` traces and lowers every triple for CPU,
+TPU and GPU, and `--operands` every function with each of its arrays mapped or varying over a mesh
+axis, alone and all but it. `--only` takes functions whose name has that in it. A row that fails is
+printed as Python, and `run(function, row)` or `lower(function, row)` repeats it.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import os
 import sys
 import traceback
 import warnings
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -24,7 +26,7 @@ from jax.sharding import PartitionSpec as P
 from tests.covering import Covering
 from tests.option_arrays import DATA, MODEL, Arrays, Call
 from tests.option_reference import Expected
-from tests.options import BY_NAME, FUNCTIONS, Row, never
+from tests.options import BY_NAME, FUNCTIONS, Row, each_operand, never
 from tests.quick import OPTIONS
 from tests.reference import tolerance
 
@@ -276,7 +278,8 @@ def main() -> None:
     from tqdm import tqdm  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--triples", action="store_true", help="trace triples; else run pairs")
+    parser.add_argument("--triples", action="store_true", help="trace triples")
+    parser.add_argument("--operands", action="store_true", help="trace each operand by itself")
     parser.add_argument("--only", default="", help="functions whose name has this in it")
     parser.add_argument("--part", default="0/1", help="K/N: of every N rows the K-th")
     options = parser.parse_args()
@@ -284,20 +287,22 @@ def main() -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     which, parts = map(int, options.part.split("/"))
-    names = [f.name for f in FUNCTIONS if options.only in f.name]
-    todo = [
-        (name, row)
-        for name in tqdm(names, desc="covering arrays")
-        for row in rows(name, 2 + options.triples)[which % parts :: parts]
-    ]
-    failed = 0
+    todo = []
+    for function in tqdm([f for f in FUNCTIONS if options.only in f.name], desc="covering arrays"):
+        chosen = rows(function.name, 2 + options.triples)
+        chosen = each_operand(function) if options.operands else chosen
+        todo += [(function.name, row) for row in chosen[which % parts :: parts]]
+    action = lower if options.triples or options.operands else run
+    failed: Counter[str] = Counter()
     for name, row in tqdm(todo, desc="rows"):
-        message = failure(lower if options.triples else run, name, row)
+        message = failure(action, name, row)
         if message is not None:
-            failed += 1
-            tqdm.write(f"{name} {row}\n    {message}")
-    print(f"{failed} of {len(todo)} rows failed")
-    sys.exit(failed > 0)
+            failed[name] += 1
+            tqdm.write(f"{name!r}, {row}\n    {message}")
+    for name, count in failed.items():
+        print(f"{name}: {count} failed")
+    print(f"{failed.total()} of {len(todo)} combinations failed")
+    sys.exit(failed.total() > 0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ each choice, and a choice that leaves a factor without a level is taken back.
 """
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ Rule = list[tuple[int, int]]  # factors, and the levels that are not to be toget
 class Covering:
     """Rows over factors with these numbers of levels."""
 
-    def __init__(self, sizes: Sequence[int], rules: Sequence[Rule], strength: int, seed: int = 0):
+    def __init__(self, sizes: Sequence[int], rules: Sequence[Rule], strength: int) -> None:
         self.sizes, self.rules, self.strength = sizes, rules, strength
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(0)
         self.first = np.concatenate([[0], np.cumsum(sizes)])
         self.factor_of = np.repeat(np.arange(len(sizes)), sizes)
         other = self.factor_of[:, None] != self.factor_of[None]
-        self.missing = other.copy()
+        self.missing: Any = other.copy()
         if strength == 3:
             self.missing = other[:, :, None] & other[:, None] & other[None]
 
@@ -43,14 +43,14 @@ class Covering:
             if row is None:
                 self.take_out(start)
                 continue
-            levels = self.first[:-1] + row
-            self.missing[np.ix_(*(levels,) * self.strength)] = False
+            whole = self.first[:-1] + row
+            self.missing[np.ix_(*(whole,) * self.strength)] = False
             found.append(row)
         return found
 
     def take_out(self, levels: Any) -> None:
         """Levels that no row has together."""
-        for order in _orders(tuple(map(int, levels))):
+        for order in permutations(map(int, levels)):
             self.missing[order] = False
 
     def started(self, levels: Any) -> Domains | None:
@@ -86,8 +86,9 @@ class Covering:
             not _is_one(domains[f]) and bool(domains[f] >> (level - self.first[f]) & 1)
             for level, f in enumerate(self.factor_of)
         ])  # fmt: skip
+        gains = gains + self.rng.random(gains.size)
         while free.any():
-            best = int(np.argmax(np.where(free, gains + self.rng.random(gains.size), -1)))
+            best = int(np.argmax(np.where(free, gains, -np.inf)))
             factor = self.factor_of[best]
             tried = list(domains)
             tried[factor] = 1 << int(best - self.first[factor])
@@ -111,24 +112,3 @@ class Covering:
 
 def _is_one(levels: int) -> bool:
     return levels & (levels - 1) == 0
-
-
-def _orders(levels: tuple[int, ...]) -> list[tuple[int, ...]]:
-    if len(levels) == 2:
-        return [levels, levels[::-1]]
-    a, b, c = levels
-    return [(a, b, c), (a, c, b), (b, a, c), (b, c, a), (c, a, b), (c, b, a)]
-
-
-def uncovered(rows: Sequence[Sequence[int]], sizes: Sequence[int], strength: int) -> int:
-    """How many combinations of levels no row has, counted in another manner than above."""
-    seen = {
-        (factors, tuple(row[f] for f in factors))
-        for row in rows
-        for factors in combinations(range(len(sizes)), strength)
-    }
-    total = sum(
-        int(np.prod([sizes[f] for f in factors]))
-        for factors in combinations(range(len(sizes)), strength)
-    )
-    return total - len(seen)

@@ -62,7 +62,7 @@ class Expected:
         """Of one call on one chip."""
         row, function = self.call.row, self.call.function
         labels, x = self.labels_and_logits(arrays)
-        options = {
+        options: dict[str, Any] = {
             name: row[name]
             for name in ("label_smoothing", "z_loss", "logit_softcap", "teacher_logit_softcap",
                          "focusing", "negative_focusing")
@@ -101,7 +101,8 @@ class Expected:
 
     def labels_and_logits(self, arrays: Arrays) -> tuple[Any, Any]:
         row, function = self.call.row, self.call.function
-        labels, x = arrays.get("labels"), arrays[function.data]
+        labels: Any = arrays.get("labels")
+        x = arrays[function.data]
         if function.data == "inputs":
             x = _project(x, arrays["kernel"], arrays.get("bias"), row["kernel"])
             if function.labels == "teacher":

@@ -338,6 +338,26 @@ def never(function: Function) -> list[Never]:
     return [rule for rule in rules if rule.applies(function)]
 
 
+def each_operand(function: Function) -> list[Row]:
+    """Each array in turn is mapped, or varies over a mesh axis: it alone, and all but it."""
+    levels = function.factors()
+    arrays = {"bias": "array", "teacher_bias": "array", "pos_weight": "array", "weights": "array",
+              "temperature": "traced", "data": "plain"}  # fmt: skip
+    base = {factor: arrays.get(factor, levels[factor][0]) for factor in levels}
+    contexts = product(
+        ({"mapped": "some"}, {"mesh": "varying"}), CONTEXTS["but"], CONTEXTS["inside"],
+        CONTEXTS["what"],
+    )  # fmt: skip
+    found = []
+    for around, exclude, inside, what in contexts:
+        for operand in function.operands():
+            row = base | around | {"but": exclude, "inside": inside, "what": what}
+            lists = {"label_weights": "array"} if operand == "label_weights" else {}
+            found.append(row | lists | {"operand": operand})
+    assert not any(rule.holds(row) for row in found for rule in never(function))
+    return found
+
+
 def refusals() -> list[tuple[Function, Row, str]]:
     """A call of each documented error, all other factors at their first level that may be."""
     found = []

@@ -9,7 +9,16 @@ import jxent
 from jxent import losses
 from tests.combinations import failure, lower, rows, run
 from tests.covering import Covering
-from tests.options import BY_NAME, FUNCTIONS, OPTIONS, OTHERS, Function, never, refusals
+from tests.options import (
+    BY_NAME,
+    FUNCTIONS,
+    OPTIONS,
+    OTHERS,
+    Function,
+    each_operand,
+    never,
+    refusals,
+)
 
 PARTS = 8  # of the pairs of a function
 IN_TURN = 8  # functions, and parts of their triples: in 64 turns all of them have been traced
@@ -105,14 +114,24 @@ def test_pairs(name, part):
     failures(run, name, found[:1] if part == 0 else found[part::PARTS])
 
 
+# Of what is only traced and lowered a part in each turn: all in 64 turns, and by one command,
+# `python -m tests.combinations --triples` or `--operands`.
+
+
 @pytest.mark.parametrize("place", range(-(-len(FUNCTIONS) // IN_TURN)))
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("combinations 1")
 @pytest.mark.long
 def test_triples_in_turn(place, request):
-    """Traced and lowered; `python -m tests.combinations --triples` takes all of them."""
     turn = request.config.getoption("--turn")
     mine = FUNCTIONS[turn % IN_TURN :: IN_TURN]
     if place < len(mine):
         name = mine[place].name
         failures(lower, name, rows(name, 3)[turn // IN_TURN % IN_TURN :: IN_TURN])
+
+
+@pytest.mark.parametrize("name", [grouped(f.name) for f in FUNCTIONS])
+def test_each_operand_by_itself_in_turn(name, request):
+    turn = request.config.getoption("--turn")
+    found = each_operand(BY_NAME[name])
+    failures(lower, name, found[turn % (2 * IN_TURN) :: 2 * IN_TURN])
