@@ -158,6 +158,24 @@ def losses_as_they_are(plan: Plan, weights: Array, given: Given) -> Array:
     return _losses(plan, plan.counting(weights), jax.lax.stop_gradient(given))
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def finite_losses(plan: Plan, ones: Float[Array, "rows"], given: Given) -> Array:
+    """The losses of all rows, and 0 where they are not finite: what the weights multiply."""
+    losses = _losses(plan, _of_all_rows(plan).counting(ones), given)
+    return jnp.where(jnp.isfinite(losses), losses, 0)
+
+
+# A cotangent of 0 that reaches a loss of NaN makes NaN of it: such rows are replaced here too.
+def _finite_losses_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    ones, given = primals
+    counts = jnp.isfinite(losses_as_they_are(plan, ones, given))
+    change = _tangent(partial(_losses, plan, counts), (given,), (_loss.present(tangents[1]),))
+    return finite_losses(plan, *primals), change
+
+
+finite_losses.defjvp(_finite_losses_jvp, symbolic_zeros=True)
+
+
 def _of_all_rows(plan: Plan) -> Plan:
     """The same where no weight drops a row."""
     return Plan(plan.function, plan.blocks, masks=False, learned=False)
@@ -229,8 +247,7 @@ def _total_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
             along = inner(slope, t, value.dtype)
         change += _mesh.varying_as(value, along)
     if dweights is not None:
-        losses = weighted_losses(_of_all_rows(plan), jnp.ones_like(weights), given)
-        change += jnp.sum(jnp.where(jnp.isfinite(losses), losses, 0) * dweights)
+        change += jnp.sum(finite_losses(plan, jnp.ones_like(weights), given) * dweights)
     return (value, sums), (change, jax.tree.map(jnp.zeros_like, sums))
 
 

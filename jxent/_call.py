@@ -309,7 +309,9 @@ def _reduced_projection(
     batch = operands.inputs.shape[:-1]
     each = _mesh.as_rows_of(operands.inputs, weights).reshape(-1)
     labels, inputs = _blocks.flat(*operands.of_rows)
-    if masks:
+    if masks and isinstance(member, Taught):  # whose labels are a teacher's inputs
+        each, inputs, labels = _operands.without_broken(each, inputs, labels)
+    elif masks:
         each, inputs = _operands.without_broken(each, inputs)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:

@@ -276,9 +276,6 @@ NEVER = [
           "class_block_size must be None with label_weights"),
     Never({"mesh": "explicit", "split": ("classes", "both"), "blocks": "classes"},
           "class_block_size must be None where the classes are split explicitly"),
-    # The guide: let blocks of examples be ones that the chips divide.
-    Never({"mesh": "explicit", "split": ("examples", "both"), "blocks": "examples",
-           "fit": "ragged"}),
     # What says nothing new, or can not be.
     Never({"mesh": "none", "split": but("nothing")}),
     Never({"mesh": "varying", "split": but("nothing")}),
