@@ -214,8 +214,9 @@ class Call:
         size = CLASSES if classes else prod(self.batch)
         if self.row["mesh"] == "shard_map" and ("c" if classes else "n") in self.splits:
             size //= 2
-        ragged = size - 2 if size > 3 else 2
-        return {"divides": max(1, size // 3), "ragged": ragged, "exceeds": size + 2}[
+        divides = next(n for n in range(size // 2, 0, -1) if size % n == 0) if size > 1 else 1
+        # Of 10 and of 5 examples blocks of at most 4 are 4 and 3: some places stay empty.
+        return {"divides": divides, "ragged": 4 if size > 4 else 2, "exceeds": size + 2}[
             self.row["fit"]
         ]
 

@@ -21,8 +21,9 @@ from tests import reference
 Level = Any
 Row = dict[str, Level]
 
-# The number of examples and classes: two chips, and blocks of two, divide both.
-EXAMPLES, CLASSES, FEATURES, IDS = 6, 6, 3, 4
+# Two chips divide examples and classes; some block size divides neither all examples nor those of
+# one chip: blocks are balanced, so that of 6 examples every size makes whole blocks.
+EXAMPLES, CLASSES, FEATURES, IDS = 10, 6, 3, 4
 
 # Levels of what a public function takes, by the name of its parameter. The first is the default.
 OPTIONS: dict[str, tuple[Level, ...]] = {
@@ -59,7 +60,7 @@ OTHERS = {
 
 CONTEXTS: dict[str, tuple[Level, ...]] = {
     "dtype": ("float32", "bfloat16", "float16", "float64"),
-    # Batches [6], [2, 3] and [], of one example and of none.
+    # Batches [10], [2, 5] and [], of one example and of none.
     "batch": ("N", "NM", "", "one", "empty"),
     # "padding" and "NaN" stand where the weight is 0; a class is at -inf.
     "data": ("plain", "padding", "NaN", "masked class"),

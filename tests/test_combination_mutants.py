@@ -1,0 +1,169 @@
+"""The covering arrays find each fault that they were built after, where its fix is taken out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jxent import (
+    _arithmetic,
+    _blocks,
+    _call,
+    _loss,
+    _mesh,
+    _operands,
+    _predicted_projection,
+    _projection,
+    _total,
+)
+from jxent._softmax import ListedSoftmax
+from tests.combinations import failure, lower, rows, run
+from tests.option_arrays import MODEL
+from tests.options import BY_NAME, Row, each_operand
+
+
+def _unmatched(patch):
+    patch.setattr(_call, "_matched", lambda member, arrays: arrays)
+
+
+def _mask_of_varying_inputs(patch):
+    kept = _projection._kept
+
+    def varying(weights, blocks, inputs):
+        # As the inputs were that the mask was made from: varying over the axis of the classes.
+        manual = MODEL in jax.sharding.get_abstract_mesh().manual_axes
+        return kept(weights, blocks, _mesh.varying(inputs, {MODEL}) if manual else inputs)
+
+    patch.setattr(_projection, "_kept", varying)
+
+
+def _transposed_after_the_sum(patch):
+    """The transpose of a tangent with its sum over the chips."""
+    loss = _loss.OverClasses
+    for kind in loss.__subclasses__() + [
+        c for k in loss.__subclasses__() for c in k.__subclasses__()
+    ]:
+        if "local_tangent" not in vars(kind):
+            continue
+        local = kind.local_tangent
+
+        def across(self, *arguments, local=local):
+            found = local(self, *arguments)
+            return found if isinstance(self, ListedSoftmax) else self.classes.across(found)
+
+        patch.setattr(kind, "local_tangent", across)
+        patch.setattr(kind, "tangent", across)
+
+
+def _constant_zero(patch):
+    for module in (_arithmetic, _projection, _predicted_projection):
+        patch.setattr(module, "zero_from", lambda *arrays: jnp.zeros_like(arrays[0]))
+
+
+def _weights_as_they_are(patch):
+    patch.setattr(_mesh, "as_rows_of", lambda x, w: jnp.broadcast_to(w, x.shape[:-1]))
+
+
+def _blocks_of_any_size(patch):
+    patch.setattr(_blocks, "chips_of", lambda rows: 1)
+
+
+def _narrow_tangents(patch):
+    """The tangent of a slope takes the scale and the dtype of the slope."""
+    narrowed = _operands.narrowed
+
+    class Narrow(_operands.Narrow):
+        def times(self, multiply, operand):
+            product = multiply(self.low, operand)
+            return product if self.down is None else product * self.down
+
+    def with_tangent(slope, dtype):
+        _, low, down = narrowed(slope, dtype)
+        if down is not None:
+            low = (slope / down).astype(dtype)
+        return Narrow(slope, low, down)
+
+    for module in (_projection, _total):
+        patch.setattr(module, "narrowed", with_tangent)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fix that is taken out, and where to look for what it fixed."""
+
+    without: Callable[[Any], None]
+    function: str
+    where: dict[str, Any]  # levels of the rows that are tried
+    strength: int = 2
+    action: Callable[[str, Row], None] = lower
+    operands: bool = False  # whether rows are those of `each_operand`
+
+
+LINEAR = "losses.linear_sparse_softmax_cross_entropy"
+SIGMOID = "losses.linear_sigmoid_cross_entropy"
+STATISTICS = "linear_sparse_softmax_statistics"
+MUTANTS = {
+    "axes that operands vary over": Mutant(
+        _unmatched, "softmax_cross_entropy_with_logits", {"mesh": "varying"}, operands=True
+    ),
+    "mask of blocks that are filled up": Mutant(
+        _mask_of_varying_inputs, LINEAR,
+        {"mesh": "shard_map", "fit": "ragged", "blocks": "examples", "check_vma": True}, 3,
+    ),
+    "check_vma=False": Mutant(
+        _transposed_after_the_sum, SIGMOID,
+        {"mesh": "shard_map", "check_vma": False, "split": ("classes", "both")}, action=run,
+    ),
+    "vmap inside of second derivatives": Mutant(
+        _constant_zero, LINEAR, {"mapped": ("some", "all"), "blocks": "classes"}
+    ),
+    "vmap of labels beside a temperature": Mutant(
+        _constant_zero, STATISTICS, {"mapped": ("some", "all"), "temperature": ("number", "traced")}
+    ),
+    "weights on an explicit mesh": Mutant(
+        _weights_as_they_are, LINEAR,
+        {"mesh": "explicit", "split": ("examples", "both"), "weights": ("number", "traced")},
+    ),
+    "block sizes on an explicit mesh": Mutant(
+        _blocks_of_any_size, LINEAR,
+        {"mesh": "explicit", "split": ("examples", "both"), "blocks": "examples"},
+    ),
+    "tangents in float16": Mutant(
+        _narrow_tangents, SIGMOID,
+        {"dtype": "float16", "what": ("forward over reverse", "reverse over reverse")}, action=run,
+    ),
+}  # fmt: skip
+
+
+def tried(mutant: Mutant) -> list[Row]:
+    found = (
+        each_operand(BY_NAME[mutant.function])
+        if mutant.operands
+        else rows(mutant.function, mutant.strength)
+    )
+
+    def is_there(row: Row) -> bool:
+        return all(
+            row[factor] in levels if isinstance(levels, tuple) else row[factor] == levels
+            for factor, levels in mutant.where.items()
+        )
+
+    return [row for row in found if is_there(row)]
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+@pytest.mark.eight_devices
+@pytest.mark.xdist_group("combinations 2")
+@pytest.mark.long
+def test_the_arrays_find_it(name, monkeypatch):
+    mutant = MUTANTS[name]
+    mutant.without(monkeypatch)
+    jax.clear_caches()
+    try:
+        found = (failure(mutant.action, mutant.function, row) for row in tried(mutant))
+        assert any(message is not None for message in found)
+    finally:
+        jax.clear_caches()
