@@ -172,7 +172,7 @@ class Call:
         found = {}
         for name in self.differentiable():
             x = np.asarray(rng.standard_normal(self.arrays[name].shape))
-            if self.row["data"] == "masked class" and name in MASKED:
+            if self.row["data"] == "masked class" and name in MASKED and "c" in self.tags[name]:
                 self.of_last_class(name, x)[...] = 0
             found[name] = np.asarray(jnp.asarray(x, self.arrays[name].dtype))
         return found
