@@ -52,7 +52,9 @@ class Cut(NamedTuple):
 
     def from_blocks(self, examples: int, x: Array) -> Array:
         """The inverse: drops what was filled in."""
-        return jnp.swapaxes(x, 0, 1).reshape(self.number * self.size, *x.shape[2:])[:examples]
+        rows = jnp.swapaxes(x, 0, 1).reshape(self.number * self.size, *x.shape[2:])
+        # Not `rows[:examples]`: outside of `jit` a gather, which explicit sharding refuses.
+        return jax.lax.slice_in_dim(rows, 0, examples) if self.is_ragged(examples) else rows
 
     def each(self, block: Callable[[Any], Any], examples: int, rows: Any) -> Any:
         """What each row has, of all of them: a tree of arrays, computed one block at a time."""

@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from jxent import _checks, _operands
+from jxent import _checks, _mesh, _operands
 from jxent._arithmetic import Bias
 from jxent._kernel import Transposed
 
@@ -49,4 +49,5 @@ def linear_logits(
     inputs, kernel, bias, shape = _checks.projection(inputs, kernel, bias)
     with _checks.scope(name, "linear_logits"):
         rows = inputs.reshape(-1, inputs.shape[-1])
-        return _operands.logits(rows, kernel, bias).reshape(shape)
+        logits = _operands.logits(*_mesh.matched(None, (rows, kernel, bias)))
+        return logits.reshape(shape)

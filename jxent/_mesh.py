@@ -203,7 +203,8 @@ def row(number: Array, x: Array) -> Array:
         one = jax.lax.dynamic_index_in_dim(x, number, keepdims=False)
         return one
     numbers = jax.lax.broadcasted_iota(jnp.int32, x.shape, 0, out_sharding=split_of(x))
-    one = jnp.sum(jnp.where(numbers == number, x, jnp.zeros_like(x)), 0, dtype=x.dtype)
+    is_row = numbers == number.astype(numbers.dtype)  # wider where JAX is set to 64 bits
+    one = jnp.sum(jnp.where(is_row, x, jnp.zeros_like(x)), 0, dtype=x.dtype)
     return one
 
 
