@@ -309,10 +309,12 @@ def _reduced_projection(
     batch = operands.inputs.shape[:-1]
     each = _mesh.as_rows_of(operands.inputs, weights).reshape(-1)
     labels, inputs = _blocks.flat(*operands.of_rows)
-    if masks and isinstance(member, Taught):  # whose labels are a teacher's inputs
-        each, inputs, labels = _operands.without_broken(each, inputs, labels)
-    elif masks:
+    if masks:
         each, inputs = _operands.without_broken(each, inputs)
+        # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is
+        # differentiated twice, and saves no second array of their size before.
+        if isinstance(member, Taught) and reduction is Reduction.NONE:
+            each, labels = _operands.without_broken(each, labels)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
         each, operands = _matched(member, (each, operands))

@@ -67,19 +67,17 @@ def of_block(member: CutByClasses, block: Block, operands: Operands) -> Operands
     )
 
 
-def without_broken(weights: Array, *inputs: Array) -> list[Array]:
+def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
     """Weights and inputs with 0 in place of examples that weigh 0 and whose inputs are inf or NaN.
 
     Before the projection: its derivative multiplies the inputs by the logits' cotangent, which is
-    0 there, and NaN with them. The weight is replaced as well, so that its slope is 0. `inputs`:
-    those of one projection, or of a student's and its teacher's.
+    0 there, and NaN with them. The weight is replaced as well, so that its slope is 0.
     """
-    finite = reduce(jnp.logical_and, (jnp.all(jnp.isfinite(x), axis=1) for x in inputs))
-    broken = (weights == 0) & ~finite
-    return [
+    broken = (weights == 0) & ~jnp.all(jnp.isfinite(inputs), axis=1)
+    return (
         jnp.where(broken, jnp.zeros_like(weights), weights),
-        *(jnp.where(broken[:, None], jnp.zeros_like(x), x) for x in inputs),
-    ]
+        jnp.where(broken[:, None], jnp.zeros_like(inputs), inputs),
+    )
 
 
 def no_losses(operands: Operands) -> Array:

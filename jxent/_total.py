@@ -27,6 +27,7 @@ from jxent._operands import (
     once,
     other_tangents,
     project,
+    without_broken,
 )
 
 _Pair = tuple[Array, Operands]  # weights and the rest
@@ -148,7 +149,12 @@ def _swept_jvp(
     inputs, kernel = primals[1].inputs, primals[1].kernel
     if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
         blocks = for_tangents(blocks, inputs, kernel)
-    sweep = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
+
+    def sweep(weights: Array, operands: Operands) -> _Swept:
+        if masks and isinstance(member, Taught):
+            weights, inputs_of_teacher = without_broken(weights, operands.labels)
+            operands = operands._replace(labels=inputs_of_teacher)
+        return _plain_sweep(member, blocks, masks, wanted, jax.checkpoint, weights, operands)
 
     @jax.checkpoint
     def changes(primals: _Pair, tangents: _Pair) -> _Swept:

@@ -124,6 +124,7 @@ def test_every_array_argument_is_here():
 
 
 @pytest.mark.parametrize(("function", "argument"), EACH)
+@pytest.mark.one_in(4)
 def test_nothing_is_dropped_from_what_is_no_plain_array(function, argument):
     given = arguments(function, argument)
     array = np.asarray(given[argument])

@@ -57,7 +57,7 @@ def nestings(f):
 @pytest.mark.parametrize("blocks", [{"block_size": 4}, {"class_block_size": 2}], ids=str)
 @pytest.mark.parametrize("size", [1.0, 30.0])
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 def test_float16_does_not_overflow(name, size, blocks):
     """The tangent of a slope has another scale than the slope, which float16 is scaled for."""
     if "class_block_size" in blocks and name == "dense":
