@@ -72,7 +72,11 @@ def rows(
     ]
     _check_closed_over(closed_over, axes)
 
-    # Without `program`, whose constants may be tracers: JAX keeps what a rule's function refers to.
+    # Without constants, which may be tracers: JAX keeps what a rule's function refers to. From jax
+    # 0.12 on they belong to the program itself.
+    if hasattr(jaxpr, "consts"):
+        jaxpr = jaxpr.replace(consts=[])
+
     def function(shared: Any, block: Any) -> Any:
         params, closed_over = shared
         leaves = jax.core.eval_jaxpr(jaxpr, closed_over, *params, *block)
