@@ -294,6 +294,8 @@ NEVER = [
     # jax 0.10 compiles no `shard_map` whose arrays are all empty.
     Never({"batch": "empty", "mesh": SHARD_MAP}),
     Never({"axis": 1, "batch": ""}),
+    # jax 0.10 cannot read an empty array that is split and was made outside of `jit`.
+    Never({"call": "eager", "batch": "empty", "mesh": but("none")}),
     # Each operation is compiled by itself.
     Never({"call": "eager", "mesh": SHARD_MAP}),
     Never({"call": "eager", "what": but("first")}),
