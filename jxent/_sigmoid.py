@@ -348,14 +348,14 @@ def _weighted_terms(z: Array, q: Array | None, absent: Array, present: Array, x:
         positive = zero_times(z, present)
     else:
         # Without a label there is no positive term, be its weight infinite.
-        positive = _weighted_term(jnp.where((z == 0) & jnp.isinf(q), 0, q * z), present)
+        positive = _weighted_term(z * jnp.where((z == 0) & jnp.isinf(q), 0, q), present)
     loss = zero_times(1 - z, absent) + positive
     return jnp.where(jnp.isnan(x), x, loss)
 
 
 def _weighted_term(a: Array, b: Array) -> Array:
     """The product, and 0 where one of the two is: either may be infinite."""
-    return jnp.where((a == 0) | (b == 0), 0, a * b)
+    return zero_times(jnp.where(b == 0, 0, a), b)
 
 
 @jax.custom_jvp

@@ -151,10 +151,14 @@ def _swept_jvp(
         blocks = for_tangents(blocks, inputs, kernel)
 
     def sweep(weights: Array, operands: Operands) -> _Swept:
-        if masks and isinstance(member, Taught):
-            weights, inputs_of_teacher = without_broken(weights, operands.labels)
-            operands = operands._replace(labels=inputs_of_teacher)
-        return _plain_sweep(member, blocks, masks, wanted, jax.checkpoint, weights, operands)
+        plain = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
+        if not (masks and isinstance(member, Taught)):
+            return plain(weights, operands)
+        # What is broken of a teacher's inputs is cleaned, and its loss stays out as it was.
+        finite = jnp.all(jnp.isfinite(operands.labels), axis=1)
+        weights, inputs = without_broken(weights, operands.labels)
+        values, parts, slopes = plain(weights, operands._replace(labels=inputs))
+        return jnp.where((weights != 0) | finite, values, 0), parts, slopes
 
     @jax.checkpoint
     def changes(primals: _Pair, tangents: _Pair) -> _Swept:
