@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from jxent import _dispatch
 from jxent import losses as losses
 from jxent import platforms as _platforms  # noqa: F401 - each platform's ways are registered
+from jxent._assumed_platform import assume_platform as assume_platform
 from jxent._kernel import Transposed as Transposed
 from jxent._kl_divergence import (
     linear_softmax_kl_divergence as linear_softmax_kl_divergence,

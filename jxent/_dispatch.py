@@ -15,8 +15,7 @@ that `vmap` adds. All ways of a function give results of the same types. There i
 any path: what a way calls in its turn is computed as its own platform computes it.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial, update_wrapper
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -44,6 +43,11 @@ class _Where(NamedTuple):
 
 _ANYWHERE = _Where()
 _WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
+# The platform that the caller assumes, if any. JAX keeps the value of such a context in the keys of
+# all its caches, so that no program traced under one assumption is taken for one under another. A
+# `ContextVar` would not do: a caller's `jit` would find what it had traced outside.
+ASSUMED = jax.make_user_context(default_value=None)
+REFERENCE = "reference"  # a platform without implementations of its own
 
 
 class PerPlatform(Generic[Result]):
@@ -76,6 +80,8 @@ class PerPlatform(Generic[Result]):
         # `jax.debug_nans` would report. JAX tells what is traced so from all else in its caches.
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
             return self.plain(*arguments)
+        if ASSUMED.value is not None:
+            return self.taken(ASSUMED.value, *arguments)(*arguments)
         where = _WHERE.get()
         if where.only is not None:
             return self._here(*arguments)
@@ -106,19 +112,6 @@ class PerPlatform(Generic[Result]):
             if way.platform == platform and way.applies(*arguments):
                 return way.function
         return self.plain
-
-
-@contextmanager
-def as_on(platform: str) -> Iterator[None]:
-    """Programs traced inside compute as on this platform, wherever they run: for tests.
-
-    What is traced already stays as it is: `jax.clear_caches()` before and after.
-    """
-    token = _WHERE.set(_Where(only=platform))
-    try:
-        yield
-    finally:
-        _WHERE.reset(token)
 
 
 def per_platform(statics: int = 0) -> Callable[[Callable[..., Result]], PerPlatform[Result]]:

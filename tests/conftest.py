@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.extend.backend import clear_backends
 
-from jxent import _dispatch
+import jxent
 from jxent.platforms import cpu, cpu_sigmoid, tpu
 
 # The family's rows are narrow and its lists short, and its tests are to be tests of every way.
@@ -58,13 +58,11 @@ def pytest_runtest_setup(item):
     assert jax.device_count() == devices
 
 
-@pytest.fixture(params=["none", "tpu", "cuda"])
+@pytest.fixture(params=["reference", "tpu", "cuda"])
 def lowered_for(request):
     """Runs on CPU what is lowered for another platform."""
-    jax.clear_caches()
-    with _dispatch.as_on(request.param):
+    with jxent.assume_platform(request.param):
         yield
-    jax.clear_caches()
 
 
 @pytest.fixture

@@ -59,6 +59,8 @@ OTHERS = {
 }  # fmt: skip
 
 CONTEXTS: dict[str, tuple[Level, ...]] = {
+    # As on this platform alone, wherever it runs; None: whatever platform it is compiled for.
+    "platform": (None, "cpu", "tpu", "cuda", "reference"),
     "dtype": ("float32", "bfloat16", "float16", "float64"),
     # Batches [10], [2, 5] and [], of one example and of none.
     "batch": ("N", "NM", "", "one", "empty"),

@@ -35,7 +35,7 @@ def grouped(name: str, *values, default: bool = False):
 def public_functions():
     for module, prefix in ((jxent, ""), (losses, "losses.")):
         for name, function in vars(module).items():
-            if inspect.isfunction(function) and not name.startswith("_"):
+            if inspect.isfunction(function) and not name.startswith(("_", "assume_platform")):
                 yield prefix + name, function
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jxent
-from jxent import _dispatch, losses
+from jxent import losses
 from tests.quick import quick
 from tests.reference import WIDE, ulps, wide_focal_term
 from tests.test_linear import products
@@ -34,10 +34,8 @@ def test_sigmoid_terms_keep_their_digits(g, platform):
         slope = jax.grad(lambda x: jnp.sum(loss(label, x)))
         return loss(label, x), *jax.jvp(slope, (x,), (jnp.ones_like(x),))
 
-    jax.clear_caches()
-    with _dispatch.as_on(platform):
+    with jxent.assume_platform(platform):
         results = [jax.jit(partial(program, label))(jnp.asarray(x)) for label in (0.0, 1.0)]
-    jax.clear_caches()
     for (value, slope, curve), sign in zip(results, (1, -1), strict=True):
         truth = wide_focal_term(g, sign * x)
         allowed = 6 + 2 * g + (g % 1) * np.maximum(-sign * x, 0)
@@ -140,11 +138,9 @@ def test_softmax_keeps_its_digits(g, platform):
     def each(x):
         return jxent.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=x, focusing=g)
 
-    jax.clear_caches()
-    with _dispatch.as_on(platform):
+    with jxent.assume_platform(platform):
         got = jax.jit(each)(x)
         gradient = jax.jit(jax.grad(lambda x: each(x).sum()))(x)
-    jax.clear_caches()
     # Relative errors add up: |ln l| of the loss, and g times as many of the power.
     condition = (1 + g) * (10 + np.abs(np.log(loss)).astype(float))
     normal = value > float(np.finfo(np.float32).tiny)

@@ -19,7 +19,7 @@ PUBLIC = [
 ]
 LEVELS = (  # a room imports from lower levels only
     ("_arithmetic", "_dispatch", "_serialization"),
-    ("_kernel",),
+    ("_kernel", "_assumed_platform"),
     ("_blocks",),
     ("_softcap",),
     ("_options",),
@@ -79,7 +79,7 @@ def test_platforms_have_their_room():
     """Outside it nothing asks where it runs."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        if room_of(path) not in ("platforms", "_dispatch"):
+        if room_of(path) not in ("platforms", "_dispatch", "_assumed_platform"):
             assert not re.search("platform_dependent|default_backend|device_count|[CTG]PU", text), (
                 path
             )
@@ -122,6 +122,7 @@ def test_the_package_says_what_it_exports():
     public = {name for name in vars(jxent) if not name.startswith("_")} - {"platforms"}
     assert public == {
         "losses",
+        "assume_platform",
         "linear_logits",
         "SoftmaxStatistics",
         "Transposed",
