@@ -5,6 +5,7 @@
 Each beside optax, in turn in one process, with nothing cached where something is traced.
 """
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -37,7 +38,13 @@ PROJECTION = (128, 16, 1000)  # examples, features, classes
 NOTE = """\
 Trace and lower, and compile: value and gradient of the mean loss. Eager: losses of floor 1 \
 outside `jit` (of the projection the mean). Small step: value and gradient, compiled. Logits are \
-128 x 10, the projection 128 x 16 x 1000."""
+128 x 10, the projection 128 x 16 x 1000. "cpu", "tpu", "reference": the same ratio inside of \
+`jxent.assume_platform`; of a TPU's programs only lowering is shown."""
+ASSUMED = {
+    "cpu": partial(jxent.assume_platform, "cpu"),
+    "tpu": partial(jxent.assume_platform, "tpu"),
+    "reference": partial(jxent.assume_platform, "reference"),
+}
 
 
 @dataclass(frozen=True)
@@ -80,21 +87,24 @@ def rows() -> list[Row]:
 
 def cold(row: Row, rounds: int) -> dict[str, dict[str, np.ndarray]]:
     """Seconds to trace and lower, and to compile, with nothing cached."""
-    taken: dict[str, dict[str, list[float]]] = {
-        what: {"jxent": [], "optax": []} for what in ("trace and lower", "compile")
-    }
+    names = ("jxent", *ASSUMED, "optax")
+    lowering: dict[str, list[float]] = {name: [] for name in names}
+    compiling: dict[str, list[float]] = {name: [] for name in names}
     for k in tqdm(range(rounds + 1), desc=row.name, unit="round", leave=False, disable=None):
-        for name in ("jxent", "optax") if k % 2 else ("optax", "jxent"):
-            function = row.gradient(row.means[name])
+        for name in names if k % 2 else reversed(names):
+            function = row.gradient(row.means["optax" if name == "optax" else "jxent"])
             jax.clear_caches()
-            start = time.perf_counter()
-            lowered = jax.jit(lambda *a, f=function: f(*a)).lower(*row.arrays)
-            middle = time.perf_counter()
-            lowered.compile()
-            end = time.perf_counter()
+            with ASSUMED.get(name, contextlib.nullcontext)():
+                start = time.perf_counter()
+                lowered = jax.jit(lambda *a, f=function: f(*a)).lower(*row.arrays)
+                middle = time.perf_counter()
+                lowered.compile()
+                end = time.perf_counter()
             if k:  # the first round imports what JAX imports late
-                taken["trace and lower"][name].append(middle - start)
-                taken["compile"][name].append(end - middle)
+                lowering[name].append(middle - start)
+                compiling[name].append(end - middle)
+    del compiling["tpu"]  # it is none to CPU's compiler
+    taken = {"trace and lower": lowering, "compile": compiling}
     return {what: {n: np.array(t) for n, t in by.items()} for what, by in taken.items()}
 
 
@@ -134,6 +144,8 @@ def tables(options: Options) -> list[Table]:
             "what": what, "loss": loss, "jxent ms": 1e3 * float(np.median(times["jxent"])),
             "optax ms": 1e3 * float(np.median(times["optax"])),
             "jxent / optax": measured.median, "10 %": measured.low, "90 %": measured.high,
+        } | {
+            name: ratio(times, name, "optax").median if name in times else None for name in ASSUMED
         }  # fmt: skip
 
     with jax.default_device(jax.devices("cpu")[0]):
