@@ -19,6 +19,7 @@ from jaxtyping import Array
 from jxent._arithmetic import largest_id
 from jxent._blocks import Block
 from jxent._kernel import Transposed
+from jxent._versions import varying_axes
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,7 @@ def as_rows_of(x: Array, weights: Array) -> Array:
 
 def varies_over(x: Array) -> frozenset[Any]:
     """The axes of a surrounding `shard_map` that an array varies over."""
-    axes: frozenset[Any] = jax.typeof(x).manual_axis_type.varying
-    return axes
+    return varying_axes(x)
 
 
 def varies_otherwise(x: Array, y: Array) -> bool:

@@ -14,6 +14,7 @@ from jxent._dispatch import per_platform
 from jxent._logsumexp import Moment
 from jxent._operands import Operands
 from jxent._prediction import FIELDS, Found, Prediction, Row, surplus, with_changes
+from jxent._versions import SECOND_ORDER_BY_CLASSES, linear
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -61,7 +62,7 @@ def changes_of_projection(
     member: Prediction, blocks: AnyCut, row: Row, operands: Operands, moving: Operands
 ) -> dict[str, Array]:
     """The tangents of the fields."""
-    if isinstance(blocks, ClassCut):
+    if isinstance(blocks, ClassCut) and SECOND_ORDER_BY_CLASSES:
         changes = _changes_by_classes(member, blocks, row, operands, moving)
     else:
         blocks = of_examples(blocks, operands.inputs, operands.kernel)
@@ -88,7 +89,7 @@ def _changes_by_examples(
 
     @jax.checkpoint
     def block(rows: Any, shared: Any) -> dict[str, Array]:
-        kept, row, of_rows, dof_rows = rows
+        (kept, row, of_rows), dof_rows = rows
         own, change = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
         labels, logits, temperature = _operands.data_of(member, own)
         dlogits = _operands.pushed(own, change)
@@ -98,12 +99,16 @@ def _changes_by_examples(
         return member.changes(labels, y, dy, row)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
-    def all_blocks(rows: Any, shared: Any) -> dict[str, Array]:
-        changes: dict[str, Array] = cut.each(lambda rows: block(rows, shared), examples, rows)
-        return changes
+    def all_blocks(rows: Any, shared: Any, moving: Operands) -> dict[str, Array]:
+        def along(dof_rows: Any, dshared: Any) -> dict[str, Array]:
+            changes: dict[str, Array] = cut.each(
+                lambda rows: block(rows, (shared, dshared)), examples, (rows, dof_rows)
+            )
+            return changes
 
-    rows = (kept, row, operands.of_rows, moving.of_rows)
-    changes: dict[str, Array] = all_blocks(rows, (operands.shared, moving.shared))
+        return linear(along, moving.of_rows, moving.shared)
+
+    changes: dict[str, Array] = all_blocks((kept, row, operands.of_rows), operands.shared, moving)
     return changes
 
 

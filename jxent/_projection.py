@@ -37,6 +37,7 @@ from jxent._operands import (
     other_tangents,
     transposed,
 )
+from jxent._versions import linear
 
 
 def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
@@ -193,21 +194,25 @@ def _change_by_examples(
         )
     operands, moving = alike((operands, moving))
     operands = in_products(operands)
+    examples = operands.inputs.shape[0]
 
     @jax.checkpoint
     def block(rows: Any, shared: Any) -> Array:
-        values, known, of_rows, dof_rows = rows
+        (values, known, of_rows), dof_rows = rows
         own, downs = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
         return _change_of_block(member, False, values, known, own, downs)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
-    def all_blocks(rows: Any, shared: Any) -> Array:
-        examples = operands.inputs.shape[0]
-        change: Array = blocks.each(lambda rows: block(rows, shared), examples, rows)
-        return change
+    def all_blocks(rows: Any, shared: Any, moving: Operands) -> Array:
+        def along(dof_rows: Any, dshared: Any) -> Array:
+            change: Array = blocks.each(
+                lambda rows: block(rows, (shared, dshared)), examples, (rows, dof_rows)
+            )
+            return change
 
-    rows = (values, known, operands.of_rows, moving.of_rows)
-    change: Array = all_blocks(rows, (operands.shared, moving.shared))
+        return linear(along, moving.of_rows, moving.shared)
+
+    change: Array = all_blocks((values, known, operands.of_rows), operands.shared, moving)
     return change
 
 
@@ -287,6 +292,9 @@ def sum_over_blocks(
     # Without it the derivative rules of what a block calls are lost to a third derivative.
     @jax.checkpoint
     def all_blocks(of_rows: Any, operands: Operands, moving: Operands) -> Any:
+        return linear(partial(along, of_rows, operands), moving)
+
+    def along(of_rows: Any, operands: Operands, moving: Operands) -> Any:
         columns = {
             name: blocks.stacked(t)
             for name, t in moving._asdict().items()

@@ -22,6 +22,7 @@ from jxent._mesh import Classes
 from jxent._options import Options
 from jxent._softcap import softcap, softcap_slope
 from jxent._statistics import LabelsStatistics
+from jxent._versions import SECOND_ORDER_BY_CLASSES
 
 
 # The product is computed again in every fusion, here and there as one fused multiply-add: without
@@ -199,7 +200,7 @@ class SparseSoftmax(_Exclusive):
     @property
     def curves_by_classes(self) -> bool:
         """A focused slope depends on its example's loss, so on all blocks."""
-        return not self.focusing
+        return not self.focusing and SECOND_ORDER_BY_CLASSES
 
     @property
     def whole(self) -> "SparseSoftmax":

@@ -50,6 +50,9 @@ def pytest_runtest_setup(item):
     if jax.config.read("jax_disable_most_optimizations") != hurried:
         jax.clear_caches()
         jax.config.update("jax_disable_most_optimizations", hurried)
+    since = item.get_closest_marker("since")
+    if since and jax.__version_info__ < tuple(map(int, since.args[0].split("."))):
+        pytest.skip(f"XLA:CPU stores less since jaxlib {since.args[0]}")
     devices = 8 if item.get_closest_marker("eight_devices") else 1
     if getattr(jax.config, "jax_num_cpu_devices") != devices:  # noqa: B009 - it has no type
         jax.clear_caches()

@@ -226,6 +226,7 @@ def test_all_parts_take_no_product_more(form):
 @pytest.mark.parametrize("shape", [(512, 32768), (2048, 1000), (64, 50257)], ids=str)
 @pytest.mark.one_in(6)
 @pytest.mark.optimized
+@pytest.mark.since("0.10.2")
 def test_a_step_holds_no_second_array_of_logits(dense, shape):
     """It writes the new logits over the old ones, whose prediction is found before."""
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)

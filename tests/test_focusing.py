@@ -211,6 +211,7 @@ def test_products_and_blocks_of_classes():
 
 
 @pytest.mark.optimized
+@pytest.mark.since("0.10.2")
 def test_a_step_of_a_sum_stores_no_array_of_the_logits_size():
     shape = (2048, 4096)
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)

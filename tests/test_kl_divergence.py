@@ -79,6 +79,7 @@ def test_classes_that_the_teacher_hardly_has(temperature):
 
 
 @pytest.mark.optimized
+@pytest.mark.since("0.10.2")
 def test_a_step_on_logits_stores_nothing():
     """On CPU, where a select in a sum would be stored."""
     shape = (256, 8192)

@@ -268,6 +268,7 @@ def test_a_lone_id_of_weight_1_is_the_class():
 
 
 @pytest.mark.optimized
+@pytest.mark.since("0.10.2")
 def test_no_dense_labels_are_stored(narrow_rows):
     """Beyond the logits' gradient a step holds numbers of the examples and of the lists."""
     examples, classes, count = 256, 65536, 20

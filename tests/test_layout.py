@@ -18,7 +18,7 @@ PUBLIC = [
     if inspect.isfunction(f) and not name.startswith("_")
 ]
 LEVELS = (  # a room imports from lower levels only
-    ("_arithmetic", "_dispatch", "_serialization"),
+    ("_arithmetic", "_dispatch", "_serialization", "_versions"),
     ("_kernel", "_assumed_platform"),
     ("_blocks",),
     ("_softcap",),

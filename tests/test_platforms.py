@@ -654,6 +654,7 @@ IN_PLACE = {
 @pytest.mark.parametrize("shape", rarely([(256, 8192), (4096, 500), (333, 5003)], [(256, 8192)]))
 @pytest.mark.parametrize("loss", IN_PLACE)
 @pytest.mark.one_in(15)
+@pytest.mark.since("0.10.2")
 def test_a_step_that_returns_its_loss_copies_and_stores_nothing(loss, shape):
     """Neither the old logits nor what loss and gradient share: see `zero_known_from`."""
     temporaries, copies = in_place(IN_PLACE[loss], shape)
@@ -671,6 +672,7 @@ LISTS = {
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("options", LISTS)
 @pytest.mark.one_in(6)
+@pytest.mark.since("0.10.2")
 def test_a_step_of_lists_stores_bytes_only(options, count):
     """Which classes are listed, as booleans and as integers."""
     shape = (256, 8192)
@@ -698,6 +700,7 @@ def test_a_step_of_lists_stores_bytes_only(options, count):
     ],
 )
 @pytest.mark.one_in(12)
+@pytest.mark.since("0.10.2")
 def test_narrow_floats_are_not_stored_as_wide_ones(loss, shape):
     """What several passes read is read in its own dtype."""
 

@@ -366,6 +366,7 @@ def test_no_product_mixes_dtypes(dtype):
 @pytest.mark.parametrize("name", FIELDS)
 @pytest.mark.one_in(4)
 @pytest.mark.optimized
+@pytest.mark.since("0.10.2")
 def test_values_store_no_array_of_the_logits_size(shape, name):
     logits = jax.ShapeDtypeStruct(shape, jnp.float32)
     labels = jax.ShapeDtypeStruct(shape[:1], jnp.int32)
