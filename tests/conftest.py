@@ -52,7 +52,7 @@ def pytest_runtest_setup(item):
         jax.config.update("jax_disable_most_optimizations", hurried)
     since = item.get_closest_marker("since")
     if since and jax.__version_info__ < tuple(map(int, since.args[0].split("."))):
-        pytest.skip(f"XLA:CPU stores less since jaxlib {since.args[0]}")
+        pytest.skip(f"more is stored before jax {since.args[0]}")
     devices = 8 if item.get_closest_marker("eight_devices") else 1
     if getattr(jax.config, "jax_num_cpu_devices") != devices:  # noqa: B009 - it has no type
         jax.clear_caches()

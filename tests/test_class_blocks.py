@@ -197,6 +197,7 @@ def test_three_products_and_four_for_one_loss_an_example(member):
 
 
 @pytest.mark.optimized
+@pytest.mark.since("0.10.0")
 def test_memory_of_a_block_in_first_and_second_order():
     """4096 x 256 x 65536 float32: in blocks of examples 311 MB, and 445 to 647 MB."""
     examples, features, classes = 4096, 256, 65536

@@ -139,6 +139,7 @@ def test_as_many_products_as_by_blocks_of_examples():
 
 @pytest.mark.long
 @pytest.mark.optimized
+@pytest.mark.since("0.10.0")
 def test_a_block_is_alive_at_a_time():
     examples, features, classes = 4096, 256, 65536
     f32 = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
