@@ -134,7 +134,7 @@ def test_nothing_is_dropped_from_what_is_no_plain_array(function, argument):
 
 
 @pytest.mark.parametrize(("function", "argument"), EACH)
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_arrays_of_other_libraries_are_read(function, argument):
     given = arguments(function, argument)
     array = np.asarray(given[argument])

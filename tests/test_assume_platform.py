@@ -47,7 +47,8 @@ def platforms_in(jaxpr) -> int:
 
 
 @pytest.mark.parametrize("transform", [
-    jax.grad, jax.value_and_grad,
+    jax.grad,
+    pytest.param(jax.value_and_grad, marks=pytest.mark.long),
     pytest.param(lambda f: f, marks=pytest.mark.long),
     pytest.param(jax.hessian, marks=pytest.mark.long),
 ], ids=["grad", "value_and_grad", "value", "hessian"])  # fmt: skip
@@ -98,6 +99,7 @@ def test_platforms_differ():
     lambda f: lambda x: jax.lax.map(f, x),
     lambda f: lambda x: jax.lax.cond(x[0, 0, 0] > 0, f, lambda x: f(-x), x),
 ], ids=["checkpoint", "vmap", "scan", "map", "cond"])  # fmt: skip
+@pytest.mark.one_in(2)
 def test_inside_of_other_transforms(around):
     x = jnp.stack([LOGITS, -LOGITS])
 

@@ -70,7 +70,7 @@ def close(got, wanted, **tolerance):
 
 @pytest.mark.parametrize("reduction", [r.value for r in losses.Reduction])
 @pytest.mark.parametrize("moving", ["all", "without weights", "weights alone"])
-@pytest.mark.one_in(21)
+@pytest.mark.long
 def test_every_derivative_is_the_projections(reduction, moving):
     """Of ragged blocks, rows of weight 0 and their weights' slopes among them."""
     with jax.enable_x64(True):
@@ -91,6 +91,7 @@ def test_every_derivative_is_the_projections(reduction, moving):
         close(of(by_blocks), of(by_projection), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.long
 def test_a_weight_that_moves_only_in_the_last_derivative():
     """The row that stands for one of weight 0 must not lend it its slope."""
     with jax.enable_x64(True):
@@ -332,6 +333,7 @@ def test_what_is_none():
         jax.jvp(jax.grad(partial(loss, reduction=reduction)), (kernel,), (kernel,))
 
 
+@pytest.mark.long
 def test_weights_in_a_list_are_learned_too():
     x = data()["x"]
 
@@ -368,6 +370,7 @@ def test_an_object_that_changes_is_traced_anew():
     assert BLOCKS(model.loss, (), rows, block_size=2) == 5
 
 
+@pytest.mark.long
 def test_heads_that_no_matrix_is():
     """DPO's difference of two heads, one of them frozen, and an adapter."""
     arrays = data()
@@ -479,6 +482,7 @@ def test_products(moving, count):
     assert text.count("stablehlo.dot_general") == count
 
 
+@pytest.mark.long
 def test_a_plain_matrix_holds_what_the_projection_holds(narrow_rows):
     arrays, blocks, own = projection_and_blocks(4096, 256, 65536, 512)
     got, wanted = (temporaries(jax.value_and_grad(f, (0, 1)), *arrays) for f in (blocks, own))
@@ -515,7 +519,7 @@ def meshed(case, kind):
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.one_in(2)
+@pytest.mark.long
 def test_split_by_jit(kind):
     mesh, _, names, moved, total, wanted = meshed("weighted_mean", kind)
     with jax.set_mesh(mesh):

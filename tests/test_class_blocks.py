@@ -26,7 +26,7 @@ independent = pytest.mark.parametrize("member", INDEPENDENT)
 
 @pytest.mark.parametrize("runs", [1, 2, 4])
 @pytest.mark.parametrize("width", [1, 2, 3, 6])
-@pytest.mark.one_in(5)
+@pytest.mark.one_in(15)
 def test_every_class_is_in_one_block(runs, width):
     """Ragged and not: cut out, put back, named by id, and all blocks at once."""
     cut = ClassCut(classes=24, runs=runs, width=min(width, 24 // runs))
@@ -198,6 +198,7 @@ def test_three_products_and_four_for_one_loss_an_example(member):
 
 @pytest.mark.optimized
 @pytest.mark.since("0.10.0")
+@pytest.mark.long
 def test_memory_of_a_block_in_first_and_second_order():
     """4096 x 256 x 65536 float32: in blocks of examples 311 MB, and 445 to 647 MB."""
     examples, features, classes = 4096, 256, 65536
@@ -395,7 +396,7 @@ def test_four_products_of_exclusive_classes():
 
 @pytest.mark.parametrize("member", MEMBERS)
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(12)
+@pytest.mark.long
 def test_default_blocks_that_are_filled_up(member, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
     monkeypatch.setattr(_blocks, "_ROOM", 64)
@@ -465,6 +466,7 @@ def test_blocks_of_classes_of_long_inputs_on_a_tpu():
 
 @pytest.mark.usefixtures("usual_limits")
 @pytest.mark.parametrize("reduction", ["none", "weighted_mean"])
+@pytest.mark.one_in(2)
 def test_no_examples_and_any_number_of_them_on_a_tpu(reduction):
     """Of as large a kernel as is cut into wide blocks of classes, for a number of examples."""
 

@@ -97,7 +97,7 @@ def test_an_id_out_of_range_is_of_the_log_probability_alone():
 
 
 @pytest.mark.usefixtures("lowered_for")
-@pytest.mark.one_in(3)
+@pytest.mark.long
 def test_masked_classes_and_equal_leaders():
     """As by blocks of examples: -inf, a large finite mask, ties, +inf, a row of NaN."""
     labels, inputs, kernel = operands("sparse_softmax", examples=3, classes=7)

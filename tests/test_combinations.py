@@ -103,13 +103,13 @@ def failures(action, name, chosen):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        grouped(f.name, part, default=part == 0)
-        for f in FUNCTIONS
+        grouped(f.name, part, default=part == 0 and n % 2 == 0)
+        for n, f in enumerate(FUNCTIONS)
         for part in range(1 + PARTS)
     ],
 )  # fmt: skip
 def test_pairs(name, part):
-    """Of each function one combination in the fast suite, all of them in the full one."""
+    """Of every other function one combination in the fast suite, all of all in the full one."""
     found = rows(name)
     failures(run, name, found[:1] if part == 0 else found[part::PARTS])
 

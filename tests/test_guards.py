@@ -137,6 +137,7 @@ def test_a_normalizer_near_0_keeps_its_digits(classes, own):
 @pytest.mark.parametrize("classes", [32, 640])
 @pytest.mark.parametrize("loss", [0.49, 0.51])
 @pytest.mark.parametrize("own", [-0.51, -0.49, 0.0, 0.49, 0.51])
+@pytest.mark.one_in(3)
 def test_a_normalizer_on_both_sides_of_its_guard(classes, loss, own):
     """The sum of the label's logit and its loss stands for it where both are below 1/2."""
     x = row("float32", classes, own + math.log(math.expm1(loss)), own)

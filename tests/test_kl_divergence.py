@@ -57,7 +57,7 @@ def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
 
 
 @pytest.mark.parametrize("temperature", [None, 0.5])
-@pytest.mark.one_in(2)
+@pytest.mark.long
 def test_classes_that_the_teacher_hardly_has(temperature):
     """Whose odds are flushed to 0, or nearly so, and to which the student gives some."""
     scale = 1 if temperature is None else temperature
@@ -191,7 +191,7 @@ def test_caps_that_float32_cannot_divide_by(name, cap):
 
 @pytest.mark.parametrize("nested", ["rr", "fr"])
 @pytest.mark.parametrize("shift", [0.0, 1024.0, 131072.0])
-@pytest.mark.one_in(6)
+@pytest.mark.long
 def test_a_constant_costs_no_digits_of_the_second_derivative_to_a_temperature(shift, nested):
     x_t, x_s = jnp.array([0.0, 1.0, -1.0]) + shift, jnp.array([0.5, 0.25, 0.0]) + shift
 
@@ -205,6 +205,7 @@ def test_a_constant_costs_no_digits_of_the_second_derivative_to_a_temperature(sh
     np.testing.assert_allclose(second(0.0, nested), second(shift, "fr"), rtol=2e-5)
 
 
+@pytest.mark.long
 def test_dtypes_may_differ():
     """The teacher's is computed in the student's, under strict promotion too."""
     for teacher, student in ((np.float32, np.float64), (np.float64, np.float32)):
@@ -398,7 +399,7 @@ def test_no_product_of_the_student_mixes_dtypes(dtype):
 @pytest.mark.xdist_group("eight devices")
 @pytest.mark.parametrize("form", ["", "linear"])
 @pytest.mark.parametrize("kind", ["shard_map", "automatic", "explicit"])
-@pytest.mark.one_in(8)
+@pytest.mark.long
 def test_on_a_mesh(form, kind):
     """Classes split over one axis, examples over the other: the same numbers as on one device."""
     rng = np.random.default_rng(0)

@@ -152,7 +152,7 @@ def is_short(case, dtype):
     ("case", "dtype"),
     [param(case, dtype, default=is_short(case, dtype)) for case in CASES for dtype in SPREAD],
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
     f, moving = split(case, arrays)
@@ -165,6 +165,7 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
+@pytest.mark.one_in(2)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, moving = split(case, case.arrays())
@@ -266,7 +267,7 @@ def test_third_order(case):
 
 
 @each_loss
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_second_order_through_a_scan_of_the_user(case):
     """As the README says to write it: the body and the whole scan under `jax.checkpoint`."""
     f, moving = split(case, case.arrays())
@@ -361,7 +362,7 @@ def test_a_huge_shape_traces_without_memory(case):
 
 
 @each_loss
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_frozen_arguments_cost_nothing(case):
     """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
     f, moving = split(case, case.arrays(jnp.float32))

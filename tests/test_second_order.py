@@ -99,6 +99,7 @@ def temporaries(loss, *shapes):
     ],
     ids=["reduced", "per example"],
 )
+@pytest.mark.one_in(2)
 def test_a_hessian_vector_product_holds_a_third_of_stored_logits(fused):
     examples, features, classes = 4096, 256, 65536
     shapes = (

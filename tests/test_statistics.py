@@ -220,6 +220,7 @@ def test_a_temperature_may_be_traced_and_differentiated(form):
         assert np.isnan(entropy(jnp.float32(wrong))).all()
 
 
+@pytest.mark.long
 def test_a_finite_mask_may_overflow_at_a_low_temperature():
     """As -inf does: no derivative is NaN."""
     lowest = float(np.finfo(np.float32).min)
@@ -268,7 +269,7 @@ def test_derivatives_to_a_temperature_beside_a_masked_class(masked, nested, warm
 
 
 @pytest.mark.parametrize("masked", [-1e38, np.finfo(np.float32).min, -inf])
-@pytest.mark.one_in(4)
+@pytest.mark.long
 def test_a_product_with_the_hessian_of_a_masked_class(masked):
     x, t = jnp.array([0.0, 1.0, masked]), jnp.array([4.0, 2.0, 4.0])
 
@@ -285,7 +286,7 @@ def test_a_product_with_the_hessian_of_a_masked_class(masked):
 # With T = 2 the division is exact; a constant moves the normaliser, and nothing else.
 @pytest.mark.parametrize("nested", ORDERS)
 @pytest.mark.parametrize("shift", [0.0, 1024.0, 131072.0])
-@pytest.mark.one_in(10)
+@pytest.mark.long
 def test_a_constant_costs_no_digits_of_the_derivatives_to_a_temperature(shift, nested):
     x = jnp.array([0.0, 1.0, -1.0])
     for name in FIELDS:

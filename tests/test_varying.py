@@ -304,7 +304,7 @@ def test_one_operand_varies(name, alone):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.one_in(50)
+@pytest.mark.long
 def test_one_operand_is_batched(name):
     """Derivatives taken outside of a `vmap` over one operand, and over all but one."""
     takes, function = FUNCTIONS[name]
