@@ -95,8 +95,10 @@ def nan_unless(valid: Array, x: Array) -> Array:
     A literal NaN would be an operand on valid data too: without `jit`, `jax.debug_nans` looks at
     each of them, and `checkify` at each result of arithmetic. No compiler takes inf - inf for 0.
     """
-    infinite = jnp.where(valid, jnp.zeros((), x.dtype), jnp.inf)
-    return jnp.where(valid, x, infinite - infinite)
+    # On an explicit mesh `valid` may be split otherwise than `x`: what is beside a scalar in
+    # `jnp.where` is split alike, and nothing else is.
+    infinite = jnp.where(valid, jnp.zeros_like(x), jnp.inf)
+    return jnp.where(infinite == 0, x, infinite - infinite)
 
 
 def zero_from(*arrays: Array) -> Array:
