@@ -47,7 +47,6 @@ _WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
 # all its caches, so that no program traced under one assumption is taken for one under another. A
 # `ContextVar` would not do: a caller's `jit` would find what it had traced outside.
 ASSUMED = jax.make_user_context(default_value=None)
-REFERENCE = "reference"  # a platform without implementations of its own
 
 
 class PerPlatform(Generic[Result]):
