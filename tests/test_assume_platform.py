@@ -53,7 +53,7 @@ def platforms_in(jaxpr) -> int:
     pytest.param(jax.hessian, marks=pytest.mark.long),
 ], ids=["grad", "value_and_grad", "value", "hessian"])  # fmt: skip
 def test_one_jitted_function_outside_inside_and_outside_again(transform):
-    """JAX's caches of traces, jaxprs and programs keep them apart, whoever makes the `jit`."""
+    """JAX's caches keep them apart, under a `jit` of the loss, of its gradient, and of both."""
     inner = jax.jit(loss)
     for program in (jax.jit(transform(loss)), jax.jit(transform(inner)), transform(inner)):
         # A new function each time, so that only what is inside of it can come from a cache.
