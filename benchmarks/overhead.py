@@ -103,7 +103,7 @@ def cold(row: Row, rounds: int) -> dict[str, dict[str, np.ndarray]]:
             if k:  # the first round imports what JAX imports late
                 lowering[name].append(middle - start)
                 compiling[name].append(end - middle)
-    del compiling["tpu"]  # it is none to CPU's compiler
+    del compiling["tpu"]  # CPU's compiler is not the one that such a program is for
     taken = {"trace and lower": lowering, "compile": compiling}
     return {what: {n: np.array(t) for n, t in by.items()} for what, by in taken.items()}
 
