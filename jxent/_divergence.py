@@ -40,7 +40,6 @@ from jxent._arithmetic import (
 from jxent._dispatch import per_platform
 from jxent._loss import Data, OverClasses, Tangents
 from jxent._mesh import Classes
-from jxent._operands import project
 from jxent._options import Options
 from jxent._sigmoid import read_again
 from jxent._softcap import softcap, softcap_slope
@@ -165,16 +164,6 @@ class Divergence(OverClasses, Options):
             _student_slope(y_t, y_s, a, rows, self.classes),
             _teacher_slope(y_t, y_s, a, rows, self.classes),
         )
-
-
-@dataclass(frozen=True)
-class ProjectedDivergence(Divergence):
-    """The same of a teacher's inputs, its kernel and its bias."""
-
-    def of_operands(self, labels: Array, parameters: Any) -> tuple[Array, Array | None]:
-        """The teacher's logits, and the temperature."""
-        temperature, kernel, bias = parameters
-        return project(labels, kernel.astype(labels.dtype), bias), temperature
 
 
 def _scaled(

@@ -31,7 +31,7 @@ LEVELS = (  # a room imports from lower levels only
     ("_label_lists",),
     ("_sigmoid", "_softmax", "_operands"),
     ("_divergence",),
-    ("_projection", "_prediction"),
+    ("_projection", "_prediction", "_teacher"),
     ("_total", "_predicted_projection"),
     ("_blockwise",),
     ("_check_rows",),

@@ -5,10 +5,11 @@ from jaxtyping import Array, Float
 
 from jxent import _call, _checks
 from jxent._arithmetic import Bias, Numbers
-from jxent._divergence import Divergence, ProjectedDivergence
+from jxent._divergence import Divergence
 from jxent._kernel import Transposed
 from jxent._mesh import Classes
 from jxent._reduction import Reduction
+from jxent._teacher import ProjectedDivergence
 
 
 def softmax_kl_divergence(
