@@ -6,6 +6,11 @@ Measured by `python -m benchmarks.tpu` and `python -m benchmarks.gpu --compile`,
 import math
 from dataclasses import dataclass
 
+import jax
+
+VERSIONS = ("0.10.2", "0.12.0.1")  # of jax, beside the compilers that the extras name
+ARE_OF_THIS_JAX = jax.__version__ in VERSIONS
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -157,3 +162,24 @@ H100 = {
     "projection, sigmoid ids 8192 x 256 x 1048576 float32, 8 ids": gb(192, held=0.484),
     "projection, sigmoid ids 8192 x 2304 x 262144 float32, 8 ids": gb(70.5, held=1.18),
 }
+if jax.__version_info__ >= (0, 12):  # with libtpu 0.0.52 and its CUDA plug-in
+    TPU |= {
+        "projection, softmax ids 8192 x 2304 x 256000 bfloat16, each": gb(
+            29.1, held=2.57, mcycles=351.0
+        ),
+        "projection, softmax ids 8192 x 1024 x 131072 bfloat16, statistics": gb(
+            8.54, held=0.344, mcycles=82.2
+        ),
+        "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise": gb(
+            44.7, held=0.843, mcycles=132.0
+        ),
+        "projection, softmax ids 8192 x 1024 x 131072 bfloat16, blockwise, tied table": gb(
+            44.7, held=0.843, mcycles=134.0
+        ),
+    }
+    H100 |= {
+        "sigmoid ids 4096 x 131072 bfloat16, 8 ids": passes(3.07, held=0.01),
+        "projection, softmax ids 8192 x 2304 x 256000 bfloat16, each": gb(86.4, held=1.68),
+        "sigmoid ids 4096 x 131072 float32, 8 ids": passes(3.07, held=0.01),
+        "projection, softmax ids 8192 x 2304 x 256000 float32, each": gb(131, held=3.13),
+    }

@@ -1,13 +1,13 @@
 """What the GPU's compiler makes of the losses for an H100: traffic and memory, without a GPU.
 
-    python -m pip install -e '.[bench,gpu-compile]' 'jax==0.10.2'     # Linux x86-64
+    python -m pip install -e '.[bench,gpu-compile]'     # Linux x86-64
     python -m benchmarks.gpu --compile [--tiny] [--results DIR] [--json DIR]
 
 Nothing is run. Without the compiler it says so.
 """
 
-import importlib.util
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -34,8 +34,8 @@ TARGET = Path(__file__).with_name("h100.txtpb")  # what the compiler would ask t
 COMPILER_OPTIONS = {"xla_gpu_enable_triton_gemm": False}  # the other choice is the autotuner's
 PRODUCTS = "\n\nProducts are calls of cuBLAS: nothing is tuned without a GPU."
 MISSING = (
-    "The GPU's compiler is not installed: "
-    "python -m pip install -e '.[gpu-compile]' beside jax 0.10.2, on Linux x86-64"
+    "The GPU's compiler is not installed, or is not of this JAX's version: "
+    "python -m pip install -e '.[gpu-compile]', on Linux x86-64"
 )
 IN_BFLOAT16 = (
     Case("sigmoid", 4096, 32768),
@@ -70,7 +70,11 @@ CASES = tuple(
 
 def is_available() -> bool:
     """Is the GPU's compiler installed, and made for this JAX?"""
-    return importlib.util.find_spec("jax_cuda12_plugin") is not None and jax.__version__ == "0.10.2"
+    try:
+        version = metadata.version("jax-cuda12-plugin")
+    except metadata.PackageNotFoundError:
+        return False
+    return version == jax.__version__
 
 
 def one_chip() -> Chip:

@@ -1,6 +1,6 @@
 """What each chip of a pod moves and holds, as the TPU's compiler plans it, without a TPU.
 
-    python -m pip install 'libtpu==0.0.42.*'     # beside jax 0.10.2; Linux x86-64
+    python -m pip install -e '.[bench,tpu-compile]'     # Linux x86-64
     python -m benchmarks.scaling [--tiny] [--results DIR] [--json DIR]
 
 Compiled for whole slices, examples split over "data" and classes over "model"; nothing is run.

@@ -1,6 +1,6 @@
 """What the TPU's compiler makes of the losses: traffic and memory, without a TPU.
 
-    python -m pip install -e '.[bench,tpu-compile]' 'jax==0.10.2'     # Linux x86-64
+    python -m pip install -e '.[bench,tpu-compile]'     # Linux x86-64
     python -m benchmarks.tpu [--tiny] [--results DIR] [--json DIR]
 
 Compiled for one chip of a v5e, nothing is run. Without libtpu it says so.
@@ -42,7 +42,7 @@ TOLD = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 TOPOLOGY = "v5e:2x2"
-MISSING = "libtpu is not installed: python -m pip install 'libtpu==0.0.42.*' beside jax 0.10.2"
+MISSING = "libtpu is not installed: python -m pip install -e '.[tpu-compile]', on Linux x86-64"
 
 ESTIMATE = """
 

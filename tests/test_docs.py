@@ -81,8 +81,8 @@ def test_a_page_for_each_kind_of_result():
     finally:
         sys.path.remove(str(DOCS / "_ext"))
     tables = {
-        path.name
-        for path in measured.RESULTS.glob("*.json")
+        path.relative_to(measured.RESULTS).as_posix()
+        for path in measured.RESULTS.rglob("*.json")
         if "tables" in json.loads(path.read_text(encoding="utf-8"))
     }
     assert {file for file, _ in measured.PAGES.values()} == tables

@@ -1,6 +1,6 @@
 """What the GPU's compiler makes of the losses for an H100: bytes moved and held, without a GPU.
 
-Needs the extra `gpu-compile` (Linux x86-64, jax 0.10.2); skipped elsewhere.
+Needs the extra `gpu-compile` (Linux x86-64) and a jax that bounds were measured with.
 """
 
 import platform
@@ -15,8 +15,8 @@ from benchmarks.cases import Case
 from benchmarks.compiled import compiled, excess
 from jxent import _blocks
 
-if not gpu_compile.is_available() or platform.machine() != "x86_64":
-    pytest.skip("needs the extra gpu-compile beside jax 0.10.2", allow_module_level=True)
+if not (gpu_compile.is_available() and bounds.ARE_OF_THIS_JAX and platform.machine() == "x86_64"):
+    pytest.skip("needs the extra gpu-compile and its jax", allow_module_level=True)
 
 # One process compiles, beside the one that compiles for the TPU.
 pytestmark = [pytest.mark.xdist_group("gpu_compile"), pytest.mark.long]

@@ -13,7 +13,9 @@ PAGES = {  # of what is under docs/measured/*.md: which file, what it says, the 
     "memory": ("memory.json", "python -m benchmarks.memory"),
     "overhead": ("overhead.json", "python -m benchmarks.overhead"),
     "tpu": ("tpu.json", "python -m benchmarks.tpu"),
+    "tpu_newest": ("newest/tpu.json", "python -m benchmarks.tpu"),
     "gpu": ("gpu_compile.json", "python -m benchmarks.gpu --compile"),
+    "gpu_newest": ("newest/gpu_compile.json", "python -m benchmarks.gpu --compile"),
     "scaling": ("scaling.json", "python -m benchmarks.scaling"),
 }
 PLACE = ("workload", "data", "quantity")  # what the rows of one comparison share
