@@ -12,11 +12,12 @@ import pytest
 from jax.extend.backend import clear_backends
 
 import jxent
-from jxent.platforms import cpu, cpu_sigmoid, tpu
+from jxent._src.platforms import tpu
+from jxent._src.platforms.cpu import sigmoid, softmax
 
 # The family's rows are narrow and its lists short, and its tests are to be tests of every way.
-USUAL_NARROW, cpu.NARROW = cpu.NARROW, 0
-cpu_sigmoid.SHORT = 2
+USUAL_NARROW, softmax.NARROW = softmax.NARROW, 0
+sigmoid.SHORT = 2
 LIMITS = {"LONG": 2, "LANES": 1, "TILE": 1, "LONG_INPUTS": 0}
 USUAL_LIMITS = {name: getattr(tpu, name) for name in LIMITS}
 for name, small in LIMITS.items():
@@ -72,7 +73,7 @@ def lowered_for(request):
 def narrow_rows(monkeypatch):
     """Narrow rows are computed as users have them."""
     jax.clear_caches()
-    monkeypatch.setattr(cpu, "NARROW", USUAL_NARROW)
+    monkeypatch.setattr(softmax, "NARROW", USUAL_NARROW)
     yield
     jax.clear_caches()
 

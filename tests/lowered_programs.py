@@ -63,7 +63,7 @@ def all_programs() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     """First with the limits that the tests set, so that small arrays take every implementation."""
     for case in CASES:
         yield from of_family(case)
-    conftest.cpu.NARROW = conftest.USUAL_NARROW
+    conftest.softmax.NARROW = conftest.USUAL_NARROW
     for name, limit in conftest.USUAL_LIMITS.items():
         setattr(conftest.tpu, name, limit)
     jax.clear_caches()

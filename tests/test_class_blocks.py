@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jxent
 from benchmarks import programs as projection
 from benchmarks.collectives import collectives
-from jxent import _blocks, losses
-from jxent._blocks import Block, ClassCut, Cut
-from jxent._operands import Operands
-from jxent.platforms import tpu
+from jxent import losses
+from jxent._src.core import blocking
+from jxent._src.core.blocking import Block, ClassCut, Cut
+from jxent._src.platforms import tpu
+from jxent._src.projection.matmuls import Operands
 from tests.quick import quick
 from tests.test_linear import MEMBERS, operands, per_example, products, scalar
 
@@ -50,7 +50,7 @@ def test_every_class_is_in_one_block(runs, width):
 
 def test_the_default_block_of_classes():
     def width(examples, features, classes, runs=1):
-        return _blocks.class_cut(examples, (features, classes), runs, None).width
+        return blocking.class_cut(examples, (features, classes), runs, None).width
 
     assert width(4096, 256, 65536) == 1024
     assert width(8192, 1024, 131072) == 4096
@@ -399,7 +399,7 @@ def test_four_products_of_exclusive_classes():
 @pytest.mark.long
 def test_default_blocks_that_are_filled_up(member, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
-    monkeypatch.setattr(_blocks, "_ROOM", 64)
+    monkeypatch.setattr(blocking, "_ROOM", 64)
     with jax.enable_x64(True):
         labels, inputs, kernel = operands(member, examples=13, classes=24, dtype=np.float64)
         labels = labels if labels.dtype == np.int64 else labels.astype(np.float64)
@@ -530,18 +530,18 @@ def test_examples_a_block_on_gpus():
         (32768, 128, 512, (64, 512)),
     ):
         cut = Cut(-(-examples // size), size)
-        assert _blocks.enlarged(cut, examples, fewest) == wanted
+        assert blocking.enlarged(cut, examples, fewest) == wanted
 
 
 def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
     def pay(examples, features, classes, dtype=jnp.bfloat16, products=1):
         inputs = jax.ShapeDtypeStruct((examples, features), dtype)
         kernel = jax.ShapeDtypeStruct((features, classes), dtype)
-        choice = _blocks.Choice(
-            _blocks.cut(examples, kernel.shape, None),
-            _blocks.class_cut(examples, kernel.shape, 1, None),
+        choice = blocking.Choice(
+            blocking.cut(examples, kernel.shape, None),
+            blocking.class_cut(examples, kernel.shape, 1, None),
         )
-        return _blocks.classes_pay(tpu.V5E, choice, inputs, kernel, products)
+        return blocking.classes_pay(tpu.V5E, choice, inputs, kernel, products)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)

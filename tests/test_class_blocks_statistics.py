@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent._prediction import FIELDS
+from jxent._src.loss_fns.statistics import FIELDS
 from tests.quick import quick
 from tests.test_class_blocks import nested
 from tests.test_linear import operands, products

@@ -8,41 +8,35 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jxent import (
-    _arithmetic,
-    _blocks,
-    _call,
-    _loss,
-    _mesh,
-    _operands,
-    _predicted_projection,
-    _projection,
-    _total,
-)
-from jxent._softmax import ListedSoftmax
+from jxent._src.core import blocking, elementary
+from jxent._src.loss_fns import base
+from jxent._src.loss_fns.softmax import ListedSoftmax
+from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
+from jxent._src.run import entry
+from jxent._src.sharding import class_axis
 from tests.combinations import failure, lower, rows, run
 from tests.option_arrays import MODEL
 from tests.options import BY_NAME, Row, each_operand
 
 
 def _unmatched(patch):
-    patch.setattr(_call, "_matched", lambda member, arrays: arrays)
+    patch.setattr(entry, "_matched", lambda member, arrays: arrays)
 
 
 def _mask_of_varying_inputs(patch):
-    kept = _projection._kept
+    kept = per_example._kept
 
     def varying(weights, blocks, inputs):
         # As the inputs were that the mask was made from: varying over the axis of the classes.
         manual = MODEL in jax.sharding.get_abstract_mesh().manual_axes
-        return kept(weights, blocks, _mesh.varying(inputs, {MODEL}) if manual else inputs)
+        return kept(weights, blocks, class_axis.varying(inputs, {MODEL}) if manual else inputs)
 
-    patch.setattr(_projection, "_kept", varying)
+    patch.setattr(per_example, "_kept", varying)
 
 
 def _transposed_after_the_sum(patch):
     """The transpose of a tangent with its sum over the chips."""
-    loss = _loss.OverClasses
+    loss = base.OverClasses
     for kind in loss.__subclasses__() + [
         c for k in loss.__subclasses__() for c in k.__subclasses__()
     ]:
@@ -59,23 +53,23 @@ def _transposed_after_the_sum(patch):
 
 
 def _constant_zero(patch):
-    for module in (_arithmetic, _projection, _predicted_projection):
+    for module in (elementary, per_example, softmax_statistics):
         patch.setattr(module, "zero_from", lambda *arrays: jnp.zeros_like(arrays[0]))
 
 
 def _weights_as_they_are(patch):
-    patch.setattr(_mesh, "as_rows_of", lambda x, w: jnp.broadcast_to(w, x.shape[:-1]))
+    patch.setattr(class_axis, "as_rows_of", lambda x, w: jnp.broadcast_to(w, x.shape[:-1]))
 
 
 def _blocks_of_any_size(patch):
-    patch.setattr(_blocks, "chips_of", lambda rows: 1)
+    patch.setattr(blocking, "chips_of", lambda rows: 1)
 
 
 def _narrow_tangents(patch):
     """The tangent of a slope takes the scale and the dtype of the slope."""
-    narrowed = _operands.narrowed
+    narrowed = matmuls.narrowed
 
-    class Narrow(_operands.Narrow):
+    class Narrow(matmuls.Narrow):
         def times(self, multiply, operand):
             product = multiply(self.low, operand)
             return product if self.down is None else product * self.down
@@ -86,7 +80,7 @@ def _narrow_tangents(patch):
             low = (slope / down).astype(dtype)
         return Narrow(slope, low, down)
 
-    for module in (_projection, _total):
+    for module in (per_example, reduced):
         patch.setattr(module, "narrowed", with_tangent)
 
 

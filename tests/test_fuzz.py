@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import jxent
-from jxent import _logsumexp, _statistics, losses
-from jxent.platforms import cpu, cpu_labels, cpu_sigmoid
+from jxent import losses
+from jxent._src.numerics import logsumexp, softmax_rows
+from jxent._src.platforms.cpu import dense_labels, sigmoid, softmax
 from tests import reference
 from tests.reference import WIDE, Wide
 
@@ -720,7 +720,7 @@ COMPARED = {"fast": 0, "exact": 0}  # elements, so that nothing is compared with
 def compare(classes, usable, fast, exact):
     COMPARED["fast"] += int(np.sum(usable))
     COMPARED["exact"] += int(np.sum(~np.asarray(usable)))
-    if isinstance(fast, _logsumexp.LabelNormalizer):
+    if isinstance(fast, logsumexp.LabelNormalizer):
         # Each has its own shift; what both mean is the logarithm of the sum.
         fast, exact = (
             (n.loss, n.complement, n.log_normalizer + 1e3, n.shift - np.log(n.scale) + 1e3)
@@ -741,7 +741,7 @@ def compare(classes, usable, fast, exact):
 @pytest.mark.one_in(4)
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
     jax.clear_caches()
-    for room in (cpu, cpu_labels, cpu_sigmoid):
+    for room in (softmax, dense_labels, sigmoid):
         monkeypatch.setattr(room, "attempt", both)
     COMPARED.update(fast=0, exact=0)
 
@@ -764,28 +764,28 @@ def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch
 
 MUTANTS = {
     "the quotient's guard": (
-        cpu, ("_without_shift",), " & (odds < float(info.max))", "",
+        softmax, ("_without_shift",), " & (odds < float(info.max))", "",
         "sparse_softmax_cross_entropy_with_logits", 64, 0.0,
     ),
     "NaN dropped by a minimum": (
-        cpu, ("_in_pieces",), "exp(widen(x) - row_max)",
+        softmax, ("_in_pieces",), "exp(widen(x) - row_max)",
         "jnp.where(jnp.isnan(x), 0, exp(widen(x) - row_max))",
         "softmax_cross_entropy_with_logits", 640, None,
     ),
     "a leader's label taken from the sum": (
-        _statistics, ("slopes_of_labels",),
+        softmax_rows, ("slopes_of_labels",),
         "jnp.where(given == rows.largest, rows.others, rows.largest + rows.others - given)",
         "rows.largest + rows.others - given",
         "softmax_cross_entropy_with_logits", 64, None,
     ),
     "probabilities without a shift": (
-        cpu, ("_without_shift",),
+        softmax, ("_without_shift",),
         "LabelNormalizer(loss, log_normalizer, log_normalizer, scale, others / total)",
         "LabelNormalizer(loss, log_normalizer, 0 * logit, 1 / total, others / total)",
         "sparse_softmax_cross_entropy_with_logits", 7, 0.0,
     ),
     "the smoothed label's slope": (
-        _logsumexp, ("label_slopes", "_label_slopes_jvp"),
+        logsumexp, ("label_slopes", "_label_slopes_jvp"),
         "of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement",
         "of_label = smoothing - share - normalizer.complement",
         "sparse_softmax_cross_entropy_with_logits", 20_000, 1.0,

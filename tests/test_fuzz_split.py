@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tests.test_fuzz import bounded, each_count, each_function, fuzz

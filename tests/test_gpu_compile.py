@@ -13,7 +13,7 @@ import jxent
 from benchmarks import bounds, gpu_compile
 from benchmarks.cases import Case
 from benchmarks.compiled import compiled, excess
-from jxent import _blocks
+from jxent._src.core import blocking
 
 if not (gpu_compile.is_available() and bounds.ARE_OF_THIS_JAX and platform.machine() == "x86_64"):
     pytest.skip("needs the extra gpu-compile and its jax", allow_module_level=True)
@@ -56,8 +56,8 @@ def entropy(**arguments):
 def test_blocks_are_chosen_that_move_least(chip, function, examples, classes, features, dtype):
     case = Case("projection, softmax ids", examples, classes, features, dtype=dtype)
     bytes_of = partial(moved, chip, function, case)
-    width = _blocks.class_cut(examples, (features, classes), 1, None).width
-    size = _blocks.cut(examples, (features, classes), None).size
+    width = blocking.class_cut(examples, (features, classes), 1, None).width
+    size = blocking.cut(examples, (features, classes), None).size
     best = min(bytes_of(block_size=size), bytes_of(class_block_size=width))
     assert bytes_of() <= 1.06 * best
 

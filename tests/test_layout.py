@@ -1,4 +1,4 @@
-"""The rooms of the package, and which way their imports point."""
+"""The layers of the package, and which way their imports point."""
 
 import ast
 import inspect
@@ -8,87 +8,62 @@ from pathlib import Path
 import pytest
 
 import jxent
-from jxent import _dispatch, _options, losses
+from jxent import losses
+from jxent._src.core import dispatch, options
 
 PACKAGE = Path(jxent.__file__).parent
 PUBLIC = [
     f
-    for room in (jxent, losses)
-    for name, f in vars(room).items()
+    for module in (jxent, losses)
+    for name, f in vars(module).items()
     if inspect.isfunction(f) and not name.startswith("_")
 ]
-LEVELS = (  # a room imports from lower levels only
-    ("_arithmetic", "_dispatch", "_serialization", "_versions"),
-    ("_kernel", "_assumed_platform"),
-    ("_blocks",),
-    ("_softcap",),
-    ("_options",),
-    ("_checks",),
-    ("_check_labels",),
-    ("_mesh",),
-    ("_logsumexp", "_loss", "_terms", "_focal"),
-    ("_statistics",),
-    ("_label_lists",),
-    ("_sigmoid", "_softmax", "_operands"),
-    ("_divergence",),
-    ("_projection", "_prediction", "_teacher"),
-    ("_total", "_predicted_projection"),
-    ("_blockwise",),
-    ("_check_rows",),
-    ("platforms",),
-    ("_reduction",),
-    ("_call",),
-    (
-        "_with_logits",
-        "_linear",
-        "_softmax_statistics",
-        "_kl_divergence",
-        "_linear_logits",
-        "losses",
-    ),
-    ("__init__",),
+SOURCE = PACKAGE / "_src"
+LAYERS = (  # a folder imports from itself and from what stands below
+    "api",
+    "run",
+    "platforms",
+    "projection",
+    "loss_fns",
+    "numerics",
+    "checks",
+    "sharding",
+    "core",
 )
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
-    """The rooms that a file imports."""
+    """The folders that a file imports from."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "jxent":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("jxent."):
-            found.add(node.module.split(".")[1])
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jxent"):
+            parts = f"{node.module}.{node.names[0].name}".split(".")
+            found.add(parts[2] if parts[1] == "_src" else parts[1])
     return found
 
 
-def test_imports_point_one_way():
-    files = list(PACKAGE.rglob("*.py"))
-    assert {room_of(path) for path in files} == set(LEVEL)
-    for path in files:
-        room = room_of(path)
-        others = imported(path) - ({room} if path.parent != PACKAGE else set())
-        assert all(LEVEL[other] < LEVEL[room] for other in others), path
+def test_imports_point_down():
+    assert {path.name for path in SOURCE.iterdir() if path.is_dir()} - {"__pycache__"} == {*LAYERS}
+    for layer, folder in enumerate(LAYERS):
+        for path in (SOURCE / folder).rglob("*.py"):
+            assert imported(path) <= {*LAYERS[layer:]}, path
 
 
-def test_platforms_have_their_room():
+def test_platforms_are_known_in_one_folder():
     """Outside it nothing asks where it runs."""
+    known_to = [SOURCE / "core" / name for name in ("dispatch.py", "assumed_platform.py")]
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        if room_of(path) not in ("platforms", "_dispatch", "_assumed_platform"):
+        if SOURCE / "platforms" not in path.parents and path not in known_to:
             assert not re.search("platform_dependent|default_backend|device_count|[CTG]PU", text), (
                 path
             )
         assert len(text.splitlines()) <= 400, path
 
 
-def test_one_room_imports_chex():
-    users = [p.stem for p in PACKAGE.rglob("*.py") if "import chex" in p.read_text()]
-    assert users == ["_checks"]
+def test_one_file_imports_chex():
+    users = [p for p in PACKAGE.rglob("*.py") if "import chex" in p.read_text()]
+    assert users == [SOURCE / "checks" / "check.py"]
 
 
 def entries(function) -> dict[str, str]:
@@ -105,9 +80,9 @@ def test_docstrings_say_the_same_of_the_same_option(function):
     said = entries(function)
     assert list(said) == list(parameters)
     for name, text in said.items():
-        if name in _options.WORDS:
-            assert text in _options.WORDS[name], name
-    for name, option in _options.OPTIONS.items():
+        if name in options.WORDS:
+            assert text in options.WORDS[name], name
+    for name, option in options.OPTIONS.items():
         if name in parameters:
             assert parameters[name].default == option.default
 
@@ -115,11 +90,11 @@ def test_docstrings_say_the_same_of_the_same_option(function):
 def test_a_way_that_comes_too_late_is_refused():
     """A program that is traced already would not have it."""
     with pytest.raises(RuntimeError, match="too late"):
-        _dispatch.way(_dispatch.PerPlatform.every[0], "cpu")(lambda *_: None)
+        dispatch.way(dispatch.PerPlatform.every[0], "cpu")(lambda *_: None)
 
 
 def test_the_package_says_what_it_exports():
-    public = {name for name in vars(jxent) if not name.startswith("_")} - {"platforms"}
+    public = {name for name in vars(jxent) if not name.startswith("_")}
     assert public == {
         "losses",
         "assume_platform",

@@ -11,7 +11,9 @@ import pytest
 
 import jxent
 from benchmarks import programs as projection
-from jxent import _blocks, _operands, losses
+from jxent import losses
+from jxent._src.core import blocking
+from jxent._src.projection import matmuls
 from tests.quick import quick
 
 inf, nan = np.inf, np.nan
@@ -291,13 +293,13 @@ def test_every_block_size_gives_the_same(member):
 
 def test_the_default_block():
     def size(examples, features, classes):
-        return _blocks.cut(examples, (features, classes), None).size
+        return blocking.cut(examples, (features, classes), None).size
 
     assert size(4096, 256, 65536) == 512
     assert size(8192, 4096, 128256) == 2048  # half the features: the kernel's gradient is large
     assert size(100, 64, 1000) == 100
     assert size(2048, 128, 10_000_000) == 64
-    assert _blocks.cut(0, (3, 5), None) == (1, 0)
+    assert blocking.cut(0, (3, 5), None) == (1, 0)
 
 
 @pytest.mark.parametrize("member", MEMBERS)
@@ -397,7 +399,7 @@ def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
 @pytest.mark.parametrize("odd", [0.0, inf, nan, 1e-45, 3e38])
 def test_scaling_a_float16_slope_loses_nothing(odd):
     slope = jnp.asarray([[1e-9, 2.0**-30, -1e-6], [odd, 0, 0]], jnp.float32)
-    narrow = _operands.narrowed(slope, jnp.float16)
+    narrow = matmuls.narrowed(slope, jnp.float16)
     assert narrow.low.dtype == jnp.float16
     assert narrow.down is not None
     restored = narrow.low.astype(jnp.float32) * narrow.down

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import jxent
 from benchmarks.collectives import collectives
-from jxent import _logsumexp, _statistics, losses
-from jxent._mesh import Classes
-from jxent.platforms import _one_pass
-from jxent.platforms._one_pass import Row
+from jxent import losses
+from jxent._src.numerics import logsumexp, softmax_rows
+from jxent._src.platforms import one_pass
+from jxent._src.platforms.one_pass import Row
+from jxent._src.sharding.class_axis import Classes
 from tests import reference
 
 pytestmark = pytest.mark.optimized
@@ -50,7 +50,7 @@ def truth(x, ids, z) -> dict[str, np.ndarray]:
 def rows_of(x, ids, z) -> Row:
     """Each class of the rows alone."""
     logit = jnp.where(jnp.arange(x.shape[-1])[None] == ids[:, None], x, 0)
-    return _one_pass.row_of_one(jnp.asarray(x), logit, jnp.asarray(z), UNIT)
+    return one_pass.row_of_one(jnp.asarray(x), logit, jnp.asarray(z), UNIT)
 
 
 def known(row: Row) -> dict[str, np.ndarray]:
@@ -82,7 +82,7 @@ def edges():
     return x, ids, z
 
 
-merged = jax.jit(_one_pass.merged)
+merged = jax.jit(one_pass.merged)
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))], ids=str)
@@ -97,7 +97,7 @@ def test_joined_in_any_order_rows_are_what_they_are_defined_to_be(edges, order, 
 def test_nothing_joined_with_a_row_changes_no_bit(edges):
     rows = rows_of(*edges)
     pairs = merged(*(jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in (0, 1)))
-    nothing = jax.tree.map(lambda e, v: jnp.full_like(v, e), _one_pass.empty(pairs), pairs)
+    nothing = jax.tree.map(lambda e, v: jnp.full_like(v, e), one_pass.empty(pairs), pairs)
     for got in (merged(pairs, nothing), merged(nothing, pairs)):
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(pairs), strict=True):
             fine = ~np.isnan(pairs.rest)
@@ -116,14 +116,14 @@ def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
     x, *_ = edges
     rows = rows_of(*edges)
     a, b, c = (jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in range(3))
-    got = _one_pass.merged(_one_pass.merged(a, b), c)
+    got = one_pass.merged(one_pass.merged(a, b), c)
     np.testing.assert_array_equal(np.isnan(np.asarray(got.rest)[:, 0]), np.isnan(x).any(-1))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_the_reduction_is_the_definition(edges, classes):
     x, ids, z = (v[:, :classes] if v.ndim == 2 else v % classes for v in edges)
-    got = jax.jit(partial(_one_pass.reduced, Classes(-1)))(rows_of(x, ids, z))
+    got = jax.jit(partial(one_pass.reduced, Classes(-1)))(rows_of(x, ids, z))
     agree(known(got), truth(x, ids, z))
 
 
@@ -134,8 +134,8 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
     x, ids, z = edges
     classes = Classes(-1)
     for one, plain, data in (
-        (_one_pass.label_statistics, _statistics.label_statistics.plain, (x, ids[:, None])),
-        (_one_pass.labels_statistics, _statistics.labels_statistics.plain, (x, z)),
+        (one_pass.label_statistics, softmax_rows.label_statistics.plain, (x, ids[:, None])),
+        (one_pass.labels_statistics, softmax_rows.labels_statistics.plain, (x, z)),
     ):
         got = jax.jit(partial(one, classes, smoothing))(*data)
         with jxent.assume_platform("reference"):
@@ -155,14 +155,14 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
 def in_order(x, ids, lanes):
     """Value and complement of the label's probability."""
     logit = jnp.where(jnp.arange(x.shape[-1])[None] == ids, x, 0)
-    row = _one_pass.row_of_one(x, logit)
+    row = one_pass.row_of_one(x, logit)
     tiles = jax.tree.map(lambda v: jnp.moveaxis(v.reshape(len(x), -1, lanes), 1, 0), row)
-    start = jax.tree.map(lambda v, e: jnp.full(v.shape[1:], e), tiles, _one_pass.empty(row))
-    row, _ = jax.lax.scan(lambda row, tile: (_one_pass.merged(row, tile), None), start, tiles)
+    start = jax.tree.map(lambda v, e: jnp.full(v.shape[1:], e), tiles, one_pass.empty(row))
+    row, _ = jax.lax.scan(lambda row, tile: (one_pass.merged(row, tile), None), start, tiles)
     while row.row_max.shape[-1] > 1:
-        row = _one_pass.merged(*halves(row))
-    pair = _logsumexp.defined(row.row_max, row.rest)
-    normalizer = _statistics.of_pair(row.logit, *pair)
+        row = one_pass.merged(*halves(row))
+    pair = logsumexp.defined(row.row_max, row.rest)
+    normalizer = softmax_rows.of_pair(row.logit, *pair)
     return normalizer.loss, normalizer.complement
 
 
@@ -177,7 +177,7 @@ def halves(row):
 def test_a_label_of_nan_is_in_a_sum():
     """Whatever a maximum or a minimum makes of it."""
     z = jnp.array([[0.0, jnp.nan, 1.0]])
-    labels = _one_pass.row_of_one(jnp.zeros_like(z), labels=z).labels
+    labels = one_pass.row_of_one(jnp.zeros_like(z), labels=z).labels
     assert labels is not None
     np.testing.assert_array_equal(np.isnan(labels.others), np.isnan(z))
 

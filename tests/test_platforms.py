@@ -16,9 +16,12 @@ from benchmarks.accuracy import measure
 from benchmarks.cases import GEMMA, Case, shapes
 from benchmarks.peers import jxent_peer
 from benchmarks.samples import softmax_samples
-from jxent import _dispatch, _logsumexp, _loss, losses
-from jxent._mesh import Classes
-from jxent.platforms import cpu
+from jxent import losses
+from jxent._src.core import dispatch
+from jxent._src.loss_fns import base
+from jxent._src.numerics import logsumexp
+from jxent._src.platforms.cpu import softmax
+from jxent._src.sharding.class_axis import Classes
 from tests import reference
 from tests.family import CASES
 from tests.quick import quick
@@ -29,7 +32,7 @@ from tests.test_properties import close, each_loss, scalar, split, times, truth_
 pytestmark = pytest.mark.optimized
 
 # The platforms that have ways of their own, and any that has none.
-REGISTERED = {way.platform: None for f in _dispatch.PerPlatform.every for way in f.ways}
+REGISTERED = {way.platform: None for f in dispatch.PerPlatform.every for way in f.ways}
 PLAIN = "reference"
 
 
@@ -72,9 +75,9 @@ def entropy(labels, inputs, kernel):
 @pytest.mark.long
 def test_the_family_takes_every_way(platform, monkeypatch):
     """So that the tests of the family are tests of every way that is registered."""
-    taken = _dispatch.PerPlatform.taken
+    taken = dispatch.PerPlatform.taken
     ways = {
-        w.function for f in _dispatch.PerPlatform.every for w in f.ways if w.platform == platform
+        w.function for f in dispatch.PerPlatform.every for w in f.ways if w.platform == platform
     }
     assert ways
     seen = set()
@@ -84,7 +87,7 @@ def test_the_family_takes_every_way(platform, monkeypatch):
         seen.add(function)
         return function
 
-    monkeypatch.setattr(_dispatch.PerPlatform, "taken", recorded)
+    monkeypatch.setattr(dispatch.PerPlatform, "taken", recorded)
     jax.clear_caches()
     with jxent.assume_platform(platform):
         # Into how large blocks a projection is cut shows at the size of a model only.
@@ -96,9 +99,9 @@ def test_the_family_takes_every_way(platform, monkeypatch):
         for narrow, case in itertools.product((0, 32), CASES):
             if ways <= seen:
                 break
-            if narrow != cpu.NARROW:
+            if narrow != softmax.NARROW:
                 jax.clear_caches()
-                monkeypatch.setattr(cpu, "NARROW", narrow)
+                monkeypatch.setattr(softmax, "NARROW", narrow)
             f, moving = split(case, case.arrays(jnp.dtype("float32")))
             slope = jax.grad(scalar(case, f))
             # Some stand in what is of second order only.
@@ -522,11 +525,11 @@ def test_who_leads_in_narrow_rows(classes):
     """One comparison finds whom two find."""
     odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 90.0]
     x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
-    pair = _logsumexp.defined(*_logsumexp.pair_of_rows.plain(Classes(-1), jnp.asarray(x)))
-    way = _logsumexp.leads.taken("cpu", x, *pair)
-    assert way is not _logsumexp.leads.plain
+    pair = logsumexp.defined(*logsumexp.pair_of_rows.plain(Classes(-1), jnp.asarray(x)))
+    way = logsumexp.leads.taken("cpu", x, *pair)
+    assert way is not logsumexp.leads.plain
     found = jax.jit(way)(x, *pair)
-    np.testing.assert_array_equal(found, _logsumexp.leads.plain(x, *pair))
+    np.testing.assert_array_equal(found, logsumexp.leads.plain(x, *pair))
     assert np.any(found)
 
 
@@ -542,7 +545,7 @@ def test_odd_logits_of_dense_labels_in_narrow_rows(classes):
     def loss(x, z):
         return jxent.softmax_cross_entropy_with_logits(labels=z, logits=x)
 
-    copies = -(-cpu.MANY // x.size)
+    copies = -(-softmax.MANY // x.size)
     both = jax.jit(lambda x, z: value_and_slope(partial(loss, z=z), x))
     few, many = both(x, z), both(np.tile(x, (copies, 1)), np.tile(z, (copies, 1)))
     for a, b in zip(few, many, strict=True):
@@ -725,7 +728,7 @@ def test_the_dependency_is_what_does_it(monkeypatch):
 
     assert in_place(theirs, shape)[0] >= size_of(shape)
     jax.clear_caches()
-    monkeypatch.setattr(_loss, "zero_known_from", jnp.zeros_like)
+    monkeypatch.setattr(base, "zero_known_from", jnp.zeros_like)
     temporaries, copies = in_place(sigmoid_loss, shape)
     assert temporaries >= size_of(shape)
     assert copies
@@ -762,7 +765,7 @@ def in_place(loss, shape, dtype=jnp.float32):
 @pytest.mark.parametrize("odd", [0.0, -0.0, np.inf, -np.inf, np.nan])
 def test_the_zero_of_the_dependency(odd):
     """Added to a logit it changes nothing, whatever the loss is."""
-    zero = jax.jit(_loss.zero_known_from)(jnp.float32(odd))
+    zero = jax.jit(base.zero_known_from)(jnp.float32(odd))
     logits = np.float32([1e-30, -80, np.inf])
     np.testing.assert_array_equal(logits + np.asarray(zero), logits)
     assert zero == (np.finfo(np.float32).tiny if odd == -np.inf else 0)

@@ -16,8 +16,8 @@ from benchmarks.cases import Case, programs
 from benchmarks.compiled import compiled, excess
 from benchmarks.programs import SCALARS
 from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
-from jxent import _blocks
-from jxent.platforms.tpu import V5E
+from jxent._src.core import blocking
+from jxent._src.platforms.tpu import V5E
 
 if not (tpu.is_available() and bounds.ARE_OF_THIS_JAX and platform.machine() == "x86_64"):
     pytest.skip("needs the extra tpu-compile and its jax", allow_module_level=True)
@@ -84,12 +84,12 @@ def test_the_bytes_by_which_blocks_are_chosen(
     found = compiled(chip, case, programs(case)["jxent"])
     assert found is not None
     if "block_size" in sizes:
-        cut = _blocks.cut(examples, kernel.shape, sizes["block_size"])
-        model = _blocks.bytes_by_examples(V5E, cut, inputs, kernel)
+        cut = blocking.cut(examples, kernel.shape, sizes["block_size"])
+        model = blocking.bytes_by_examples(V5E, cut, inputs, kernel)
     else:
         width = sizes.get("class_block_size")
-        by_classes = _blocks.class_cut(examples, kernel.shape, 1, width)
-        model = _blocks.bytes_by_classes(V5E, by_classes, inputs, kernel)
+        by_classes = blocking.class_cut(examples, kernel.shape, 1, width)
+        model = blocking.bytes_by_classes(V5E, by_classes, inputs, kernel)
     assert model == pytest.approx(found.cost.bytes, rel=0.15)
 
 

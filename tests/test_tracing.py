@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent import _sigmoid, _softmax, _statistics, losses
+from jxent import losses
+from jxent._src.loss_fns import sigmoid, softmax
+from jxent._src.numerics import softmax_rows
 from tests.family import CASES
 from tests.reference import tolerance
 
@@ -25,7 +27,7 @@ def _traced_once(monkeypatch):
     """The mathematics of a loss may be traced once from here on."""
     jax.clear_caches()
     chex.clear_trace_counter()
-    for loss in (_softmax.SparseSoftmax, _sigmoid.Sigmoid, _sigmoid.SigmoidSum):
+    for loss in (softmax.SparseSoftmax, sigmoid.Sigmoid, sigmoid.SigmoidSum):
         counted = chex.assert_max_traces(loss.losses, n=1)
         monkeypatch.setattr(loss, "losses", lambda self, *data, f=counted: f(self, *data))
     yield
@@ -34,7 +36,7 @@ def _traced_once(monkeypatch):
 
 def test_a_gradient_traces_no_statistics_again(monkeypatch):
     """Whatever the value traced for a platform is there for its gradient."""
-    statistics, traced = _statistics.labels_statistics, []
+    statistics, traced = softmax_rows.labels_statistics, []
     plain = statistics.plain
 
     def counted(*arguments):

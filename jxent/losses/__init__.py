@@ -15,41 +15,26 @@ derivative, even where its own loss is inf or NaN, so `weights=labels >= 0` igno
 Array(1.3862944, dtype=float32)
 """
 
-from jxent._reduction import Reduction as Reduction
-from jxent._reduction import SoftmaxAux as SoftmaxAux
-from jxent.losses._blockwise import (
-    blockwise as blockwise,
-)
-from jxent.losses._kl_divergence import (
+from jxent._src.api.reduced.blockwise import blockwise as blockwise
+from jxent._src.api.reduced.kl_divergence import (
     linear_softmax_kl_divergence as linear_softmax_kl_divergence,
-)
-from jxent.losses._kl_divergence import (
     softmax_kl_divergence as softmax_kl_divergence,
 )
-from jxent.losses._linear_sigmoid import (
+from jxent._src.api.reduced.linear_sigmoid import (
     linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
-)
-from jxent.losses._linear_sigmoid import (
     linear_sparse_sigmoid_cross_entropy as linear_sparse_sigmoid_cross_entropy,
 )
-from jxent.losses._linear_softmax import (
+from jxent._src.api.reduced.linear_softmax import (
     linear_softmax_cross_entropy as linear_softmax_cross_entropy,
-)
-from jxent.losses._linear_softmax import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
 )
-from jxent.losses._sigmoid import (
+from jxent._src.api.reduced.sigmoid import (
     sigmoid_cross_entropy as sigmoid_cross_entropy,
-)
-from jxent.losses._sigmoid import (
     sparse_sigmoid_cross_entropy as sparse_sigmoid_cross_entropy,
 )
-from jxent.losses._softmax import (
+from jxent._src.api.reduced.softmax import (
     softmax_cross_entropy as softmax_cross_entropy,
-)
-from jxent.losses._softmax import (
     sparse_softmax_cross_entropy as sparse_softmax_cross_entropy,
 )
-from jxent.losses._weighted import (
-    compute_weighted_loss as compute_weighted_loss,
-)
+from jxent._src.api.reduced.weighted import compute_weighted_loss as compute_weighted_loss
+from jxent._src.run.reduction import Reduction as Reduction, SoftmaxAux as SoftmaxAux

@@ -1,0 +1,1 @@
+"""Public functions: signature, docstring, checks, one call."""

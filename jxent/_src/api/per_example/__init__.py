@@ -1,0 +1,1 @@
+"""One loss per example, per class for sigmoid: `jxent.*`."""

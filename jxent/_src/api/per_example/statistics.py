@@ -1,0 +1,144 @@
+"""What a softmax predicts of each example: what policy gradients, DPO and evaluation take."""
+
+from jax.typing import ArrayLike
+from jaxtyping import Float, Integer
+
+from jxent._src.checks import check, check_labels
+from jxent._src.core.elementary import Bias, Numbers
+from jxent._src.core.kernel import Transposed
+from jxent._src.loss_fns.statistics import Prediction, SoftmaxStatistics
+from jxent._src.run import entry
+from jxent._src.sharding.class_axis import Classes
+
+
+def sparse_softmax_statistics_with_logits(
+    *,
+    labels: Integer[ArrayLike, "..."],
+    logits: Float[ArrayLike, "..."],
+    axis: int = -1,
+    temperature: Numbers = 1.0,
+    logit_softcap: float | None = None,
+    axis_name: str | None = None,
+    name: str | None = None,
+) -> SoftmaxStatistics:
+    r"""Log-probability of each example's class, entropy, normaliser and likeliest class, in nats.
+
+    $$\log p_y, \qquad H = -\sum_j p_j \log p_j, \qquad \log \sum_j e^{y_j}, \qquad
+    \mathrm{argmax}_j\, y_j$$
+
+    with $y$ = `logits / temperature` and $p$ their softmax. Of each field that is not used, neither
+    the value nor the gradient is computed under `jit`.
+
+    Args:
+      labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
+        gradient; the other fields stay.
+      logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
+        probability equally. A row without a class left is NaN.
+      axis: The axis of `logits` that holds the classes.
+      temperature: A positive number, which may be traced: divides the float32 logits, after the
+        cap. Differentiable; NaN comes of one that is not positive.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      `SoftmaxStatistics`, one of each an example, in float32 at least whatever the logits' dtype;
+      `prediction` in int32. All but `prediction` are differentiable, in any combination.
+
+    Raises:
+      TypeError: `labels` is not integer, `logits` is not floating, `temperature` is not real, or
+        an option is not a Python value.
+      ValueError: `labels.shape` is not that of `logits` without `axis`, `axis` is not an axis of
+        `logits`, `temperature` is not one positive number, or an option is out of its range.
+
+    Examples:
+      >>> found = sparse_softmax_statistics_with_logits(labels=1, logits=[0.0, 0.0])
+      >>> found.log_prob, found.entropy, found.prediction
+      (Array(-0.6931472, dtype=float32), Array(0.6931472, dtype=float32), Array(0, dtype=int32))
+
+    References:
+      Shannon, A Mathematical Theory of Communication, 1948, section 6.
+    """
+    logits = check.floating("logits", logits)
+    axis = check.axis(axis, logits)
+    labels = check_labels.class_ids(labels, logits.shape, axis)
+    divisor = check.temperature(temperature, logits.dtype)
+    member = Prediction(Classes(axis, check.axis_name(axis_name)), logit_softcap)
+    with check.scope(name, "sparse_softmax_statistics_with_logits"):
+        return entry.predicted(member, labels, logits, divisor)
+
+
+def linear_sparse_softmax_statistics(
+    *,
+    labels: Integer[ArrayLike, "*batch"],
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
+    bias: Bias | None = None,
+    temperature: Numbers = 1.0,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    class_block_size: int | None = None,
+    axis_name: str | None = None,
+    name: str | None = None,
+) -> SoftmaxStatistics:
+    r"""`sparse_softmax_statistics_with_logits` of `inputs @ kernel + bias`, without these logits.
+
+    $$\log p_y, \qquad H = -\sum_j p_j \log p_j, \qquad \log \sum_j e^{y_j}, \qquad
+    \mathrm{argmax}_j\, y_j$$
+
+    with $y$ the logits, divided by `temperature`, and $p$ their softmax.
+
+    Args:
+      labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
+        gradient; the other fields stay.
+      inputs: What the projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
+        Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
+        float32 kernel is rounded to that dtype once a block.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      temperature: A positive number, which may be traced: divides the float32 logits, after the
+        cap. Differentiable; NaN comes of one that is not positive.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      class_block_size: Classes a block, in place of examples: the kernel's gradient is written
+        once. None, where `block_size` is None too, leaves it to shapes and platform.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
+        None: the classes are whole, or split by `jit` alone.
+      name: Names the computation in profiles (`jax.named_scope`).
+
+    Returns:
+      `SoftmaxStatistics`, `[*batch]` each, in float32 at least; `prediction` in int32. All but
+      `prediction` are differentiable, in any combination, for four products in all.
+
+    Raises:
+      TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
+        integer, `temperature` is not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`,
+        `temperature` is not one positive number, or an option is out of its range.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> found = linear_sparse_softmax_statistics(
+      ...     labels=[1, 0], inputs=jnp.ones((2, 3)), kernel=jnp.zeros((3, 4)))
+      >>> found.entropy
+      Array([1.3862944, 1.3862944], dtype=float32)
+
+    References:
+      `jxent.sparse_softmax_statistics_with_logits`.
+    """
+    inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
+    labels = check_labels.class_ids(labels, shape, len(shape) - 1)
+    divisor = check.temperature(temperature, inputs.dtype)
+    member = Prediction(Classes(-1, check.axis_name(axis_name)), logit_softcap)
+    sizes = check.block_sizes(block_size, class_block_size)
+    with check.scope(name, "linear_sparse_softmax_statistics"):
+        return entry.predicted_by_projection(member, sizes, labels, inputs, kernel, bias, divisor)

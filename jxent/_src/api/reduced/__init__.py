@@ -1,0 +1,1 @@
+"""The weighted and reduced scalar: `jxent.losses.*`."""

@@ -1,0 +1,194 @@
+"""Floor 3, the divergence of a student's softmax from its teacher's."""
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from jxent._src.checks import check
+from jxent._src.core.elementary import Bias, Numbers
+from jxent._src.core.kernel import Transposed
+from jxent._src.loss_fns.kl_divergence import Divergence
+from jxent._src.projection.teacher import ProjectedDivergence
+from jxent._src.run import entry
+from jxent._src.run.reduction import Reduction
+from jxent._src.sharding.class_axis import Classes
+
+
+def softmax_kl_divergence(
+    teacher_logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "*batch classes"],
+    weights: Numbers = 1.0,
+    *,
+    temperature: Numbers = 1.0,
+    teacher_logit_softcap: float | None = None,
+    logit_softcap: float | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""Kullback-Leibler divergence of the teacher's softmax from the student's, in nats, reduced.
+
+    $$\mathrm{KL} = \sum_j p_j (\log p_j - \log q_j)$$
+
+    with $p$ the softmax of the teacher's logits over the `temperature`, $q$ that of the student's.
+    A student that agrees with its teacher keeps the digits of value and gradient, q - p. Forward:
+    for the reverse divergence swap the two.
+
+    Args:
+      teacher_logits: The teacher's unnormalised log-probabilities, in the shape of `logits` and any
+        floating dtype; differentiable, so stop their gradient where the teacher is fixed and not an
+        argument.
+      logits: Those of the student. A class that the student alone rules out, by -inf, makes the
+        loss inf; one that both rule out takes no part. A row without a class left is NaN.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      temperature: A positive number, which may be traced: divides both logits in float32, after the
+        caps. Differentiable; NaN comes of one that is not positive. The loss is not multiplied by
+        its square.
+      teacher_logit_softcap: The same of the teacher's logits.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
+        stays ruled out.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
+        take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
+        split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+
+    Returns:
+      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses, weights
+      and reduction are float32 at least, rounded once at the end.
+
+    Raises:
+      TypeError: `logits` or `teacher_logits` is not floating, `weights` or `temperature` are not
+        real, or an option is not a Python value.
+      ValueError: The shapes differ, `weights` do not fit the losses or are None, `temperature` is
+        not one positive number, an option is out of its range, or `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> softmax_kl_divergence(jnp.array([[0.0, 2.0]]), jnp.zeros((1, 2))).round(4)
+      Array(0.3278, dtype=float32)
+
+    References:
+      `jxent.softmax_kl_divergence_with_logits`.
+    """
+    logits = check.floating("logits", logits)
+    teacher = check.teacher(teacher_logits, logits)
+    axis = check.axis(-1, logits)
+    divisor = check.temperature(temperature, logits.dtype)
+    member = Divergence(
+        classes=Classes(axis, check.axis_name(axis_name)),
+        teacher_logit_softcap=teacher_logit_softcap,
+        logit_softcap=logit_softcap,
+    )
+    with check.scope(scope, "softmax_kl_divergence", argument="scope"):
+        return entry.reduced(member, weights, reduction, teacher, logits, divisor)
+
+
+def linear_softmax_kl_divergence(
+    teacher_inputs: Float[ArrayLike, "*batch teacher_features"],
+    teacher_kernel: Float[ArrayLike, "teacher_features classes"] | Transposed,
+    inputs: Float[ArrayLike, "*batch features"],
+    kernel: Float[ArrayLike, "features classes"] | Transposed,
+    *,
+    teacher_bias: Bias | None = None,
+    bias: Bias | None = None,
+    weights: Numbers = 1.0,
+    temperature: Numbers = 1.0,
+    teacher_logit_softcap: float | None = None,
+    logit_softcap: float | None = None,
+    block_size: int | None = None,
+    axis_name: str | None = None,
+    scope: str | None = None,
+    reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
+) -> Float[Array, "..."]:
+    r"""`softmax_kl_divergence` of two projections, without their logits.
+
+    $$\mathrm{KL} = \sum_j p_j (\log p_j - \log q_j)$$
+
+    with $p$ the softmax of the teacher's logits over the `temperature`, $q$ that of the student's.
+    A student that agrees with its teacher keeps the digits of value and gradient, q - p. Forward:
+    for the reverse divergence swap the two.
+
+    Value and both gradients of the student take four matrix products, one of them the teacher's.
+
+    Args:
+      teacher_inputs: What the teacher's projection is applied to, `[*batch, teacher features]`, in
+        any floating dtype.
+      teacher_kernel: The teacher's output projection, in the dtype of `teacher_inputs` or in
+        float32 beside narrower ones.
+      inputs: What the student's projection is applied to, features last.
+      kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
+        A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
+        Products are in the inputs' dtype, accumulated in float32 at least, and so are the
+        gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+      teacher_bias: Added to the teacher's logits.
+      bias: Added to the logits, in any real dtype. -inf rules a class out.
+      weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
+        equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
+        Differentiable.
+      temperature: A positive number, which may be traced: divides both logits in float32, after the
+        caps. Differentiable; NaN comes of one that is not positive. The loss is not multiplied by
+        its square.
+      teacher_logit_softcap: The same of the teacher's logits.
+      logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
+        class at -inf stays ruled out.
+      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+        products. None takes 2^24 / classes, and at least features / 2: adding to the kernel's
+        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        global ones; pass it there.
+      axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
+        width; labels are split like the logits. Gradients taken inside need shard_map's default
+        `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
+        take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
+        split by `jit` alone.
+      scope: Names the computation in profiles (`jax.named_scope`).
+      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+        in reverse mode.
+
+    Returns:
+      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+
+    Raises:
+      TypeError: Inputs or kernels are not floating, their dtypes do not fit, `weights` or
+        `temperature` are not real, or an option is not a Python value.
+      ValueError: The shapes do not fit together as above, `weights` do not fit the losses or are
+        None, `temperature` is not one positive number, an option is out of its range, or
+        `reduction` is unknown.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> linear_softmax_kl_divergence(
+      ...     jnp.ones((2, 1)), jnp.array([[0.0, 2.0]]),
+      ...     jnp.ones((2, 3)), jnp.zeros((3, 2))).round(4)
+      Array(0.3278, dtype=float32)
+
+    References:
+      `jxent.linear_softmax_kl_divergence`.
+    """
+    teacher, teacher_kernel, teacher_bias, teachers = check.projection(
+        teacher_inputs, teacher_kernel, teacher_bias, of="teacher_"
+    )
+    inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
+    check.same_logits(teachers, shape)
+    divisor = check.temperature(temperature, inputs.dtype)
+    member = ProjectedDivergence(
+        classes=Classes(-1, check.axis_name(axis_name)),
+        teacher_logit_softcap=teacher_logit_softcap,
+        logit_softcap=logit_softcap,
+    )
+    with check.scope(scope, "linear_softmax_kl_divergence", argument="scope"):
+        return entry.reduced_projection(
+            member,
+            weights,
+            reduction,
+            check.block_sizes(block_size),
+            teacher,
+            inputs,
+            kernel,
+            bias,
+            (divisor, teacher_kernel, teacher_bias),
+        )

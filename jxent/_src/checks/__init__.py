@@ -1,0 +1,1 @@
+"""What goes in, checked before anything is computed."""

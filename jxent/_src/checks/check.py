@@ -1,0 +1,380 @@
+"""What goes in, checked before anything is computed: shapes, dtypes and options.
+
+Shapes raise ValueError and dtypes TypeError, naming the argument and what would be right. What
+JAX itself would refuse later is left to chex; what would broadcast, or give a plausible number,
+is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
+"""
+
+import numbers
+from collections.abc import Hashable, Iterable
+from contextlib import AbstractContextManager
+from enum import Enum
+from itertools import chain
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from jxent._src.core.blocking import Sizes
+from jxent._src.core.elementary import computing_dtype
+from jxent._src.core.kernel import Kernel, Transposed
+from jxent._src.core.options import not_traced, shown
+
+Kind = TypeVar("Kind", bound=Enum)
+
+
+def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
+    """`value` as an array; what has no dtype of its own (a list, a number) takes `dtype`."""
+    value = converted(name, value)
+    if hasattr(value, "dtype"):
+        dtype = None
+    elif kinds(value) - _NUMBERS:
+        # Before anything is cast: NumPy would take "1" for a number.
+        raise TypeError(f"{name} must be an array of real numbers, got {shown(value)}")
+    try:
+        return jnp.asarray(value, dtype)
+    except OverflowError as error:
+        raise ValueError(f"{name} must hold numbers in range, got {shown(value)}") from error
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of numbers, got {shown(value)}") from error
+
+
+def converted(name: str, value: Any) -> Any:
+    """`value` with the arrays of other libraries as NumPy's, in lists too, and ranges as lists.
+
+    NumPy drops the mask of a masked array, and JAX that of one in a list: an error here.
+    """
+    if type(value) is np.ndarray or isinstance(value, (int, float, jax.Array)):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must not be a masked array, whose mask would be lost: fill it with "
+            "`.filled(...)`, and take what is masked out with weights of 0"
+        )
+    if isinstance(value, (list, tuple, range)):
+        if _types(value) <= _KINDS.keys():
+            return list(value) if isinstance(value, range) else value
+        return [converted(name, x) for x in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value
+    is_array = hasattr(value, "__jax_array__") or hasattr(value, "__array__")
+    return _read(name, value) if is_array else value
+
+
+def _read(name: str, value: Any) -> Any:
+    """An array of another library as NumPy's, or as JAX's where it says how."""
+    if hasattr(value, "__jax_array__"):
+        return value.__jax_array__()
+    try:
+        return np.asarray(value)
+    except Exception as error:  # each library has errors of its own
+        raise TypeError(
+            f"{name} must be an array that NumPy can read, got {type(value).__name__}: {error}"
+        ) from error
+
+
+_NUMBERS = {"bool", "integer", "floating"}
+_KINDS = {bool: "bool", int: "integer", float: "floating"}
+
+
+def kinds(value: Any) -> set[str]:
+    """What is in a list, a tuple or a number: kinds of numbers, or names of types."""
+    if not isinstance(value, (list, tuple)):
+        return {_kind(value)}
+    types = _types(value)
+    if types <= _KINDS.keys():
+        return {_KINDS[t] for t in types}
+    return set().union(*map(kinds, value))
+
+
+def _types(value: Iterable[Any]) -> set[type]:
+    """Those of what is in a list, or of what is in its lists; long ones take no loop of Python."""
+    types = set(map(type, value))
+    if types and types <= {list, tuple}:
+        return _types(list(chain.from_iterable(value)))
+    return types
+
+
+def _kind(leaf: Any) -> str:
+    dtype = getattr(leaf, "dtype", None)
+    for kind, scalar, python in (
+        ("bool", np.bool_, bool),
+        ("integer", jnp.integer, int),
+        ("floating", jnp.floating, float),
+    ):
+        if isinstance(leaf, python) if dtype is None else jnp.issubdtype(dtype, scalar):
+            return kind
+    return type(leaf).__name__
+
+
+def floating(name: str, value: ArrayLike) -> Array:
+    """`value` as an array of a floating dtype."""
+    # With its test variants, and so `unittest`, its import takes as long as that of all the rest.
+    import chex  # noqa: PLC0415
+
+    x = array(name, value)
+    try:
+        chex.assert_type(x, float)
+    except AssertionError:
+        raise TypeError(f"{name} must be floating, got {x.dtype}") from None
+    return x
+
+
+def real(name: str, x: Array) -> None:
+    if not (
+        jnp.issubdtype(x.dtype, jnp.floating)
+        or jnp.issubdtype(x.dtype, jnp.integer)
+        or x.dtype == bool
+    ):
+        raise TypeError(f"{name} must be real, got {x.dtype}")
+
+
+def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
+    """A scalar, or an array of the rank of the logits that broadcasts to their shape.
+
+    None for the number 1, which costs nothing.
+    """
+    if isinstance(value, numbers.Real) and value == 1:
+        return None
+    dtype = computing_dtype(dtype)
+    q = array("pos_weight", value, dtype)
+    real("pos_weight", q)
+    ends = zip(reversed(q.shape), reversed(shape), strict=False)
+    if q.ndim > len(shape) or not all(m in (1, n) for m, n in ends):
+        raise ValueError(
+            "pos_weight must be a number or broadcast to logits, e.g. one a class, got shape "
+            f"{q.shape} for logits of shape {shape}"
+        )
+    if q.ndim:
+        q = q.reshape((1,) * (len(shape) - q.ndim) + q.shape)
+    return q.astype(dtype)
+
+
+def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
+    """A positive number, which may be traced, in the computing dtype; None for the number 1."""
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"temperature must be a number, got {shown(value)}")
+    if isinstance(value, numbers.Real):
+        if not 0 < value < np.inf:
+            raise ValueError(f"temperature must be in (0, inf), got {shown(value)}")
+        if value == 1:
+            return None
+    dtype = computing_dtype(dtype)
+    t = array("temperature", value, dtype)
+    real("temperature", t)
+    if t.dtype == bool:
+        raise TypeError(f"temperature must be a number, got {t.dtype}")
+    if t.ndim:
+        raise ValueError(f"temperature must be one positive number, got shape {t.shape}")
+    return t.astype(dtype)
+
+
+def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
+    """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
+    q = value if isinstance(value, numbers.Real) else array("pos_weight", value)
+    if not isinstance(q, numbers.Real) and q.ndim and q.shape != shape[-1:]:
+        raise ValueError(
+            f"pos_weight must be a number or one a class, shape {shape[-1:]}, got {q.shape}"
+        )
+    return pos_weight(q, (1, shape[-1]), dtype)
+
+
+def weights(
+    value: ArrayLike, losses: tuple[int, ...], dtype: DTypeLike, *, per_example: bool
+) -> Array:
+    """A scalar, or an array of the losses' rank with each dimension 1 or equal to theirs.
+
+    Where a loss is one number an example, a trailing dimension of 1 is dropped, as TensorFlow
+    does: `[batch, 1]` weighs losses of shape `[batch]`.
+    """
+    if value is None:
+        raise ValueError("weights must be a number or an array, got None; 1.0 weighs all alike")
+    w = array("weights", value, dtype)
+    real("weights", w)
+    shape = w.shape
+    if per_example and len(shape) == len(losses) + 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    fits = len(shape) == len(losses) and all(
+        a in (1, b) for a, b in zip(shape, losses, strict=True)
+    )
+    if shape and not fits:
+        raise ValueError(
+            "weights must be a number, or have the rank of the losses with each dimension 1 or "
+            f"equal to theirs, got shape {w.shape} for losses of shape {losses}"
+        )
+    return w.reshape(shape).astype(dtype)
+
+
+def projection(
+    inputs: ArrayLike, kernel: ArrayLike | Transposed, bias: ArrayLike | None, of: str = ""
+) -> tuple[Array, Kernel, Array | None, tuple[int, ...]]:
+    """The three arrays of a projection, and the shape of its logits. `of`: before their names."""
+    x = floating(f"{of}inputs", inputs)
+    w: Kernel
+    if isinstance(kernel, Transposed):
+        w = Transposed(floating(f"{of}kernel.table", kernel.table))
+        if w.ndim != 2:
+            raise ValueError(
+                f"{of}kernel.table must be [classes, features], got shape {w.table.shape}"
+            )
+    else:
+        w = floating(f"{of}kernel", kernel)
+    if w.dtype not in (x.dtype, computing_dtype(x.dtype)):
+        wide = "" if x.dtype == computing_dtype(x.dtype) else f", or {computing_dtype(x.dtype)}"
+        raise TypeError(
+            f"{of}kernel must have the dtype of {of}inputs, {x.dtype}{wide}, got {w.dtype}"
+        )
+    if x.ndim < 1:
+        raise ValueError(f"{of}inputs must be [*batch, features], got shape {x.shape}")
+    if w.ndim != 2:
+        raise ValueError(f"{of}kernel must be [features, classes], got shape {w.shape}")
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(
+            f"{of}inputs and {of}kernel must be [*batch, features] and [features, classes], got "
+            f"shapes {x.shape} and {_shown(w)}"
+        )
+    if w.shape[1] == 0:
+        raise ValueError(f"{of}kernel must have at least one class, got shape {_shown(w)}")
+    _static(f"{of}kernel", w.shape)
+    if bias is not None:
+        bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
+        real(f"{of}bias", bias)
+        if bias.shape != w.shape[1:]:
+            raise ValueError(
+                f"{of}bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"
+            )
+        bias = bias.astype(computing_dtype(x.dtype))
+    return x, w, bias, (*x.shape[:-1], w.shape[1])
+
+
+def _shown(kernel: Kernel) -> str:
+    """The shape of a kernel in a message."""
+    if isinstance(kernel, Transposed):
+        return f"{kernel.shape}, of a table {kernel.table.shape}"
+    return str(kernel.shape)
+
+
+def teacher(logits: ArrayLike, like: Array) -> Array:
+    """A teacher's logits, of the shape of the student's; of any floating dtype."""
+    x = floating("teacher_logits", logits)
+    if x.shape != like.shape:
+        raise ValueError(
+            f"teacher_logits must have the shape of logits, {like.shape}, got {x.shape}; nothing "
+            "is broadcast"
+        )
+    return x
+
+
+def same_logits(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
+    """The shapes of the logits of two projections must be one."""
+    if teacher[:-1] != student[:-1]:
+        raise ValueError(
+            f"teacher_inputs must have the batch of inputs, {student[:-1]}, got {teacher[:-1]}"
+        )
+    if teacher[-1] != student[-1]:
+        raise ValueError(
+            f"teacher_kernel must have the classes of kernel, {student[-1]}, got {teacher[-1]}"
+        )
+
+
+def block_sizes(block_size: int | None, class_block_size: int | None = None) -> Sizes:
+    """How the caller wants the projection cut, in one way or the other."""
+    examples = _block_size("block_size", block_size)
+    classes = _block_size("class_block_size", class_block_size)
+    if examples is not None and classes is not None:
+        raise ValueError(
+            "class_block_size must be None where block_size is given: a block is one of examples "
+            f"or one of classes, got {classes} and {examples}"
+        )
+    return Sizes(examples, classes)
+
+
+def rows_a_block(value: int) -> int:
+    """A block size that must be given."""
+    not_traced("block_size", value, "integer")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"block_size must be a Python integer, got {shown(value)}")
+    size = _block_size("block_size", value)
+    assert size is not None
+    return size
+
+
+def _block_size(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    not_traced(name, value, "integer")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be a Python integer or None, got {shown(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {shown(value)}")
+    return int(value)
+
+
+def axis(value: int, logits: Array) -> int:
+    """The axis of the classes, counted from the end."""
+    not_traced("axis", value, "integer")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"axis must be a Python integer, got {shown(value)}")
+    if not logits.ndim:
+        raise ValueError("logits must have an axis of classes, got shape ()")
+    if not -logits.ndim <= value < logits.ndim:
+        raise ValueError(
+            f"axis must be one of the {logits.ndim} axes of logits, got {shown(value)} for shape "
+            f"{logits.shape}"
+        )
+    if logits.shape[value] == 0:
+        raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
+    _static("logits", logits.shape[value : value + 1 or None])
+    return int(value) % logits.ndim - logits.ndim
+
+
+def _static(name: str, sizes: Iterable[int]) -> None:
+    """Only the batch may have symbolic sizes, see `jax.export`."""
+    if not all(isinstance(n, int) for n in sizes):
+        raise ValueError(f"{name} must have classes and features of known number, got {sizes}")
+
+
+def flag(name: str, value: bool) -> bool:
+    """A Python bool."""
+    not_traced(name, value, "bool")
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+    return bool(value)
+
+
+def axis_name(value: Hashable | None) -> Hashable | None:
+    """A mesh axis that a surrounding `shard_map` binds."""
+    if value is not None:
+        not_traced("axis_name", value, "string")
+        try:
+            if value == () or not isinstance(value, Hashable):
+                raise ValueError("no axis is named")
+            jax.lax.axis_size(value)
+        except (NameError, TypeError, ValueError) as error:
+            raise ValueError(
+                "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
+                f"the classes are split, got {shown(value)}"
+            ) from error
+    return value
+
+
+def reduction(value: Enum | str, kinds: type[Kind]) -> Kind:
+    """The member of `kinds` that is meant."""
+    not_traced("reduction", value, "string")
+    try:
+        return kinds(value)
+    except (TypeError, ValueError):
+        known = ", ".join(repr(kind.value) for kind in kinds)
+        raise ValueError(f"reduction must be one of {known}, got {shown(value)}") from None
+
+
+def scope(
+    value: str | None, default: str, *, argument: str = "name"
+) -> AbstractContextManager[None]:
+    """The named scope of a call."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{argument} must be a string, got {shown(value)}")
+    return jax.named_scope(value or default)

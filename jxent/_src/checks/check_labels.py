@@ -1,0 +1,165 @@
+"""Labels that go in, checked as in `check`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from jxent._src.checks import check
+from jxent._src.core.elementary import Listed, computing_dtype
+from jxent._src.core.options import shown
+
+
+def dense_labels(value: ArrayLike, logits: Array) -> Array:
+    """Labels of the logits' shape and dtype."""
+    labels = check.array("labels", value, logits.dtype)
+    _same_shape("labels", labels, logits.shape)
+    if labels.dtype != logits.dtype:
+        raise TypeError(
+            f"labels must have the dtype of logits, {logits.dtype}, got {labels.dtype}; class "
+            "ids go to the sparse_ functions"
+        )
+    return labels
+
+
+def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Labels of the logits' shape, of any real dtype."""
+    labels = check.array(name, value, computing_dtype(dtype))
+    _same_shape(name, labels, shape)
+    check.real(name, labels)
+    return labels
+
+
+def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
+    labels = check.array("labels", value, computing_dtype(dtype))
+    _same_shape("labels", labels, shape)
+    if labels.dtype not in (dtype, jnp.float32):
+        raise TypeError(
+            f"labels must have the dtype of inputs, {dtype}, or float32, got {labels.dtype}"
+        )
+    return labels
+
+
+def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
+    if labels.shape != shape:
+        raise ValueError(
+            f"{name} must have the shape of logits, {shape}, got {labels.shape}; nothing "
+            "is broadcast"
+        )
+
+
+def _integers(value: ArrayLike) -> Array:
+    """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range."""
+    if not isinstance(value, jax.Array):
+        value = check.converted("labels", value)
+        if not isinstance(value, jax.Array):
+            value = _read_ids(value)
+    ids = check.array("labels", value)
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
+    return ids
+
+
+def _read_ids(value: Any) -> Any:
+    """Ids as an array of NumPy, or as they are where arrays of JAX are in their lists.
+
+    Their kind is looked at before anything is cast: 1.7 is not class 1.
+    """
+    if not hasattr(value, "dtype"):
+        if wrong := check.kinds(value) - {"integer"}:
+            kinds = ", ".join(sorted(wrong))
+            raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
+        if _holds_jax_arrays(value):
+            return value
+    try:
+        ids = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"labels must be ids, or lists of ids of one length, got {shown(value)}"
+        ) from error
+    if ids.dtype == object:
+        if hasattr(value, "dtype"):
+            raise TypeError("labels must be integer class ids, got an array of objects")
+        raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
+    if ids.size == 0 and not hasattr(value, "dtype"):
+        ids = ids.astype(np.int32)  # an empty list has no kind
+    if ids.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
+        # JAX would take 2^32 + 1 for 1. No logits have 2^31 classes.
+        info = np.iinfo(np.int32)
+        lowest = 0 if ids.dtype == np.uint64 else info.min
+        ids = np.clip(ids, lowest, info.max).astype(np.int32)
+    return ids
+
+
+def _holds_jax_arrays(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return set(map(type, value)) != {int} and any(map(_holds_jax_arrays, value))
+    return isinstance(value, jax.Array)
+
+
+def class_labels(
+    value: ArrayLike,
+    label_weights: ArrayLike | None,
+    shape: tuple[int, ...],
+    axis: int,
+    dtype: DTypeLike,
+    *,
+    trailing_one: bool = False,
+) -> Array | Listed:
+    """Integer ids, one for each example of logits of the given shape; or lists of weighted ones.
+
+    Lists `[*batch, ids]` come back along the axis of the classes.
+    """
+    if label_weights is None:
+        return class_ids(value, shape, axis, trailing_one=trailing_one)
+    ids = _integers(value)
+    before = axis % len(shape)
+    batch = shape[:before] + shape[before + 1 :]
+    if ids.ndim != len(shape) or ids.shape[:-1] != batch:
+        raise ValueError(
+            f"labels must with label_weights be lists of ids, [*batch, ids] with batch {batch}, "
+            f"got shape {ids.shape} for logits of shape {shape}"
+        )
+    weights = check.array("label_weights", label_weights, computing_dtype(dtype))
+    check.real("label_weights", weights)
+    if weights.shape != ids.shape:
+        raise ValueError(
+            f"label_weights must have the shape of labels, {ids.shape}, got {weights.shape}"
+        )
+    listed = Listed(ids, weights.astype(computing_dtype(dtype)))
+    return Listed(*(jnp.moveaxis(x, -1, axis) for x in listed))
+
+
+def class_ids(
+    value: ArrayLike, shape: tuple[int, ...], axis: int, *, trailing_one: bool = False
+) -> Array:
+    """Integer ids, one for each example of logits of the given shape.
+
+    With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
+    """
+    ids = _integers(value)
+    axis %= len(shape)
+    batch = shape[:axis] + shape[axis + 1 :]
+    if trailing_one and ids.shape == (*batch, 1):
+        ids = ids.reshape(batch)
+    if ids.shape != batch:
+        raise ValueError(
+            f"labels must have the shape of logits without axis {axis}, {batch}, got {ids.shape} "
+            f"for logits of shape {shape}"
+        )
+    return ids
+
+
+def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
+    """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
+    ids = _integers(value)
+    if ids.ndim != len(shape) or ids.shape[:-1] != shape[:-1]:
+        raise ValueError(
+            f"labels must be lists of ids, [*batch, ids] with batch {shape[:-1]} as {what} has "
+            f"it, got shape {ids.shape}"
+        )
+    return ids

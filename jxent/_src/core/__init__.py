@@ -1,0 +1,1 @@
+"""What every layer uses; it knows no loss."""

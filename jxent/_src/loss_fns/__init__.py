@@ -1,0 +1,1 @@
+"""The losses, and the one rule that differentiates them."""

@@ -1,0 +1,347 @@
+"""Independent classes: the losses and their mathematics.
+
+Each class is a yes-or-no question of its own: a picture may show a dog and an elephant.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Integer
+
+from jxent._src.core.blocking import Block
+from jxent._src.core.dispatch import per_platform
+from jxent._src.core.elementary import (
+    largest_id,
+    nan_unless,
+    of_rank,
+    widen,
+    zero_times,
+)
+from jxent._src.core.options import Options
+from jxent._src.loss_fns import base
+from jxent._src.loss_fns.base import Data, OverClasses, Tangents
+from jxent._src.numerics.sigmoid import (
+    class_losses,
+    focused_losses,
+    label_grad,
+    logits_grad,
+    weighted_term,
+)
+from jxent._src.numerics.sigmoid_terms import (
+    finite,
+    finite_term,
+    term,
+    term_slope,
+)
+from jxent._src.numerics.softcap import softcap, softcap_slope
+from jxent._src.sharding import class_axis
+from jxent._src.sharding.class_axis import Classes
+
+
+class _Focused:
+    """The powers by which the terms of present and of absent classes are focused."""
+
+    focusing: float
+    negative_focusing: float | None
+
+    @property
+    def powers(self) -> tuple[float, float]:
+        """Of present classes, of absent ones."""
+        absent = self.focusing if self.negative_focusing is None else self.negative_focusing
+        return self.focusing, absent
+
+
+@dataclass(frozen=True)
+class Sigmoid(_Focused, Options):
+    """Independent classes, dense labels: the member that `base` differentiates."""
+
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
+    axis = None
+
+    def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
+        x = softcap(widen(logits), self.logit_softcap)
+        z = self.smoothed(labels, x.dtype)
+        if any(self.powers):
+            return focused_losses(self.powers, z, pos_weight, x), None
+        return class_losses(z, pos_weight, x), None
+
+    def total(self, ndim: int) -> "SigmoidSum":
+        """The member that gives the sum of all these losses."""
+        axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
+        return SigmoidSum(Classes(axes), **vars(self))
+
+    def gradient(self, data: Data, statistics: None) -> Array:
+        labels, logits, pos_weight = data
+        x = widen(logits)
+        z = self.smoothed(labels, x.dtype)
+        positive = z if pos_weight is None else finite(pos_weight) * z
+        capped = softcap(x, self.logit_softcap)
+        if any(self.powers):
+            present, absent = self.powers
+            slope = (1 - z) * term_slope(absent, capped) - positive * term_slope(present, -capped)
+        else:
+            slope = logits_grad(1 - z, positive, capped)
+        return slope * softcap_slope(x, self.logit_softcap)
+
+    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+        labels, logits, pos_weight = data
+        dlabels, dlogits, dpos_weight = tangents
+        x = softcap(widen(logits), self.logit_softcap)
+        q = jnp.ones_like(x, shape=()) if pos_weight is None else pos_weight
+        change = jnp.zeros_like(x)
+        if dlogits is not None:
+            change += self.gradient(data, statistics) * widen(dlogits)
+        if dlabels is not None:
+            slope = label_grad(x, q)
+            if any(self.powers):
+                present, absent = self.powers
+                slope = finite(q) * finite_term(present, -x) - finite_term(absent, x)
+                slope = jnp.where(jnp.isinf(q), 0, slope)
+            change += (1 - self.label_smoothing) * slope * widen(dlabels)
+        if dpos_weight is not None:
+            z = self.smoothed(labels, x.dtype)
+            change += z * finite_term(self.focusing, -x) * dpos_weight
+        return change
+
+    def smoothed(self, labels: Array, dtype: DTypeLike) -> Array:
+        z = labels.astype(dtype)
+        if self.label_smoothing:
+            z = z * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return z
+
+
+@dataclass(frozen=True)
+class SigmoidSum(_Focused, OverClasses, Options):
+    """The sum over independent classes, dense labels: a member of one loss an example."""
+
+    classes: Classes
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        return self.classes.axis
+
+    independent = True
+    curves_by_classes = True
+
+    @property
+    def whole(self) -> "SigmoidSum":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        own: Array = block.of(labels)
+        return own
+
+    @property
+    def each(self) -> Sigmoid:
+        """The member of one loss a class."""
+        options = {name: value for name, value in vars(self).items() if name != "classes"}
+        return Sigmoid(**options)
+
+    def losses(
+        self,
+        labels: Array,
+        logits: Array,
+        pos_weight: Array | None,
+        weights: Array | None = None,
+    ) -> tuple[Array, None]:
+        # Of the logits' rank, which `vmap` may add to.
+        factors = (of_rank(logits.ndim, x) for x in (pos_weight, weights))
+        return summed_losses(self, labels, logits, *factors), None
+
+    def gradient(self, data: Data, statistics: None) -> Array:
+        return self.each.gradient(data, statistics)
+
+    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+        return jnp.sum(self.each.tangent(data, statistics, tangents), self.axis)
+
+
+@per_platform(statics=1)
+def summed_losses(
+    member: SigmoidSum,
+    labels: Array,
+    logits: Array,
+    pos_weight: Array | None,
+    weights: Array | None,
+) -> Array:
+    """The sum over the classes of the losses times their weights."""
+    return member.classes.total(weighted_class_losses(member, labels, logits, pos_weight, weights))
+
+
+def weighted_class_losses(
+    member: SigmoidSum,
+    labels: Array,
+    logits: Array,
+    pos_weight: Array | None,
+    weights: Array | None,
+) -> Array:
+    """The losses of all classes times their weights."""
+    x = softcap(widen(logits), member.logit_softcap)
+    z = member.each.smoothed(labels, x.dtype)
+    if any(member.powers):
+        each = focused_losses(member.powers, z, pos_weight, x)
+    else:
+        each = class_losses.plain(z, pos_weight, x)
+    return each if weights is None else base.weigh(weights, each)
+
+
+@dataclass(frozen=True)
+class SparseSigmoid(_Focused, OverClasses, Options):
+    """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
+
+    In terms of v, which is -x for the listed classes and x for the others, every class has the
+    loss `a softplus(v) + b softplus(-v)`. Without smoothing b is 0, without `pos_weight` a is 1:
+    v is then all that is looked at, and a compiler that stores it stores nothing else.
+    """
+
+    classes: Classes
+    label_smoothing: float = 0.0
+    logit_softcap: float | None = None
+    focusing: float = 0.0
+    negative_focusing: float | None = None
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        return self.classes.axis
+
+    independent = True
+    curves_by_classes = True
+
+    @property
+    def whole(self) -> "SparseSigmoid":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        return self.classes.places(block, labels)
+
+    def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
+        pos_weight = of_rank(logits.ndim, pos_weight)
+        total = summed_losses_of_ids(self, labels, logits, pos_weight)
+        return nan_unless(self.are_in_range(labels, logits), total), None
+
+    def class_losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> Array:
+        """The losses of all classes; of ids out of range as if they were not there."""
+        x = softcap(widen(logits), self.logit_softcap)
+        listed = listed_classes(self.classes, labels, x)
+        a, b = self._factors(listed, x, pos_weight)
+        v = jnp.where(listed, -x, x)
+        own = self._by_label(term, listed, v)
+        product = zero_times if pos_weight is None else weighted_term
+        losses = own if a is None else product(a, own)
+        if b is not None:
+            losses += product(b, self._by_label(term, ~listed, -v))
+        return losses
+
+    def gradient(self, data: Data, statistics: None) -> Array:
+        labels, logits, pos_weight = data
+        x = widen(logits)
+        capped = softcap(x, self.logit_softcap)
+        listed = listed_classes(self.classes, read_again(labels), x)
+        a, b = self._factors(listed, x, None if pos_weight is None else finite(pos_weight))
+        v = jnp.where(listed, -capped, capped)
+        if a is None:
+            slope = self._by_label(term_slope, listed, v)
+        elif b is None:
+            slope = a * self._by_label(term_slope, listed, v)
+        elif any(self.powers):
+            slope = a * self._by_label(term_slope, listed, v)
+            slope -= b * self._by_label(term_slope, ~listed, -v)
+        else:
+            slope = logits_grad(a, b, v)
+        # A product: in a select between the two, compilers store the slope.
+        slope *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
+        slope *= softcap_slope(x, self.logit_softcap)
+        # A product, so that the derivatives of the gradient are NaN too.
+        known = nan_unless(self.are_in_range(labels, x), jnp.ones_like(x, shape=()))
+        return slope * class_axis.filled(known[..., None], x)
+
+    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+        labels, logits, _ = data
+        _, dlogits, dpos_weight = tangents
+        x = softcap(widen(logits), self.logit_softcap)
+        change = jnp.zeros_like(x)
+        if dlogits is not None:
+            change += self.gradient(data, statistics) * widen(dlogits)
+        if dpos_weight is not None:
+            share = self.label_smoothing / 2
+            positive = jnp.where(listed_classes(self.classes, labels, x), 1 - share, share).astype(
+                x.dtype
+            )
+            in_range = class_axis.filled(self.are_in_range(labels, x)[..., None], x)
+            positive = nan_unless(in_range, positive)
+            change += positive * finite_term(self.focusing, -x) * dpos_weight
+        return jnp.sum(change, self.axis)
+
+    def _by_label(
+        self, function: Callable[[float, Array], Array], listed: Array, v: Array
+    ) -> Array:
+        """A function of a power and `v`, with the power of listed classes and of the others."""
+        present, absent = self.powers
+        if present == absent:
+            return function(present, v)
+        return jnp.where(listed, function(present, v), function(absent, v))
+
+    def _factors(
+        self, listed: Array, x: Array, pos_weight: Array | None
+    ) -> tuple[Array | None, Array | None]:
+        """The factors a and b above; None for 1 and 0."""
+        share = self.label_smoothing / 2
+        if pos_weight is None:
+            one = jnp.ones_like(x, shape=())
+            return ((1 - share) * one, share * one) if share else (None, None)
+        a = (1 - share) * jnp.where(listed, pos_weight, 1)
+        return a, share * jnp.where(listed, 1, pos_weight) if share else None
+
+    def are_in_range(self, labels: Array, logits: Array) -> Array:
+        # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+        return jnp.all(labels <= largest_id(labels.dtype, self.classes.count(logits)), axis=-1)
+
+
+@per_platform(statics=1)
+def summed_losses_of_ids(
+    member: SparseSigmoid, labels: Array, logits: Array, pos_weight: Array | None
+) -> Array:
+    """The sum over the classes of the losses."""
+    return member.classes.total(member.class_losses(labels, logits, pos_weight))
+
+
+@per_platform(statics=1)
+def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array) -> Array:
+    """Which classes are listed, as booleans of the shape of `x` that need not be stored.
+
+    One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
+    scatter is slower still where the classes are split or the chip is wide. Long lists take a
+    loop, which keeps the program small.
+    """
+    numbers = classes.numbers(x)
+    # An id out of range may wrap here; its example is NaN in any case.
+    ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
+
+    def with_id(k: int | Array, listed: Array) -> Array:
+        is_id: Array = numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=-1)
+        return listed | is_id
+
+    listed = jnp.zeros_like(numbers, dtype=bool)
+    count = ids.shape[-1]
+    if count > 64:
+        every: Array = jax.lax.fori_loop(1, count, with_id, with_id(0, listed))
+        return every
+    for k in range(count):
+        listed = with_id(k, listed)
+    return listed
+
+
+@per_platform()
+def read_again(labels: Any) -> Any:
+    """Ids, or a teacher's logits and a student's, for another pass over the classes."""
+    return labels

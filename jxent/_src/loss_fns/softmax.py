@@ -1,0 +1,284 @@
+"""Exclusive classes: the losses and their mathematics.
+
+Each example has one class, or a distribution over the classes: a weight for each, or for some.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent._src.core.blocking import Block
+from jxent._src.core.dispatch import per_platform
+from jxent._src.core.elementary import Listed, log1p, nan_unless, widen
+from jxent._src.core.options import Options
+from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES
+from jxent._src.loss_fns import label_lists
+from jxent._src.loss_fns.base import Data, OverClasses, Parts, Tangents
+from jxent._src.numerics import logsumexp, softmax_rows
+from jxent._src.numerics.focal import focused, focused_slope
+from jxent._src.numerics.logsumexp import LabelNormalizer, Moment
+from jxent._src.numerics.softcap import softcap, softcap_slope
+from jxent._src.numerics.softmax_rows import LabelsStatistics
+from jxent._src.sharding.class_axis import Classes
+
+
+# The product is computed again in every fusion, here and there as one fused multiply-add: without
+# the barrier a row's maximum would equal none of its elements to the last bit.
+@per_platform(statics=1)
+def stored(has_ids: bool, x: Array) -> Array:
+    """Capped logits. `has_ids`: in first order only statistics are compared with one another."""
+    once: Array = jax.lax.optimization_barrier(x)
+    return once
+
+
+@dataclass(frozen=True)
+class _Exclusive(OverClasses, Options):
+    """What dense labels and ids share: the options, and everything about the normaliser."""
+
+    classes: Classes
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_softcap: float | None = None
+    has_aux: bool = False
+    _has_ids: ClassVar[bool] = False
+
+    @property
+    def axis(self) -> int | tuple[int, ...]:
+        return self.classes.axis
+
+    def _of_statistics(self, logits: Array) -> Array:
+        """What statistics take: the logits as they are given, where they are not capped."""
+        return logits if self.logit_softcap is None else self._capped(logits)
+
+    def _capped(self, logits: Array) -> Array:
+        x = softcap(widen(logits), self.logit_softcap)
+        if self.logit_softcap is None:
+            return x
+        return stored(self._has_ids, x)
+
+    def _parts(self, loss: Array, log_normalizer: Array, right: Array | None) -> Parts:
+        z_loss = jnp.zeros_like(loss)
+        if self.z_loss:
+            z_loss = self.z_loss * jnp.square(log_normalizer)
+        return Parts(*(jnp.squeeze(cast(Array, x), self.axis) for x in (loss, z_loss, right)))
+
+    def _z_slope(
+        self, x: Array, p: Array, log_normalizer: Array, moment: Moment | None = None
+    ) -> Array:
+        """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
+        log_normalizer = logsumexp.log_normalizer(x, log_normalizer, self.classes, moment)
+        return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
+
+
+@dataclass(frozen=True)
+class Softmax(_Exclusive):
+    """Exclusive classes, dense labels: the member that `base` differentiates."""
+
+    def losses(
+        self, labels: Any, logits: Array, parameters: Array | None
+    ) -> tuple[Array, LabelsStatistics]:
+        known = self._statistics(self._of_statistics(logits), labels)
+        loss = known.loss
+        if self.z_loss:
+            loss += self.z_loss * jnp.square(known.row_max + log1p(known.rest))
+        return jnp.squeeze(loss, self.axis), known
+
+    def _statistics(self, x: Array, labels: Any) -> LabelsStatistics:
+        statistics = softmax_rows.labels_statistics
+        if self.has_aux:
+            statistics = softmax_rows.labels_statistics_and_prediction
+        known = statistics(self.classes, self.label_smoothing, x, labels)
+        return self._with_smoothed_total(known)
+
+    def _with_smoothed_total(self, known: LabelsStatistics) -> LabelsStatistics:
+        if known.share is None:
+            return known
+        total = (1 - self.label_smoothing) * known.total + self.label_smoothing
+        return known._replace(total=total)
+
+    def parts(self, known: LabelsStatistics) -> Parts:
+        """What the losses are made of."""
+        return self._parts(known.loss, known.row_max + log1p(known.rest), known.right)
+
+    def gradient(self, data: Data, statistics: LabelsStatistics) -> Array:
+        labels, logits, _ = data
+        row_max, rest, *_ = statistics
+        x = self._capped(logits)
+        slope = self._slopes(x, labels, statistics)
+        if self.z_loss:
+            p, _ = logsumexp.chances(x, row_max, rest, self.classes)
+            slope += self._z_slope(x, p, row_max + log1p(rest))
+        return slope * softcap_slope(widen(logits), self.logit_softcap)
+
+    def _slopes(self, x: Array, labels: Any, statistics: LabelsStatistics) -> Array:
+        given = labels.astype(x.dtype)
+        return softmax_rows.slopes_of_labels(
+            self.classes, self.label_smoothing, x, given, statistics
+        )
+
+    def local_tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+        dlabels, dlogits, _ = tangents
+        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        if dlogits is not None:
+            slope = self.gradient(data, statistics)
+            change += jnp.sum(slope * widen(dlogits), self.axis)
+        if jax.tree.leaves(dlabels):
+            change += self._change_of_labels(data, statistics, dlabels)
+        return change
+
+    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Any) -> Array:
+        row_max, rest, *_ = statistics
+        slope = logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
+        slope = (1 - self.label_smoothing) * slope
+        return jnp.sum(slope * widen(dlabels), self.axis)
+
+
+@dataclass(frozen=True)
+class ListedSoftmax(Softmax):
+    """Exclusive classes, lists of weighted ids: the member that `base` differentiates."""
+
+    focusing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.focusing:
+            raise ValueError(f"focusing must be 0 with label_weights, got {self.focusing}")
+
+    def _statistics(self, x: Array, labels: Listed) -> LabelsStatistics:
+        labels, in_range = label_lists.numbered(self.classes, labels, x)
+        known = label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
+        loss, rest = (nan_unless(in_range, a) for a in (known.loss, known.rest))
+        right = None if known.right is None else jnp.where(in_range, known.right, 0)
+        return self._with_smoothed_total(known._replace(loss=loss, rest=rest, right=right))
+
+    def are_in_range(self, labels: Listed, logits: Array) -> Array:
+        _, in_range = label_lists.numbered(self.classes, labels, logits)
+        return jnp.squeeze(in_range, self.axis)
+
+    def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
+        labels, _ = label_lists.numbered(self.classes, labels, x)
+        return label_lists.slopes(self.classes, self.label_smoothing, x, labels, statistics)
+
+    # Every chip has all entries of a list: nothing of theirs is added up across the chips.
+    def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+        dlabels, dlogits, _ = tangents
+        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        if dlogits is not None:
+            change = super().tangent(data, statistics, (None, dlogits, None))
+        if jax.tree.leaves(dlabels):
+            change += self._change_of_labels(data, statistics, dlabels)
+        return change
+
+    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Listed) -> Array:
+        x = self._capped(data[1])
+        labels, _ = label_lists.numbered(self.classes, data[0], x)
+        row_max, rest, *_ = statistics
+        slope = label_lists.surprises(self.classes, x, labels.ids, row_max, rest)
+        slope = (1 - self.label_smoothing) * slope
+        return jnp.sum(slope * dlabels.weights, self.axis)
+
+
+@dataclass(frozen=True)
+class SparseSoftmax(_Exclusive):
+    """Exclusive classes, ids: the member that `base` differentiates."""
+
+    focusing: float = 0.0
+    _has_ids = True
+    independent = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.focusing and self.label_smoothing:
+            raise ValueError(
+                "focusing must be 0 where labels are smoothed, got "
+                f"{self.focusing} with label_smoothing={self.label_smoothing}"
+            )
+
+    @property
+    def curves_by_classes(self) -> bool:
+        """A focused slope depends on its example's loss, so on all blocks."""
+        return not self.focusing and SECOND_ORDER_BY_CLASSES
+
+    @property
+    def whole(self) -> "SparseSoftmax":
+        return replace(self, classes=Classes(-1))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        return self.classes.places(block, labels)
+
+    def are_in_range(self, labels: Array, logits: Array) -> Array:
+        return jnp.squeeze(self.classes.has(labels, logits), self.axis)
+
+    def losses(
+        self, labels: Array, logits: Array, parameters: Array | None
+    ) -> tuple[Array, LabelNormalizer]:
+        x = self._of_statistics(logits)
+        ids = self.classes.ids(labels, x)
+        statistics = softmax_rows.label_statistics
+        if self.has_aux:
+            statistics = softmax_rows.label_statistics_and_prediction
+        normalizer = statistics(self.classes, self.label_smoothing, x, ids)
+        loss = normalizer.loss
+        if self.focusing:
+            loss = focused(self.focusing, loss)
+        if self.z_loss:
+            loss += self.z_loss * jnp.square(normalizer.log_normalizer)
+        in_range = self.classes.has(labels, x)
+
+        known = partial(nan_unless, in_range)
+        scale, complement = normalizer.scale, normalizer.complement
+        scale, complement = map(known, (scale, complement))
+        if self.has_aux or self.focusing:
+            normalizer = normalizer._replace(loss=known(normalizer.loss))
+        if normalizer.right is not None:
+            normalizer = normalizer._replace(right=jnp.where(in_range, normalizer.right, 0))
+        normalizer = normalizer._replace(scale=scale, complement=complement)
+        # Without the axis first: some compilers compute arrays of one class a row number by number.
+        loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
+        return nan_unless(in_range, loss), normalizer
+
+    def parts(self, normalizer: LabelNormalizer) -> Parts:
+        """What the losses are made of."""
+        loss = normalizer.loss
+        if self.focusing:
+            loss = focused(self.focusing, loss)
+        return self._parts(loss, normalizer.log_normalizer, normalizer.right)
+
+    def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
+        labels, logits, _ = data
+        x = self._capped(logits)
+        # None is out of range where the normaliser is not NaN, but for other classes of a block.
+        ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
+        slope = logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
+        if self.focusing:
+            loss = logsumexp.label_loss(self.classes, x, ids, statistics)
+            slope *= focused_slope(self.focusing, loss)
+        if self.z_loss:
+            p = logsumexp.probabilities(x, statistics, self.classes)
+            slope += self._z_slope(x, p, statistics.log_normalizer, statistics.moment)
+        return slope * softcap_slope(widen(logits), self.logit_softcap)
+
+    def local_tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
+        dlogits = cast(Array, tangents[1])  # of ids there is none
+        slope = self.gradient(data, statistics)
+        return jnp.sum(slope * widen(dlogits), self.axis)
+
+    def moment_of_block(
+        self, logits: Array, dlogits: Array, statistics: LabelNormalizer, origin: Array | None
+    ) -> Array:
+        """What a block of classes adds to the moment: to its mean, if the origin is known."""
+        x, dx = jax.jvp(self._capped, (logits,), (dlogits,))
+        p = logsumexp.probabilities(x, statistics, self.classes)
+        if origin is None:
+            return logsumexp.origin_of(p, dx, self.classes)
+        return logsumexp.mean_of(p, dx, origin, self.classes)
+
+
+def of_ids(labels: Array | Listed, **options: Any) -> SparseSoftmax | ListedSoftmax:
+    """The member that takes one id an example, or a list of weighted ones."""
+    member = ListedSoftmax if isinstance(labels, Listed) else SparseSoftmax
+    return member(**options)

@@ -1,0 +1,1 @@
+"""The mathematics of a row of logits, accurate to the last digits."""

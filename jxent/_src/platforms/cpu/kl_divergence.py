@@ -1,0 +1,90 @@
+"""What XLA:CPU wants spelled otherwise of two softmaxes: each way with its reason."""
+
+from functools import partial
+from math import factorial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jxent._src.core.dispatch import way
+from jxent._src.core.elementary import exp, of_rank
+from jxent._src.loss_fns import kl_divergence
+from jxent._src.loss_fns.kl_divergence import Rows
+from jxent._src.platforms.cpu.fallback import attempt, by_rows, own_constants
+from jxent._src.platforms.cpu.softmax import are_rows
+from jxent._src.sharding.class_axis import Classes
+
+
+def _of_finite(
+    x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+) -> tuple[Array, Array]:
+    """What p_t is times 1 + rest, and a: inf or NaN where a logit is infinite or NaN."""
+    apart = x_s - x_t
+    back = apart - x_s
+    lost = (x_s - (apart - back)) - (x_t + back)
+    a = (apart - rows.shift) + (lost - rows.shift_lost)
+    if temperature is not None:
+        temperature = jax.lax.optimization_barrier(temperature)
+        x_t, a = x_t / temperature, a / temperature
+    return exp(x_t - rows.teacher[0]), a
+
+
+def _is_positive(temperature: Array | None) -> Any:
+    return True if temperature is None else temperature > 0
+
+
+@way(kl_divergence.sum_apart, "cpu", applies=are_rows)
+def _sum_apart_on_cpu(
+    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+) -> Array:
+    """Selects would be stored."""
+
+    def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows) -> Any:
+        odds, a = _of_finite(x_t, x_s, temperature, rows)
+        total = classes.sum(odds * a)
+        return jnp.isfinite(total) & _is_positive(temperature), total
+
+    exact = by_rows(partial(kl_divergence.sum_apart.plain, classes))
+    total: Array = attempt(of_finite, exact)(x_t, x_s, of_rank(x_t.ndim, temperature), rows)
+    return total
+
+
+# With c = b brought into [-1, 1], where the series is right,
+#
+#     e^b - 1 - b = (e^c - 1 - c) + (e^b - e^c) - (b - c)
+#
+# whose differences are exactly 0 where b is in that range. Elsewhere nothing cancels: above it
+# e^b - e^c is more than e (b - c), below it (c - b) is more than e times the other. No term is
+# flushed: odds are at least tiny, or the row is not usable; where e^b overflows the sum does.
+@way(kl_divergence.sum_of_excess, "cpu", applies=are_rows)
+def _sum_of_excess_on_cpu(
+    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+) -> Array:
+    def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, _: Array) -> Any:
+        # Read again, or what both sums are made of is stored.
+        x_t, x_s, rows = jax.lax.optimization_barrier((x_t, x_s, rows))
+        odds, a = _of_finite(x_t, x_s, temperature, rows)
+        b = a - rows.mean
+        # Of their own: the gradient does not share them.
+        terms = 12 if jnp.finfo(x_t.dtype).bits <= 32 else 19
+        one, *coefficients = own_constants(
+            x_t.dtype, 1.0, *(1 / factorial(n) for n in range(terms, 1, -1))
+        )
+        c = jnp.maximum(jnp.minimum(b, one), -one)
+        series = coefficients[0]
+        for coefficient in coefficients[1:]:
+            series = coefficient + c * series
+        total = classes.sum(odds * (c * c * series + ((exp(b) - exp(c)) - (b - c))))
+        least = jnp.min(x_t, -1, keepdims=True)
+        if temperature is not None:
+            least = least / temperature
+        flushed = exp(least - rows.teacher[0]) < 2 * jnp.finfo(x_t.dtype).tiny
+        usable = jnp.isfinite(total) & ~flushed & _is_positive(temperature)
+        return usable, total
+
+    exact = by_rows(partial(kl_divergence.sum_of_excess.plain, classes))
+    arguments = (x_t, x_s, of_rank(x_t.ndim, temperature), rows, offset)
+    total: Array = attempt(of_finite, exact)(*arguments)
+    return total

@@ -1,0 +1,206 @@
+"""What XLA:CPU wants spelled otherwise of independent classes: each way with its reason."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jxent._src.core.dispatch import way
+from jxent._src.core.elementary import exp, log1p
+from jxent._src.loss_fns import sigmoid
+from jxent._src.loss_fns.sigmoid import SigmoidSum, SparseSigmoid
+from jxent._src.numerics import sigmoid_terms
+from jxent._src.numerics.sigmoid import class_losses
+from jxent._src.numerics.sigmoid_terms import whole_part
+from jxent._src.numerics.softcap import tanh
+from jxent._src.platforms.cpu.fallback import (
+    are_whole,
+    attempt,
+    by_rows,
+    own_constants,
+    widened,
+    written,
+)
+from jxent._src.sharding import class_axis
+from jxent._src.sharding.class_axis import Classes
+
+
+def _is_whole(member: SigmoidSum, _: Array, logits: Array, *__: Array | None) -> bool:
+    return member.classes.name is None and not class_axis.is_split(logits)
+
+
+@way(sigmoid.summed_losses, "cpu", applies=_is_whole)
+def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
+    logits = cast(Array, data[1])
+
+    # From the arrays as they were given: a condition stores what it is handed.
+    def exact_total(*data: Array | None) -> Array:
+        exact: Callable[..., Array] = partial(sigmoid.weighted_class_losses, member)
+        sums = by_rows(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
+        return member.classes.total(sums(*data) if logits.ndim else exact(*data))
+
+    # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
+    def of_finite(
+        labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
+    ) -> tuple[Array, Array]:
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
+        z = widened(labels, jnp.zeros(()), x.dtype)
+        if member.label_smoothing:
+            smoothing = (1 - member.label_smoothing, member.label_smoothing / 2)
+            kept, added = own_constants(x.dtype, *smoothing)
+            z = kept * z + added
+        if any(member.powers):
+            (one,) = own_constants(x.dtype, 1.0)
+            positive = z if pos_weight is None else jax.lax.optimization_barrier(pos_weight) * z
+            losses = _focused_of_finite(member.powers, one - z, positive, x)
+        else:
+            losses = _loss_of_finite(z, pos_weight, x)
+        total = member.classes.total(losses if weights is None else weights * losses)
+        return jnp.isfinite(total), total
+
+    loss: Array = attempt(of_finite, exact_total)(*data)
+    return loss
+
+
+# Ids up to which a comparison for each is as fast as a mask into which they are scattered, at 2048
+# examples of 10000 classes (with 64, at 128 examples, the loss takes three times as long for them).
+SHORT = 8
+
+
+@way(
+    sigmoid.listed_classes,
+    "cpu",
+    applies=lambda classes, ids, x: classes.name is None and are_whole(x) and ids.shape[-1] > SHORT,
+)
+def _scattered_mask(_: Classes, ids: Array, x: Array) -> Array:
+    """Stored, a byte a class."""
+    places = jnp.broadcast_to(jnp.where(ids < 0, -1, ids), (*x.shape[:-1], ids.shape[-1]))
+    listed = jnp.ones_like(places, dtype=bool)
+    return written(jnp.zeros_like(x, dtype=bool), -1, places.astype(jnp.int32), listed)
+
+
+def _is_whole_of_ids(member: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
+    return member.classes.are_last(logits)
+
+
+@way(sigmoid.summed_losses_of_ids, "cpu", applies=_is_whole_of_ids)
+def _total_of_ids_on_cpu(member: SparseSigmoid, *data: Array | None) -> Array:
+    def exact(*data: Any) -> Array:
+        return jnp.sum(member.class_losses(*data), -1, keepdims=True)
+
+    # As above; a select, and what booleans become, would be stored before it is summed.
+    def of_finite(labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, Array]:
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
+        listed = sigmoid.listed_classes(member.classes, labels, x)
+        listed = jax.lax.optimization_barrier(listed.astype(jnp.int8)).astype(x.dtype)
+        one, two, kept, share = own_constants(
+            x.dtype, 1.0, 2.0, 1 - member.label_smoothing / 2, member.label_smoothing / 2
+        )
+        if member.label_smoothing:
+            positive = listed * kept + (one - listed) * share
+            negative = (one - listed) * kept + listed * share
+        else:
+            positive, negative = listed, one - listed
+        if pos_weight is not None:
+            positive *= jax.lax.optimization_barrier(pos_weight)
+        if any(member.powers):
+            losses = _focused_of_finite(member.powers, negative, positive, x)
+        elif pos_weight is None and not member.label_smoothing:
+            losses = _softplus_of_finite(x * (one - two * listed))
+        else:
+            losses = _weighted_of_finite(negative, positive, x)
+        total = jnp.sum(losses, -1, keepdims=True)
+        return jnp.isfinite(total), total
+
+    loss: Array = attempt(of_finite, by_rows(exact))(*data)
+    return loss[..., 0]
+
+
+# For XLA:CPU's fusions, which end at a select and at a clamp: infinite logits are brought down to
+# the largest number, since 0 * inf is NaN, and the factor `infinite`, 1 for all others, makes the
+# product overflow again where the label does not agree. (Not for a sum that may meet both inf and
+# -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
+# logarithm.
+@way(class_losses, "cpu")
+def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
+    most = float(jnp.finfo(x.dtype).max)
+    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    above = jnp.maximum(-jnp.maximum(-x, -most), zero)
+    below = jnp.maximum(-jnp.maximum(x, -most), zero)
+    infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
+    log = log1p(exp(-jnp.abs(x)))
+    if q is None:
+        return ((one - z) * above + z * below) * infinite + (one - z + z) * log
+    finite, overflows = _overflowing(q)
+    positive = (finite * z) * (below + log) * overflows * overflows
+    return ((one - z) * (above + log) + positive) * infinite
+
+
+def _overflowing(q: Array) -> tuple[Array, Array]:
+    """Weights as finite numbers, and what makes terms of those that were infinite overflow.
+
+    Twice times the latter, a term that is not 0 is infinite, and one that is 0 stays so. They
+    are of the weights' size, hence behind a barrier.
+    """
+    large = 2.0 ** int(0.8 * jnp.finfo(q.dtype).maxexp)
+    infinite = jnp.isinf(q)
+    both = jnp.where(infinite, jnp.sign(q) * large, q), jnp.where(infinite, large, 1)
+    finite, overflows = jax.lax.optimization_barrier(both)
+    return finite, overflows
+
+
+@way(sigmoid_terms.without_infinities, "cpu")
+def _select_apart(q: Array) -> Array:
+    """In the loop over the logits, the select would end its fusion."""
+    apart: Array = jax.lax.optimization_barrier(sigmoid_terms.without_infinities.plain(q))
+    return apart
+
+
+def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
+    """The same in fewer operations: inf or NaN if a logit is infinite."""
+    if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
+        return log1p(exp(-jnp.abs(x))) - jnp.minimum((z - 1) * x, z * x)
+    (one,) = own_constants(x.dtype, 1.0)
+    return _weighted_of_finite(one - z, jax.lax.optimization_barrier(q) * z, x)
+
+
+def _weighted_of_finite(negative: Array, positive: Array, x: Array) -> Array:
+    """Negative softplus(x) + positive softplus(-x), of finite logits."""
+    (zero,) = own_constants(x.dtype, 0.0)
+    linear = negative * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
+    return linear + (negative + positive) * log1p(exp(-jnp.abs(x)))
+
+
+def _softplus_of_finite(x: Array) -> Array:
+    (zero,) = own_constants(x.dtype, 0.0)
+    return jnp.maximum(x, zero) + log1p(exp(-jnp.abs(x)))
+
+
+def _focused_of_finite(
+    powers: tuple[float, float], negative: Array, positive: Array, x: Array
+) -> Array:
+    """As `numerics.sigmoid.focused_losses`, with constants that the gradient does not share.
+
+    Of finite logits: exp(-x) may overflow, its quotient is then 0, as the power is to rounding.
+    """
+    (one,) = own_constants(x.dtype, 1.0)
+
+    def term(g: float, x: Array) -> Array:
+        whole = whole_part(g)
+        (rest,) = own_constants(x.dtype, whole - g)
+        loss = jax.lax.integer_pow(one / (one + exp(-x)), whole) * _softplus_of_finite(x)
+        return loss if g == whole else loss * exp(rest * _softplus_of_finite(-x))
+
+    present, absent = powers
+    return negative * term(absent, x) + positive * term(present, -x)
+
+
+def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
+    if cap is None:
+        return x
+    c, zero = own_constants(x.dtype, cap, 0.0)
+    return c * tanh(x / c) + zero * x

@@ -1,0 +1,1 @@
+"""Losses from the output projection, a block of examples or of classes at a time."""

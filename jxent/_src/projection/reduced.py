@@ -1,0 +1,381 @@
+"""The weighted sum of a projection's losses: value and gradients in one sweep, three products."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jxent._src.core.blocking import AnyCut, Block, ClassCut, Cut, for_tangents, of_examples
+from jxent._src.core.dispatch import per_platform
+from jxent._src.core.elementary import Listed, computing_dtype, widen
+from jxent._src.loss_fns import base
+from jxent._src.loss_fns.base import ByClasses, Data, Known, Parts, Summed, Taught
+from jxent._src.projection import per_example
+from jxent._src.projection.matmuls import (
+    Operands,
+    alike,
+    data_of,
+    in_products,
+    inputs_gradient,
+    kernel_gradient,
+    narrowed,
+    no_losses,
+    of_block,
+    once,
+    other_tangents,
+    project,
+    without_broken,
+)
+from jxent._src.sharding import class_axis
+
+_Pair = tuple[Array, Operands]  # weights and the rest
+_Names = frozenset[str]  # of arguments
+_Slopes = dict[str, Any]  # by the arguments' names
+_Swept = tuple[Array, Parts | None, _Slopes]  # losses, their parts, slopes of their total
+_Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def total(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    weights: Float[Array, "examples"],
+    operands: Operands,
+) -> tuple[Float[Array, ""], Parts | None]:
+    """sum(weights * losses), weights in the computing dtype, and the losses' parts if asked for.
+
+    `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
+    """
+    value, parts, _ = _sweep(member, blocks, masks, frozenset(), weights, operands)
+    return value, parts
+
+
+# The loss is a scalar, so its derivatives need no cotangent to be known: one sweep over the blocks
+# returns the loss and d/d every argument that has a tangent, three products for value and both
+# gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
+# float32, so that the rounding to the operands' dtype comes last.
+def _total_jvp(
+    member: Summed, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
+) -> tuple[Any, Any]:
+    dweights, moving = base.present(tangents)
+    changes = {k: t for k, t in moving._asdict().items() if jax.tree.leaves(t)}
+    if dweights is not None:
+        changes["weights"] = dweights
+    value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
+    change = {k: inner(slopes[k], t, value.dtype) for k, t in changes.items()}
+    # All but these act through the classes that this chip holds.
+    whole = ("weights", "labels") if isinstance(primals[1].labels, Listed) else ("weights",)
+    of_whole = sum((change.pop(k) for k in whole if k in change), jnp.zeros_like(value))
+    dvalue = of_whole + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
+    return (value, parts), (dvalue, jax.tree.map(jnp.zeros_like, parts))
+
+
+total.defjvp(_total_jvp, symbolic_zeros=True)
+
+
+# Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
+# up, a compiler drops the factor 1 of a gradient, and holds no second and third slope for it.
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
+def inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
+    """The inner product of a slope and a tangent."""
+
+    def product(t: Array | None, slope: Any) -> Array | None:
+        return None if t is None else jnp.sum(slope.astype(dtype) * t.astype(dtype))
+
+    products = jax.tree.map(product, change, slope, is_leaf=lambda t: t is None)
+    inner: Array = jax.tree.reduce(jnp.add, products)
+    return inner
+
+
+def _sweep(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """The total, parts, and d total / d each argument that is wanted, by its name."""
+    if wanted <= {"weights"}:
+        mask = weights if masks else None
+        values, known = per_example.per_example(member, blocks, mask, operands)
+        parts, slopes = base.parts(member, known.statistics), _Slopes()
+    else:
+        names = wanted - {"weights"}
+        values, parts, slopes = _swept(member, blocks, masks, names, weights, operands)
+    if "weights" in wanted:
+        slopes = {**slopes, "weights": jnp.where(jnp.isfinite(values), values, 0)}
+    return jnp.sum(base.weigh(weights, values)), parts, slopes
+
+
+@per_platform(statics=4)
+def values_and_gradients(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """The losses of all examples, their parts, and the gradients of their total."""
+    return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
+
+
+_swept = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
+
+
+# The derivatives of the sweep (second order of the loss) are those of its scan, with each block
+# under `jax.checkpoint`, the accumulators outside it: of a block only its rows are kept. A
+# checkpoint in the sweep itself would be inlined when the rule above is linearised, and a second
+# reverse pass would keep all the logits. A block of classes has no second derivative of its own
+# where the others are in its statistics.
+#
+# The tangents come from a scan of their own, as a whole under `jax.checkpoint`: from a scan that
+# has primals and tangents JAX takes those that can be known before the transpose, and what they
+# call loses its derivative rule, which a third derivative then misses.
+@_swept.defjvp
+def _swept_jvp(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    primals: _Pair,
+    tangents: _Pair,
+) -> tuple[_Swept, _Swept]:
+    results = _swept(member, blocks, masks, wanted, *primals)
+    inputs, kernel = primals[1].inputs, primals[1].kernel
+    if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
+        blocks = for_tangents(blocks, inputs, kernel)
+
+    def sweep(weights: Array, operands: Operands) -> _Swept:
+        plain = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
+        if not (masks and isinstance(member, Taught)):
+            return plain(weights, operands)
+        # What is broken of a teacher's inputs is cleaned, and its loss stays out as it was.
+        finite = jnp.all(jnp.isfinite(operands.labels), axis=1)
+        weights, inputs = without_broken(weights, operands.labels)
+        values, parts, slopes = plain(weights, operands._replace(labels=inputs))
+        return jnp.where((weights != 0) | finite, values, 0), parts, slopes
+
+    @jax.checkpoint
+    def changes(primals: _Pair, tangents: _Pair) -> _Swept:
+        tangent: _Swept = jax.jvp(sweep, primals, tangents)[1]
+        return tangent
+
+    return results, changes(primals, tangents)
+
+
+def _plain_sweep(
+    member: Summed,
+    blocks: AnyCut,
+    masks: bool,
+    wanted: _Names,
+    protect: _Protect,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    if isinstance(blocks, ClassCut):
+        split = cast(ByClasses, member)
+        return _by_classes(split, blocks, masks, wanted, protect, weights, operands)
+    blocks = of_examples(blocks, operands.inputs, operands.kernel)
+    return _by_examples(member, blocks, masks, wanted, protect, weights, operands)
+
+
+class _OfBlock(NamedTuple):
+    """What a block gives; gradients by their arguments' names, of its own examples and shared."""
+
+    values: Array
+    parts: Parts | None
+    kept: Array | None
+    of_rows: _Slopes
+    of_shared: _Slopes
+
+
+def _of_block(
+    member: Summed,
+    masks: bool,
+    wanted: _Names,
+    shared: Callable[[Array], Array],
+    weights: Array,
+    operands: Operands,
+) -> _OfBlock:
+    """Losses and gradients of a block. `shared`: what becomes of a slope that two products read."""
+    data = data_of(member, operands)
+    values, known = base.losses(member, False, weights if masks else None, *data)
+    slopes = _slopes_of_block(member, wanted, shared, weights, values, known, data, operands)
+    return _OfBlock(values, base.parts(member, known.statistics), known.kept, *slopes)
+
+
+def _slopes_of_block(
+    member: Summed,
+    wanted: _Names,
+    shared: Callable[[Array], Array],
+    weights: Array,
+    values: Array,
+    known: Known,
+    data: Data,
+    operands: Operands,
+) -> tuple[_Slopes, _Slopes]:
+    """The gradients alone: of a block's own examples or classes, and shared."""
+    _, inputs, kernel, _, _ = operands
+    own_labels, own_parameters = data[0], data[2]
+    if isinstance(member, Taught):
+        own_labels, own_parameters = operands.labels, operands.parameters
+    if known.kept is not None:
+        clean = base.without_dropped(member, known.kept)
+        data, operands = clean(data), operands._replace(labels=clean(operands.labels))
+    # The sum has the type of the values, on every mesh.
+    cotangent = weights + jnp.zeros_like(values)
+    if known.kept is not None:  # what is dropped stays so for every weight
+        cotangent = jnp.where(known.kept, cotangent, 0)
+    of_rows, of_shared = _Slopes(), _Slopes()
+    if wanted & {"inputs", "kernel", "bias"}:
+        slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(data, known.statistics)
+        narrow = narrowed(slope, kernel.dtype)
+        narrow = narrow._replace(low=shared(narrow.low))
+    if "inputs" in wanted:
+        of_rows["inputs"] = inputs_gradient(narrow, inputs, kernel)
+    if "kernel" in wanted:
+        of_shared["kernel"] = kernel_gradient(narrow, inputs, kernel)
+    if "bias" in wanted:
+        of_shared["bias"] = jnp.sum(slope, axis=0)
+    if wanted & {"labels", "parameters"}:
+        # Linear in the tangents, so at any point its transpose is the gradient. Over the classes of
+        # this chip: where `shard_map` does not check what varies, JAX transposes the sum over the
+        # chips to a sum of their cotangents, which are all the same.
+        change, pull = jax.vjp(
+            lambda dlabels, dparameters: member.local_tangent(
+                data,
+                known.statistics,
+                other_tangents(member, operands, dlabels, dparameters),
+            ),
+            _floating(own_labels) if "labels" in wanted else None,
+            own_parameters if "parameters" in wanted else None,
+        )
+        dlabels, dparameters = pull(cotangent + jnp.zeros_like(change))
+        if "labels" in wanted:
+            of_rows["labels"] = dlabels
+        if "parameters" in wanted:
+            of_shared["parameters"] = dparameters
+    return of_rows, of_shared
+
+
+def _floating(labels: Any) -> Any:
+    """None in place of what has no derivative."""
+    return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, labels)
+
+
+def _by_examples(
+    member: Summed,
+    blocks: Cut,
+    masks: bool,
+    wanted: _Names,
+    protect: _Protect,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """Losses and gradients, a block of examples at a time, with sums for what they share."""
+    examples = operands.inputs.shape[0]
+    masks = masks or blocks.is_ragged(examples)  # see `_kept`
+    wide = computing_dtype(operands.inputs.dtype)
+    operands = in_products(alike(operands))
+
+    @protect
+    def block(weights: Array, labels: Any, inputs: Array, shared: Any) -> _OfBlock:
+        return _of_block(
+            member, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
+        )
+
+    def of_block(rows: Any) -> tuple[Any, None, _Slopes]:
+        values, parts, _, of_rows, of_shared = block(*rows, operands.shared)
+        return (values, parts, of_rows), None, of_shared
+
+    start: _Slopes = {
+        name: jax.tree.map(partial(jnp.zeros_like, dtype=wide), getattr(operands, name))
+        for name in ("kernel", "bias", "parameters")
+        if name in wanted
+    }
+    rows = (weights, *operands.of_rows)
+    (values, parts, of_rows), _, sums = blocks.over(of_block, examples, rows, start)
+    return values, parts, {**sums, **of_rows}
+
+
+# Independent classes need no statistics of their example, so a block of classes has its losses and
+# its gradients at once; for exclusive ones the losses come first, which are a product more. Where
+# there are more classes than examples, the gradient to which every block adds, that of the inputs,
+# is the smaller one; that of the kernel is written once.
+def _by_classes(
+    member: ByClasses,
+    blocks: ClassCut,
+    masks: bool,
+    wanted: _Names,
+    protect: _Protect,
+    weights: Array,
+    operands: Operands,
+) -> _Swept:
+    """Losses and gradients, a block of classes at a time, with sums for what they share."""
+    given = operands.kernel.dtype
+    before = None
+    if not member.independent:  # of weights that vary as they were given, so that losses do
+        before = per_example.losses_and_known(member, blocks, weights if masks else None, operands)
+    weights, operands = class_axis.alike((weights, operands))
+    operands = in_products(operands)
+
+    def step(width: int, carry: tuple[_Slopes, _Slopes], number: int | Array) -> Any:
+        sums, columns = carry
+
+        @protect
+        def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
+            own = of_block(member, Block(blocks, width, number), operands)
+            if before is None:
+                found = _of_block(member.whole, masks, wanted, once, weights, own)
+                if found.kept is None:
+                    return found
+                # An example that one block drops has no loss, whatever the others find.
+                return found._replace(values=jnp.where(found.kept, found.values, jnp.inf))
+            values, known = before
+            # Not `data_of`: where the slope is stored alone, a cap may be fused with the product.
+            data = (own.labels, project(own.inputs, own.kernel, own.bias), own.parameters)
+            return _OfBlock(
+                values,
+                None,
+                None,
+                *_slopes_of_block(member.whole, wanted, once, weights, values, known, data, own),
+            )
+
+        values, _, _, of_rows, of_shared = block(number, weights, operands)
+        found = {"values": values, **of_rows, **of_shared}
+        own = Block(blocks, width, number)
+        return (
+            {name: sum + found[name] for name, sum in sums.items()},
+            {name: own.put(whole, found[name]) for name, whole in columns.items()},
+        ), None
+
+    wide = computing_dtype(operands.inputs.dtype)
+    # float16 has too few exponents for what a factor of the loss may still multiply.
+    stored = wide if given == jnp.float16 else given
+    dtypes = {"kernel": stored, "inputs": wide, "bias": wide, "parameters": wide}
+    start = {
+        name: jax.tree.map(partial(jnp.zeros_like, dtype=dtypes.get(name)), x)
+        for name, x in operands._asdict().items()
+        if name in wanted
+    }
+    columns = {k: x for k, x in start.items() if k != "inputs" and x.ndim}
+    sums = {k: x for k, x in start.items() if k not in columns}
+    if before is None:
+        sums["values"] = no_losses(operands)
+    carry, _ = jax.lax.scan(partial(step, blocks.width), (sums, columns), blocks.numbers)
+    if blocks.rest:
+        carry, _ = step(blocks.rest, carry, blocks.number)
+    sums, columns = carry
+    if before is None:
+        return member.classes.across(sums.pop("values")), None, {**sums, **columns}
+    # As by blocks of examples, whose derivatives stand in for these in second order.
+    values, known = before
+    parts = base.parts(member, known.statistics)
+    return values, parts, jax.tree.map(widen, {**sums, **columns})

@@ -1,0 +1,1 @@
+"""From a public function inwards: `jit`, the computing dtype, weights and reduction."""

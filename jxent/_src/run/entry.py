@@ -1,0 +1,327 @@
+"""The one way from a public function inwards: weights, `jit`, cast and reduction."""
+
+from collections.abc import Callable
+from functools import wraps
+from math import gcd, prod
+from numbers import Real
+from typing import Any, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array
+
+from jxent._src.checks import check
+from jxent._src.core import blocking, options
+from jxent._src.core.blocking import AnyCut, Choice, Sizes
+from jxent._src.core.elementary import computing_dtype, widen
+from jxent._src.core.kernel import Kernel
+from jxent._src.loss_fns import base, statistics
+from jxent._src.loss_fns.base import CutByClasses, Data, InParts, Member, PerClass, Summed, Taught
+from jxent._src.loss_fns.statistics import Prediction, SoftmaxStatistics
+from jxent._src.projection import (
+    blockwise,
+    matmuls,
+    per_example as _projection,
+    reduced as _total,
+    softmax_statistics,
+)
+from jxent._src.projection.blockwise import Plan
+from jxent._src.projection.captured import Checked
+from jxent._src.projection.matmuls import Operands
+from jxent._src.run import reduction as _reduction
+from jxent._src.run.reduction import Reduction
+from jxent._src.sharding import class_axis
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _compiled(*statics: int) -> Callable[[Function], Function]:
+    """`jax.jit` of a function, in the type that the function has."""
+
+    def compiled(function: Function) -> Function:
+        # JAX traces a derivative with its mesh set, and a value with none where there is none. Set
+        # to what it is, it is the same, and what a value's trace cached serves its gradient.
+        @wraps(function)
+        def with_mesh_set(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+                return function(*arguments)
+
+        return cast(Function, jax.jit(with_mesh_set, static_argnums=statics))
+
+    return compiled
+
+
+def _matched(member: Member | Prediction, arrays: Any) -> Any:
+    return class_axis.matched(getattr(member, "classes", None), arrays)
+
+
+@_compiled(0)
+def each(member: Member, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
+    """The losses of floor 1, in the logits' dtype."""
+    options.in_dtype(member, logits.dtype)
+    data = _matched(member, (labels, logits, parameters))
+    losses, _ = base.losses(member, True, None, *data)
+    return losses.astype(logits.dtype)
+
+
+@_compiled(0, 1)
+def each_projected(
+    member: Summed,
+    sizes: Sizes,
+    labels: Any,
+    inputs: Array,
+    kernel: Kernel,
+    bias: Array | None,
+    parameters: Any = None,
+) -> Array:
+    """The losses of floor 2, in float32 at least."""
+    options.in_dtype(member, inputs.dtype)
+    batch = inputs.shape[:-1]
+    operands = Operands(*blocking.flat(labels, inputs), kernel, bias, parameters)
+    operands = _matched(member, operands)
+    blocks = _blocks_of(member, sizes, operands)
+    losses, _ = _projection.per_example(member, blocks, None, operands)
+    return losses.reshape(batch)
+
+
+@_compiled(0)
+def predicted(
+    member: Prediction, labels: Array, logits: Array, temperature: Array | None
+) -> SoftmaxStatistics:
+    """The statistics of a prediction from logits in memory, in float32 at least."""
+    options.in_dtype(member, logits.dtype)
+    data = _matched(member, (labels, logits, temperature))
+    return statistics.predicted(member, *data)[0]
+
+
+@_compiled(0, 1)
+def predicted_by_projection(
+    member: Prediction,
+    sizes: Sizes,
+    labels: Any,
+    inputs: Array,
+    kernel: Kernel,
+    bias: Array | None,
+    temperature: Array | None,
+) -> SoftmaxStatistics:
+    """The statistics of a prediction from a projection, in float32 at least."""
+    options.in_dtype(member, inputs.dtype)
+    batch = inputs.shape[:-1]
+    operands = Operands(*blocking.flat(labels, inputs), kernel, bias, temperature)
+    operands = _matched(member, operands)
+    blocks = _blocks_of(member, sizes, operands)
+    values, _ = softmax_statistics.projected(member, blocks, operands)
+    return SoftmaxStatistics(*(x.reshape(batch) for x in values))
+
+
+def reduced(
+    member: Member,
+    weights: ArrayLike,
+    reduction: Reduction | str,
+    labels: Any,
+    logits: Array,
+    parameters: Array | None = None,
+) -> Any:
+    """The losses of logits in memory, weighted and reduced; beside them what is asked for."""
+    per_example = member.axis is not None
+    shape = logits.shape[:-1] if per_example else logits.shape
+    masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
+    kind = _kind(member, reduction, masks)
+    return _reduced(member, masks, kind, weights, labels, logits, parameters)
+
+
+def reduced_projection(
+    member: Summed,
+    weights: ArrayLike,
+    reduction: Reduction | str,
+    sizes: Sizes,
+    labels: Any,
+    inputs: Array,
+    kernel: Kernel,
+    bias: Array | None,
+    parameters: Any = None,
+) -> Any:
+    """The losses of a projection, weighted and reduced; beside them what is asked for."""
+    batch = inputs.shape[:-1]
+    masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
+    kind = _kind(member, reduction, masks)
+    operands = Operands(labels, inputs, kernel, bias, parameters)
+    blocks = _blocks_of(member, sizes, operands)
+    return _reduced_projection(member, masks, kind, blocks, weights, operands)
+
+
+def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
+    """Losses computed elsewhere, weighted and reduced."""
+    masks, weights = _checked_weights(
+        weights, losses.shape, losses.dtype, per_example=losses.ndim == 1
+    )
+    return _reduced_losses(masks, _kind(None, reduction, masks), weights, losses)
+
+
+def reduced_rows(
+    checked: Checked, weights: ArrayLike, reduction: Reduction | str, has_aux: bool
+) -> Any:
+    """A user's losses, weighted and reduced; beside them what else it adds up.
+
+    Not compiled here: a function is a new one in every call.
+    """
+    given, blocks = checked.given, checked.blocks
+    shape = (given.number,)
+    learned = any(
+        isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jnp.floating)
+        for x in jax.tree.leaves(weights)
+    )
+    masks, weights = _checked_weights(weights, shape, checked.dtype, per_example=True)
+    kind = _kind(None, reduction, masks)
+    each = jnp.broadcast_to(weights, shape)
+    some = not isinstance(given.number, int) or given.number > 0
+    masks = masks and some
+    plan = Plan(checked.function, blocks, masks, masks and learned)
+    if kind is Reduction.NONE:
+        if has_aux:
+            raise ValueError(_NOT_IN_PARTS)
+        return blockwise.weighted_losses(plan, each, given)
+    shares = _reduction.divided(each, _reduction.count(kind, weights, shape))
+    loss, sums = blockwise.total(plan, shares, each, given)
+    if checked.crosses_unchecked:
+        # Which gradients to add up over the chips, only JAX's own transpose of the whole can tell.
+        loss = jnp.sum(blockwise.weighted_losses(plan, shares, given))
+    return (loss, sums) if has_aux else loss
+
+
+_NOT_IN_PARTS = (
+    "has_aux must be False for Reduction.NONE: the parts are of a reduced loss, and one "
+    "loss an example is reduced to none"
+)
+
+
+def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) -> AnyCut:
+    """How the projection is cut: as the caller says, or as shapes and platform ask.
+
+    Independent classes, whose losses need nothing of their example's other logits, are cut where
+    there are more classes than examples. For exclusive ones it depends on the platform.
+    """
+    labels, inputs, kernel, bias, parameters = operands
+    examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
+    logits = 2 if isinstance(member, Taught) else 1  # the teacher's beside the student's
+    shape = (kernel.shape[0], logits * classes)
+    of_examples = blocking.cut(examples, shape, sizes.examples, blocking.chips_of(inputs))
+    if sizes.examples:
+        return of_examples
+    fewer = isinstance(examples, int) and examples < classes
+    of_classes = None
+    if sizes.classes and not isinstance(member, CutByClasses):
+        raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
+    if isinstance(member, CutByClasses) and (sizes.classes or fewer):
+        dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
+        per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
+        runs = class_axis.runs_of_classes(*per_class)
+        if runs is not None:
+            # Classes are split in equal parts, whose number divides theirs.
+            runs = gcd(runs, classes)
+            of_classes = blocking.class_cut(examples, kernel.shape, runs, sizes.classes)
+            if sizes.classes or member.independent:
+                return of_classes
+        elif sizes.classes:
+            raise ValueError(
+                "class_block_size must be None where the classes are split explicitly, got "
+                f"{sizes.classes}; split them automatically, or over `axis_name`"
+            )
+    return Choice(of_examples, of_classes)
+
+
+def _kind(member: Member | None, reduction: Reduction | str, masks: bool) -> Reduction:
+    """The reduction that is meant, which a loss in parts must have."""
+    kind = check.reduction(reduction, Reduction)
+    if kind is Reduction.SUM_BY_NONZERO_WEIGHTS and not masks:
+        return Reduction.SUM_OVER_BATCH_SIZE  # a weight for all that is not 0
+    if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
+        raise ValueError(_NOT_IN_PARTS)
+    return kind
+
+
+def _checked_weights(
+    weights: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, *, per_example: bool
+) -> tuple[bool, Array]:
+    """Whether the weights can mask, and the weights: a nonzero Python number costs no mask."""
+    masks = not (isinstance(weights, Real) and weights != 0)
+    dtype = computing_dtype(dtype)
+    return masks, check.weights(weights, shape, dtype, per_example=per_example)
+
+
+@_compiled(0, 1, 2)
+def _reduced(
+    member: Member,
+    masks: bool,
+    reduction: Reduction,
+    weights: Array,
+    labels: Any,
+    logits: Array,
+    parameters: Array | None,
+) -> Any:
+    options.in_dtype(member, logits.dtype)
+    data: Data
+    own, *data = _matched(member, (weights, labels, logits, parameters))
+    shape = logits.shape if member.axis is None else logits.shape[:-1]
+    if isinstance(member, PerClass) and reduction is not Reduction.NONE:
+        summed = member.total(logits.ndim)
+        if masks:
+            total = base.weighted_total(summed, own, *data)
+        else:
+            total = own * base.losses(summed, True, None, *data)[0]
+        return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
+            logits.dtype
+        )
+    if isinstance(member, InParts) and member.has_aux:
+        values, known = base.losses(member, True, own if masks else None, *data)
+        denominator = _reduction.count(reduction, weights, shape)
+        weights = class_axis.filled(weights, values)
+        total = _reduction.divided(jnp.sum(base.weigh(weights, values)), denominator)
+        aux = _reduction.aux(member.parts(known.statistics), weights, denominator)
+        return total.astype(logits.dtype), aux
+    if masks:
+        weighted = base.weighted_losses(member, own, *data)
+    else:
+        weighted = own * base.losses(member, True, None, *data)[0]
+    return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
+
+
+@_compiled(0, 1)
+def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: Array) -> Array:
+    values = widen(losses)
+    weighted = base.weigh(weights, values) if masks else weights * values
+    return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
+
+
+@_compiled(0, 1, 2, 3)
+def _reduced_projection(
+    member: Summed,
+    masks: bool,
+    reduction: Reduction,
+    blocks: AnyCut,
+    weights: Array,
+    operands: Operands,
+) -> Any:
+    options.in_dtype(member, operands.inputs.dtype)
+    batch = operands.inputs.shape[:-1]
+    each = class_axis.as_rows_of(operands.inputs, weights).reshape(-1)
+    labels, inputs = blocking.flat(*operands.of_rows)
+    if masks:
+        each, inputs = matmuls.without_broken(each, inputs)
+        # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is
+        # differentiated twice, and saves no second array of their size before.
+        if isinstance(member, Taught) and reduction is Reduction.NONE:
+            each, labels = matmuls.without_broken(each, labels)
+    operands = operands._replace(labels=labels, inputs=inputs)
+    if reduction is Reduction.NONE:
+        each, operands = _matched(member, (each, operands))
+        mask = each if masks else None
+        values, _ = _projection.per_example(member, blocks, mask, operands)
+        return base.weigh(each, values).reshape(batch)
+    # The denominator goes into the weights: dividing the loss afterwards would cost another pass
+    # over the kernel's gradient.
+    denominator = _reduction.count(reduction, weights, batch)
+    shares, operands = _matched(member, (_reduction.divided(each, denominator), operands))
+    total, parts = _total.total(member, blocks, masks, shares, operands)
+    return total if parts is None else (total, _reduction.aux(parts, each, denominator))

@@ -1,0 +1,1 @@
+"""Classes and examples that are split over devices."""
