@@ -5,8 +5,10 @@ python -m benchmarks [--only NAME ...] [--tiny] [--results DIR] [--json DIR] [--
 
 from collections.abc import Sequence
 
-from benchmarks import accuracy, command, gpu, gpu_compile, memory, overhead, speed, tpu
-from benchmarks.command import DTYPES, Measurement
+from benchmarks import accuracy, gpu, memory, overhead, speed, tpu
+from benchmarks.compiled import h100
+from benchmarks.lib import command
+from benchmarks.lib.command import DTYPES, Measurement
 
 MODULES: dict[str, Measurement] = {
     "accuracy": accuracy.tables,
@@ -15,7 +17,7 @@ MODULES: dict[str, Measurement] = {
     "overhead": overhead.tables,
     "tpu": tpu.tables,
     "gpu": gpu.tables,
-    "gpu_compile": gpu_compile.tables,
+    "gpu_compile": h100.tables,
 }
 
 

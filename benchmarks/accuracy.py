@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command
-from benchmarks.command import Options
-from benchmarks.peers import FOCUS, PEERS, Peer
-from benchmarks.report import Table
-from benchmarks.samples import (
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.peers import FOCUS, PEERS, Peer
+from benchmarks.lib.report import Table
+from benchmarks.lib.samples import (
     POINTS,
     ROWS,
     divergence_samples,

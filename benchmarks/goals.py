@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.report import Table
+from benchmarks.lib.report import Table
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command, gpu_compile
-from benchmarks.command import Options
-from benchmarks.compiled import use_no_chip
-from benchmarks.gpu_peers import BARE, PEERS, Make, Operands, Peer
-from benchmarks.programs import jxent_mean, optax_mean
-from benchmarks.report import Table
-from benchmarks.timing import Program, ratio, side_by_side
-from benchmarks.workloads import Workload, workloads
+from benchmarks.compiled import h100
+from benchmarks.compiled.programs import use_no_chip
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.gpu_peers import BARE, PEERS, Make, Operands, Peer
+from benchmarks.lib.programs import jxent_mean, optax_mean
+from benchmarks.lib.report import Table
+from benchmarks.lib.timing import Program, ratio, side_by_side
+from benchmarks.lib.workloads import Workload, workloads
 
 NO_GPU = "no GPU: tiny sizes on CPU, figures mean nothing"
 OUT_OF_MEMORY = "out of memory"
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = command.options_of(arguments, ("float32",))
     if options.compile:
         use_no_chip()
-        command.run({"gpu_compile": gpu_compile.tables}, options)
+        command.run({"gpu_compile": h100.tables}, options)
     else:
         command.run({"gpu": tables}, options)
 

@@ -11,9 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from benchmarks import command
-from benchmarks.command import Options
-from benchmarks.programs import (
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.programs import (
     each_of_label_ids,
     hessian_vector,
     jxent_mean,
@@ -27,8 +27,8 @@ from benchmarks.programs import (
     temporaries,
     value_and_gradients,
 )
-from benchmarks.report import Table
-from benchmarks.workloads import Loss, Workload, workloads
+from benchmarks.lib.report import Table
+from benchmarks.lib.workloads import Loss, Workload, workloads
 
 FLOOR = """\
 The floor is what the mathematics needs beyond operands and outputs, which hold the gradients: one \

@@ -20,17 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 import jxent
-from benchmarks import command
-from benchmarks.command import Options
-from benchmarks.programs import (
-    jxent_mean,
-    of_optax,
-    optax_mean,
-    scalar,
-    value_and_gradients,
-)
-from benchmarks.report import Table
-from benchmarks.timing import Program, ratio, side_by_side
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.programs import jxent_mean, of_optax, optax_mean, scalar, value_and_gradients
+from benchmarks.lib.report import Table
+from benchmarks.lib.timing import Program, ratio, side_by_side
 
 EXAMPLES, CLASSES = 128, 10
 PROJECTION = (128, 16, 1000)  # examples, features, classes

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from benchmarks import speed as steps
 from benchmarks.accuracy import all_digits
 from benchmarks.goals import GRADIENTS, STEP
-from benchmarks.peers import Peer
+from benchmarks.lib.peers import Peer
 from tests import reference
 
 # Okabe and Ito's, told apart by those who see no red or green, too; no line or marker twice, so

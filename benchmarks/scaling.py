@@ -17,12 +17,12 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from benchmarks import command
-from benchmarks.collectives import Collective, collectives
-from benchmarks.command import Options
-from benchmarks.compiled import use_no_chip
-from benchmarks.programs import SCALARS, mean_of_each
-from benchmarks.report import Table
+from benchmarks.compiled.collectives import Collective, collectives
+from benchmarks.compiled.programs import use_no_chip
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.programs import SCALARS, mean_of_each
+from benchmarks.lib.report import Table
 from benchmarks.tpu import MISSING, TOLD, is_available
 
 DATA, MODEL = "data", "model"

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import command, competitors, programs
-from benchmarks.command import Options
-from benchmarks.competitors import COMPETITORS, Make, check_against_each_other, losses_in_mean
 from benchmarks.goals import ALONE, BARE, FRESH, GRADIENTS, LOSS, STEP, goals_table
-from benchmarks.report import Table
-from benchmarks.timing import Program, ratio, side_by_side
-from benchmarks.workloads import (
+from benchmarks.lib import command, competitors, programs
+from benchmarks.lib.command import Options
+from benchmarks.lib.competitors import COMPETITORS, Make, check_against_each_other, losses_in_mean
+from benchmarks.lib.report import Table
+from benchmarks.lib.timing import Program, ratio, side_by_side
+from benchmarks.lib.workloads import (
     MORE,
     SMALL,
     Loss,

@@ -15,8 +15,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import bounds, command
-from benchmarks.cases import (
+from benchmarks.compiled import bounds
+from benchmarks.compiled.cases import (
     BLOCKWISE,
     GEMMA,
     HAS_AUX,
@@ -29,9 +29,10 @@ from benchmarks.cases import (
     WEIGHTS,
     Case,
 )
-from benchmarks.command import Options
-from benchmarks.compiled import NOTE, Chip, rows, tiny, use_no_chip
-from benchmarks.report import Table
+from benchmarks.compiled.programs import NOTE, Chip, rows, tiny, use_no_chip
+from benchmarks.lib import command
+from benchmarks.lib.command import Options
+from benchmarks.lib.report import Table
 
 # libtpu asks the machine it is on what it is, unless it is told; and it locks the chips, of which
 # there are none, against a second process.

@@ -3,7 +3,7 @@
     python -m tests.lowered_programs --save before.json
     python -m tests.lowered_programs --compare before.json
 
-Covers each case of `tests/family.py` (value, gradient, Hessian-vector product) and each case that
+Covers each case of `tests/catalog.py` (value, gradient, Hessian-vector product) and each case that
 `benchmarks` compiles, lowered for CPU, TPU and GPU. Names of functions in the program come from
 Python's and are replaced by their order, so a renamed or moved function leaves its program equal.
 """
@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from benchmarks import gpu_compile, tpu
-from benchmarks.cases import programs, shapes
+from benchmarks import tpu
+from benchmarks.compiled import h100
+from benchmarks.compiled.cases import programs, shapes
 from tests import conftest
-from tests.family import CASES, Case
+from tests.catalog import CASES, Case
 
 PLATFORMS = ("cpu", "tpu", "cuda")
 
@@ -67,7 +68,7 @@ def all_programs() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     for name, limit in conftest.USUAL_LIMITS.items():
         setattr(conftest.tpu, name, limit)
     jax.clear_caches()
-    for benchmark in dict.fromkeys(tpu.CASES + gpu_compile.CASES):
+    for benchmark in dict.fromkeys(tpu.CASES + h100.CASES):
         yield f"{benchmark.name}, benchmark", programs(benchmark)["jxent"], shapes(benchmark)
 
 

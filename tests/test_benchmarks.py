@@ -13,27 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import (
-    __main__,
-    accuracy,
-    command,
-    competitors,
-    goals,
-    gpu,
-    gpu_peers,
-    memory,
-    overhead,
-    plots,
-    programs,
-    report,
-    speed,
-    timing,
-    tpu,
-    workloads,
-)
-from benchmarks.command import Options
-from benchmarks.peers import jxent_peer, optax_peer
-from benchmarks.timing import Program
+from benchmarks import __main__, accuracy, goals, gpu, memory, overhead, plots, speed, tpu
+from benchmarks.lib import command, competitors, gpu_peers, programs, report, timing, workloads
+from benchmarks.lib.command import Options
+from benchmarks.lib.peers import jxent_peer, optax_peer
+from benchmarks.lib.timing import Program
 
 TINY = Options(tiny=True, rounds=1)
 JAX_ONLY = (competitors.of_jxent, competitors.of_optax)

@@ -1,0 +1,1 @@
+"""What several benchmarks share: peers, workloads, timing, tables, the command line."""

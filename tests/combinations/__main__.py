@@ -1,0 +1,5 @@
+"""`python -m tests.combinations`."""
+
+from tests.combinations.run import main
+
+main()
