@@ -13,7 +13,7 @@ OPTIONS: dict[str, bool | int] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
 }
-if jax.__version_info__ < (0, 12):
+if jax.__version_info__ < (0, 11):
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 quick = partial(jax.jit, compiler_options=OPTIONS)

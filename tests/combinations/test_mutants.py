@@ -34,12 +34,13 @@ def _mask_of_varying_inputs(patch):
     patch.setattr(per_example, "_kept", varying)
 
 
+def _subclasses(kind):
+    return [c for k in kind.__subclasses__() for c in (k, *_subclasses(k))]
+
+
 def _transposed_after_the_sum(patch):
     """The transpose of a tangent with its sum over the chips."""
-    loss = base.OverClasses
-    for kind in loss.__subclasses__() + [
-        c for k in loss.__subclasses__() for c in k.__subclasses__()
-    ]:
+    for kind in _subclasses(base.Loss):
         if "local_tangent" not in vars(kind):
             continue
         local = kind.local_tangent

@@ -1,19 +1,20 @@
-"""One derivative rule for every loss per example.
+"""The abstract loss, and the one derivative rule of all losses per example.
 
-A member of the family is a frozen dataclass of its options (`sigmoid.Sigmoid`,
-`softmax.Softmax`, ...) with three methods:
+A loss is a frozen dataclass of its options (`sigmoid.Sigmoid`, `softmax.Softmax`, ...) with
 
-    losses(*data)                       -> losses, statistics
-    gradient(data, statistics)          -> d losses / d logits
-    tangent(data, statistics, tangents) -> the tangent of the losses
+    losses(*data)                             -> losses, statistics
+    gradient(data, statistics)                -> d losses / d logits
+    local_tangent(data, statistics, tangents) -> the tangent of the losses
 
 `data` is (labels, logits, parameters) as the caller gave them, parameters being a loss's own, such
-as a `pos_weight`; `statistics` is what is small and dear, one normaliser an example.
+as a `pos_weight`; `statistics` is what is small and expensive, one normalizer per example.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,202 +24,136 @@ from jaxtyping import Array, Bool, Float
 from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import zero_times
+from jxent._src.core.options import Options
 from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import Classes
 
 # Labels, an array or a tree of them; logits; and a loss's own, if it has any.
-Data = tuple[Any, Array, Array | None]
+Data = tuple[Any, Array, Any]
 Tangents = Sequence[Any]  # of the data, None where they are zero
+Kind = TypeVar("Kind", bound="OfLogits")
 
 
-@runtime_checkable
-class Member(Protocol):
-    """What the rule below asks of a loss."""
+@dataclass(frozen=True)
+class OfLogits(Options):
+    """What is computed from logits: where their classes are, and how a projection may cut them."""
+
+    classes: Classes
+    logit_softcap: float | None = None
+    # Whether blocks of classes will do once the statistics are known, and whether each class has
+    # its loss from its own logit alone, so that no statistics are needed.
+    has_class_blocks: ClassVar[bool] = False
+    classwise: ClassVar[bool] = False
+    # Whether labels and parameters are made from a teacher's inputs, kernel and bias.
+    has_teacher: ClassVar[bool] = False
 
     @property
     def axis(self) -> int | tuple[int, ...] | None:
-        """That of the classes, where a loss sums over them."""
-
-    def losses(
-        self, labels: Any, logits: Array, parameters: Array | None, /
-    ) -> tuple[Array, Any]: ...
-
-    def gradient(self, data: Data, statistics: Any) -> Array: ...
-
-    def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
-
-
-@runtime_checkable
-class OfIds(Member, Protocol):
-    """A loss whose labels are class ids."""
-
-    def are_in_range(self, labels: Any, logits: Array) -> Array:
-        """Whether each example's ids are."""
-
-
-@runtime_checkable
-class Capped(Protocol):
-    """What asks for logits that may be capped."""
+        """The axis of the classes; None where each class has a result of its own."""
+        return self.classes.axis
 
     @property
-    def logit_softcap(self) -> float | None: ...
-
-
-@runtime_checkable
-class Summed(Member, Capped, Protocol):
-    """A loss that sums over the classes, as the projection in `per_example` asks."""
-
-    @property
-    def axis(self) -> int | tuple[int, ...]: ...
-
-    @property
-    def classes(self) -> Classes: ...
-
-    def local_tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array: ...
-
-
-class OverClasses:
-    """A loss that sums over the classes, of which this chip may hold a part."""
-
-    classes: Classes
-
-    def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
-        return self.classes.across(self.local_tangent(data, statistics, tangents))
-
-    def local_tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
-        """The tangent over the classes that this chip holds."""
-        raise NotImplementedError
-
-
-@runtime_checkable
-class Taught(Summed, Protocol):
-    """A loss whose labels in a block are made from what the projection has in their place."""
-
-    def of_operands(self, labels: Array, parameters: Any) -> tuple[Array, Any]:
-        """Labels and parameters as `losses` takes them."""
-
-
-@runtime_checkable
-class CutByClasses(Capped, Protocol):
-    """What has its gradient, once its statistics are known, by blocks of classes too."""
-
-    @property
-    def axis(self) -> int | tuple[int, ...]: ...
-
-    @property
-    def classes(self) -> Classes: ...
-
-    @property
-    def whole(self) -> Any:
-        """The same of classes that are not split."""
-
-    @property
-    def independent(self) -> bool:
-        """Whether each class has its loss too from its own logit alone."""
+    def unsharded(self: Kind) -> Kind:
+        """The same of classes that are all on this device, or of a block of them."""
+        return replace(self, classes=Classes(-1))
 
     def labels_of(self, block: Block, labels: Array) -> Array:
-        """The labels of a block of classes."""
+        """The labels of a block of classes; here of class ids."""
+        return self.classes.places(block, labels)
+
+    def of_operands(self, labels: Any, parameters: Any) -> tuple[Any, Any]:
+        """Labels and parameters of a block of logits, of what a projection has in their place."""
+        return labels, parameters
 
 
-@runtime_checkable
-class ByClasses(Summed, CutByClasses, Protocol):
-    """A loss whose gradient, once its statistics are known, may be taken by blocks of classes."""
-
-    @property
-    def whole(self) -> Summed: ...
-
-    @property
-    def curves_by_classes(self) -> bool:
-        """Whether a block's second derivatives can be told from it and the `moment`."""
-
-
-@runtime_checkable
-class Exclusive(ByClasses, Protocol):
-    """One whose classes are not independent: a block's second derivative needs all of them."""
-
-    def moment_of_block(
-        self, logits: Array, dlogits: Array, statistics: Any, origin: Array | None
-    ) -> Array: ...
-
-
-class Parts(NamedTuple):
-    """What a loss is made of, one number an example."""
+class LossComponents(NamedTuple):
+    """The terms of a loss and whether the prediction is correct, one number per example."""
 
     cross_entropy: Array
     z_loss: Array
-    right: Array  # 1 where the prediction is, else 0
+    correct: Array  # 1 where it is, else 0
 
 
-@runtime_checkable
-class InParts(Summed, Protocol):
-    """A loss that may be asked for its parts."""
+@dataclass(frozen=True)
+class Loss(OfLogits, ABC):
+    """A loss per example, or per class where `axis` is None."""
 
     @property
-    def has_aux(self) -> bool: ...
+    def returns_components(self) -> bool:
+        """Whether the caller asks for the components beside the loss."""
+        return False
 
-    def parts(self, statistics: Any, /) -> Parts: ...
+    @property
+    def second_order_by_class_block(self) -> bool:
+        """Whether a block of classes has its second derivatives from itself and the `moment`."""
+        return False
+
+    @abstractmethod
+    def losses(self, labels: Any, logits: Array, parameters: Any) -> tuple[Array, Any]:
+        """The losses, and statistics from which the derivatives are computed."""
+
+    @abstractmethod
+    def gradient(self, data: Data, statistics: Any) -> Array:
+        """The derivative of each loss by its logits."""
+
+    @abstractmethod
+    def local_tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
+        """The tangent over the classes that this device holds."""
+
+    def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
+        """The tangent of the losses."""
+        return self.classes.across(self.local_tangent(data, statistics, tangents))
+
+    def are_in_range(self, labels: Any, logits: Array) -> Array | None:
+        """Whether each example's class ids are; None for labels that are no ids."""
+        return None
+
+    def components(self, statistics: Any) -> LossComponents:
+        """The terms that the losses are sums of."""
+        raise NotImplementedError
+
+    def moment_of_block(
+        self, logits: Array, dlogits: Array, statistics: Any, origin: Array | None
+    ) -> Array:
+        """What a block of classes adds to what the second derivatives of the others need."""
+        raise NotImplementedError
 
 
-def parts(member: Member, statistics: Any) -> Parts | None:
+def components(loss_fn: Loss, statistics: Any) -> LossComponents | None:
     """Those of the losses, where they are asked for."""
-    return member.parts(statistics) if isinstance(member, InParts) and member.has_aux else None
-
-
-@runtime_checkable
-class Total(Summed, Protocol):
-    """A sum over classes and examples, whose `each` gives the losses."""
-
-    @property
-    def each(self) -> Member: ...
-
-    def losses(
-        self,
-        labels: Array,
-        logits: Array,
-        parameters: Array | None,
-        weights: Array | None = None,
-        /,
-    ) -> tuple[Array, Any]: ...
-
-
-@runtime_checkable
-class PerClass(Member, Protocol):
-    """A loss that does not sum over the classes, whose `total` is the member that does."""
-
-    def total(self, ndim: int) -> Total: ...
+    return loss_fn.components(statistics) if loss_fn.returns_components else None
 
 
 class Known(NamedTuple):
     """What the rule needs of the losses' computation."""
 
-    statistics: Any  # the member's
+    statistics: Any  # the loss_fn's
     # Which examples are not dropped: those that weigh 0 and are inf or NaN are. None: all are kept.
     kept: Bool[Array, "..."] | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def losses(
-    member: Member, in_order: bool, weights: Array | None, *data: Any
-) -> tuple[Array, Known]:
-    """The member's losses, unweighted, in the computing dtype, and what is known of them.
+def losses(loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any) -> tuple[Array, Known]:
+    """The loss_fn's losses, unweighted, in the computing dtype, and what is known of them.
 
     Where a weight is 0 and the loss is inf or NaN, the example is dropped: its loss and its
     statistics are 0 and nothing is passed back. All other values are as without weights.
     `in_order`: the gradient is computed after the loss, see `zero_known_from`.
     """
     if weights is None:
-        values, statistics = member.losses(*cast(Data, data))
+        values, statistics = loss_fn.losses(*cast(Data, data))
         return values, Known(statistics, None)
     labels, logits, parameters = cast(Data, data)
     kept = weights != 0
-    in_range: bool | Array = True
-    if isinstance(member, OfIds):
+    in_range: bool | Array | None = loss_fn.are_in_range(labels, logits)
+    if in_range is None:
+        in_range = True
+    else:
         # Padding: an id out of range would make a NaN, which tools that look for it would report.
-        in_range = member.are_in_range(labels, logits)
-        labels = without_dropped(member, kept | in_range)(labels)
-    values, statistics = member.losses(labels, logits, parameters)
+        labels = without_dropped(loss_fn, kept | in_range)(labels)
+    values, statistics = loss_fn.losses(labels, logits, parameters)
     kept |= in_range & jnp.isfinite(values)
-    values, statistics = without_dropped(member, kept)((values, statistics))
+    values, statistics = without_dropped(loss_fn, kept)((values, statistics))
     return values, Known(statistics, kept)
 
 
@@ -230,21 +165,21 @@ def losses(
 # times NaN is NaN, and out of its own tangent, which may come from the same broken computation.
 # Where the loss is finite its factors are finite too, and multiplying by the weight is exact.
 #
-# The statistics are a cache. Whoever takes them differentiates with respect to the logits as a
-# whole, so their own tangents are 0.
+# The statistics are a cache: a rule that reads them has the whole derivative by the logits in its
+# own tangent, so that theirs are 0.
 def _losses_jvp(
-    member: Member, in_order: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    loss_fn: Loss, in_order: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[tuple[Array, Known], tuple[Array, Any]]:
     weights, *data = primals
-    values, known = losses(member, in_order, weights, *data)
+    values, known = losses(loss_fn, in_order, weights, *data)
     moving = present(tangents[1:])
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(known: Known, data: Any, moving: Any, zero: Array | None) -> Array:
         data, statistics = after(zero, data, known.statistics)
         if known.kept is not None:
-            data, moving = without_dropped(member, known.kept)((data, moving))
-        change = member.tangent(data, statistics, moving)
+            data, moving = without_dropped(loss_fn, known.kept)((data, moving))
+        change = loss_fn.tangent(data, statistics, moving)
         if known.kept is None or moving[-1] is None:
             return change
         # Parameters that examples share move the losses of cleaned data too. Of what is dropped
@@ -255,14 +190,14 @@ def _losses_jvp(
         change = jnp.zeros_like(values)
     else:
         zero = None
-        if in_order and member.axis is None:
+        if in_order and loss_fn.axis is None:
             zero = zero_known_from(jnp.sum(values))
         elif in_order:
             last = values
-            found = parts(member, known.statistics)
+            found = components(loss_fn, known.statistics)
             if found is not None:  # of another pass over the logits, maybe
-                last += zero_known_from(found.right)
-            zero = jnp.expand_dims(zero_known_from(last), cast(int, member.axis))
+                last += zero_known_from(found.correct)
+            zero = loss_fn.classes.expand(zero_known_from(last))
         change = tangent(known, data, moving, zero)
     return (values, known), (change, jax.tree.map(no_tangent, known))
 
@@ -285,14 +220,14 @@ def no_tangent(x: Array) -> Any:
     return jnp.zeros_like(x, dtype=dtype)
 
 
-def without_dropped(member: Member, kept: Array) -> Callable[[Any], Any]:
+def without_dropped(loss_fn: Loss, kept: Array) -> Callable[[Any], Any]:
     """Puts 0 in place of examples that are not kept in a tree of arrays."""
 
     def clean(x: Array) -> Array:
         along = kept
         if x.ndim > kept.ndim:
-            assert member.axis is not None
-            along = jnp.expand_dims(kept, member.axis)
+            assert loss_fn.axis is not None
+            along = jnp.expand_dims(kept, loss_fn.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # parameters that all examples share
         return jnp.where(class_axis.filled(along, x), x, jnp.zeros_like(x))
@@ -323,59 +258,18 @@ def after(zero: Array | None, data: Sequence[Any], statistics: Any = None) -> tu
     return (labels, later(logits), parameters), jax.tree.map(later, statistics)
 
 
-def weighted_losses(member: Member, weights: Array, *data: Any) -> Array:
-    """The member's losses times their weights; exactly 0 where a weight is 0."""
+def weighted_losses(loss_fn: Loss, weights: Array, *data: Any) -> Array:
+    """The loss_fn's losses times their weights; exactly 0 where a weight is 0."""
 
     def weighted(weights: Array, *data: Any) -> Array:
-        values, _ = losses(member, True, weights, *data)
+        values, _ = losses(loss_fn, True, weights, *data)
         return weigh(weights, values)
 
-    if member.axis is None:
+    if loss_fn.axis is None:
         # The losses are of the logits' size: compute them again rather than save them.
         weighted = jax.checkpoint(weighted)
     result: Array = weighted(weights, *data)
     return result
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def weighted_total(member: Total, weights: Array, *data: Array | None) -> Float[Array, ""]:
-    """sum(weights * losses) of a sum over classes and examples, whose `each` gives the losses."""
-    return member.losses(*cast(Data, data), weights)[0]
-
-
-# As the sum of the weighted losses, but known before the gradient is computed, see above, and
-# without storing the losses. What is dropped is told from the data: an infinite loss of finite
-# data has a finite gradient, which a weight of 0 makes 0.
-def _weighted_total_jvp(
-    member: Total, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    total = weighted_total(member, *primals)
-    dweights, *moving = present(tangents)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(
-        weights: Array, data: Any, dweights: Array | None, moving: Any, zero: Array
-    ) -> Array:
-        data, _ = after(zero, data)
-        change = jnp.zeros_like(total)
-        if jax.tree.leaves(moving):
-            size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
-            kept = (weights != 0) | jnp.isfinite(size)
-            clean = without_dropped(member.each, kept)
-            each = member.each.tangent(clean(data), None, clean(moving))
-            if moving[-1] is not None:  # as in `losses`
-                each = jnp.where(kept, each, 0)
-            change += member.classes.total(weights * each)
-        if dweights is not None:
-            values, _ = losses(member.each, False, weights, *data)
-            change += member.classes.total(jnp.where(jnp.isfinite(values), values, 0) * dweights)
-        return change
-
-    weights, *data = primals
-    return total, tangent(weights, data, dweights, moving, zero_known_from(total))
-
-
-weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
 
 
 @per_platform()

@@ -37,8 +37,7 @@ from jxent._src.core.elementary import (
     widen,
     zero_times,
 )
-from jxent._src.core.options import Options
-from jxent._src.loss_fns.base import Data, OverClasses, Tangents
+from jxent._src.loss_fns.base import Data, Loss, Tangents
 from jxent._src.loss_fns.sigmoid import read_again
 from jxent._src.loss_fns.softmax import stored
 from jxent._src.numerics import logsumexp
@@ -64,16 +63,10 @@ class Rows(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Divergence(OverClasses, Options):
-    """The member that `base` differentiates: its labels are the teacher's logits."""
+class Divergence(Loss):
+    """The divergence per example; its labels are the teacher's logits."""
 
-    classes: Classes
     teacher_logit_softcap: float | None = None
-    logit_softcap: float | None = None
-
-    @property
-    def axis(self) -> int | tuple[int, ...]:
-        return self.classes.axis
 
     def losses(self, labels: Array, logits: Array, parameters: Array | None) -> tuple[Array, Rows]:
         rows = self._rows((labels, logits, parameters))

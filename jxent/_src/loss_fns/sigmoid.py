@@ -5,12 +5,13 @@ Each class is a yes-or-no question of its own: a picture may show a dog and an e
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial, reduce
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Integer
+from jaxtyping import Array, Float, Integer
 
 from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
@@ -21,9 +22,8 @@ from jxent._src.core.elementary import (
     widen,
     zero_times,
 )
-from jxent._src.core.options import Options
 from jxent._src.loss_fns import base
-from jxent._src.loss_fns.base import Data, OverClasses, Tangents
+from jxent._src.loss_fns.base import Data, Loss, Tangents
 from jxent._src.numerics.sigmoid import (
     class_losses,
     focused_losses,
@@ -42,40 +42,61 @@ from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import Classes
 
 
-class _Focused:
-    """The powers by which the terms of present and of absent classes are focused."""
+@dataclass(frozen=True)
+class _Independent(Loss):
+    """Each class is a yes-or-no question of its own."""
 
-    focusing: float
-    negative_focusing: float | None
+    label_smoothing: float = 0.0
+    focusing: float = 0.0
+    negative_focusing: float | None = None
+    has_class_blocks = True
+    classwise = True
+
+    @property
+    def second_order_by_class_block(self) -> bool:
+        return True
 
     @property
     def powers(self) -> tuple[float, float]:
-        """Of present classes, of absent ones."""
+        """The powers that focus the terms of present and of absent classes."""
         absent = self.focusing if self.negative_focusing is None else self.negative_focusing
         return self.focusing, absent
 
 
 @dataclass(frozen=True)
-class Sigmoid(_Focused, Options):
-    """Independent classes, dense labels: the member that `base` differentiates."""
+class Sigmoid(_Independent):
+    """Dense labels: a loss per class where the classes have no axis, else the sum over them."""
 
-    label_smoothing: float = 0.0
-    logit_softcap: float | None = None
-    focusing: float = 0.0
-    negative_focusing: float | None = None
-    axis = None
+    @property
+    def per_class(self) -> "Sigmoid":
+        """The same per class."""
+        return replace(self, classes=Classes(None))
+
+    def total_of(self, ndim: int) -> "Sigmoid":
+        """The sum over all axes of logits of this rank."""
+        axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
+        return replace(self, classes=Classes(axes))
+
+    def labels_of(self, block: Block, labels: Array) -> Array:
+        own: Array = block.of(labels)
+        return own
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
+        if self.axis is not None:
+            return self.weighted_sum(labels, logits, pos_weight, None), None
         x = softcap(widen(logits), self.logit_softcap)
         z = self.smoothed(labels, x.dtype)
         if any(self.powers):
             return focused_losses(self.powers, z, pos_weight, x), None
         return class_losses(z, pos_weight, x), None
 
-    def total(self, ndim: int) -> "SigmoidSum":
-        """The member that gives the sum of all these losses."""
-        axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
-        return SigmoidSum(Classes(axes), **vars(self))
+    def weighted_sum(
+        self, labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
+    ) -> Array:
+        """The sum over the classes of the losses times their weights."""
+        # Of the logits' rank, which `vmap` may add to.
+        factors = (of_rank(logits.ndim, x) for x in (pos_weight, weights))
+        return summed_losses(self, labels, logits, *factors)
 
     def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
@@ -90,7 +111,7 @@ class Sigmoid(_Focused, Options):
             slope = logits_grad(1 - z, positive, capped)
         return slope * softcap_slope(x, self.logit_softcap)
 
-    def tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
+    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, pos_weight = data
         dlabels, dlogits, dpos_weight = tangents
         x = softcap(widen(logits), self.logit_softcap)
@@ -108,7 +129,7 @@ class Sigmoid(_Focused, Options):
         if dpos_weight is not None:
             z = self.smoothed(labels, x.dtype)
             change += z * finite_term(self.focusing, -x) * dpos_weight
-        return change
+        return change if self.axis is None else jnp.sum(change, self.axis)
 
     def smoothed(self, labels: Array, dtype: DTypeLike) -> Array:
         z = labels.astype(dtype)
@@ -117,112 +138,86 @@ class Sigmoid(_Focused, Options):
         return z
 
 
-@dataclass(frozen=True)
-class SigmoidSum(_Focused, OverClasses, Options):
-    """The sum over independent classes, dense labels: a member of one loss an example."""
-
-    classes: Classes
-    label_smoothing: float = 0.0
-    logit_softcap: float | None = None
-    focusing: float = 0.0
-    negative_focusing: float | None = None
-
-    @property
-    def axis(self) -> int | tuple[int, ...]:
-        return self.classes.axis
-
-    independent = True
-    curves_by_classes = True
-
-    @property
-    def whole(self) -> "SigmoidSum":
-        return replace(self, classes=Classes(-1))
-
-    def labels_of(self, block: Block, labels: Array) -> Array:
-        own: Array = block.of(labels)
-        return own
-
-    @property
-    def each(self) -> Sigmoid:
-        """The member of one loss a class."""
-        options = {name: value for name, value in vars(self).items() if name != "classes"}
-        return Sigmoid(**options)
-
-    def losses(
-        self,
-        labels: Array,
-        logits: Array,
-        pos_weight: Array | None,
-        weights: Array | None = None,
-    ) -> tuple[Array, None]:
-        # Of the logits' rank, which `vmap` may add to.
-        factors = (of_rank(logits.ndim, x) for x in (pos_weight, weights))
-        return summed_losses(self, labels, logits, *factors), None
-
-    def gradient(self, data: Data, statistics: None) -> Array:
-        return self.each.gradient(data, statistics)
-
-    def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
-        return jnp.sum(self.each.tangent(data, statistics, tangents), self.axis)
-
-
 @per_platform(statics=1)
 def summed_losses(
-    member: SigmoidSum,
+    loss_fn: Sigmoid,
     labels: Array,
     logits: Array,
     pos_weight: Array | None,
     weights: Array | None,
 ) -> Array:
     """The sum over the classes of the losses times their weights."""
-    return member.classes.total(weighted_class_losses(member, labels, logits, pos_weight, weights))
+    return loss_fn.classes.total(
+        weighted_class_losses(loss_fn, labels, logits, pos_weight, weights)
+    )
 
 
 def weighted_class_losses(
-    member: SigmoidSum,
+    loss_fn: Sigmoid,
     labels: Array,
     logits: Array,
     pos_weight: Array | None,
     weights: Array | None,
 ) -> Array:
     """The losses of all classes times their weights."""
-    x = softcap(widen(logits), member.logit_softcap)
-    z = member.each.smoothed(labels, x.dtype)
-    if any(member.powers):
-        each = focused_losses(member.powers, z, pos_weight, x)
+    x = softcap(widen(logits), loss_fn.logit_softcap)
+    z = loss_fn.smoothed(labels, x.dtype)
+    if any(loss_fn.powers):
+        each = focused_losses(loss_fn.powers, z, pos_weight, x)
     else:
         each = class_losses.plain(z, pos_weight, x)
     return each if weights is None else base.weigh(weights, each)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def weighted_total(loss_fn: Sigmoid, weights: Array, *data: Array | None) -> Float[Array, ""]:
+    """sum(weights * losses) over classes and examples."""
+    return loss_fn.weighted_sum(*cast(Data, data), weights)
+
+
+# As the sum of the weighted losses, but known before the gradient is computed, see
+# `base.zero_known_from`, and without storing the losses. What is dropped is told from the data: an
+# infinite loss of finite data has a finite gradient, which a weight of 0 makes 0.
+def _weighted_total_jvp(
+    loss_fn: Sigmoid, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    total = weighted_total(loss_fn, *primals)
+    dweights, *moving = base.present(tangents)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def tangent(
+        weights: Array, data: Any, dweights: Array | None, moving: Any, zero: Array
+    ) -> Array:
+        data, _ = base.after(zero, data)
+        change = jnp.zeros_like(total)
+        if jax.tree.leaves(moving):
+            size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
+            kept = (weights != 0) | jnp.isfinite(size)
+            clean = base.without_dropped(loss_fn.per_class, kept)
+            each = loss_fn.per_class.tangent(clean(data), None, clean(moving))
+            if moving[-1] is not None:  # as in `losses`
+                each = jnp.where(kept, each, 0)
+            change += loss_fn.classes.total(weights * each)
+        if dweights is not None:
+            values, _ = base.losses(loss_fn.per_class, False, weights, *data)
+            change += loss_fn.classes.total(jnp.where(jnp.isfinite(values), values, 0) * dweights)
+        return change
+
+    weights, *data = primals
+    return total, tangent(weights, data, dweights, moving, base.zero_known_from(total))
+
+
+weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
+
+
 @dataclass(frozen=True)
-class SparseSigmoid(_Focused, OverClasses, Options):
+class SparseSigmoid(_Independent):
     """The same from lists of ids, `[*batch, ids]`; the classes are the last axis.
 
     In terms of v, which is -x for the listed classes and x for the others, every class has the
     loss `a softplus(v) + b softplus(-v)`. Without smoothing b is 0, without `pos_weight` a is 1:
     v is then all that is looked at, and a compiler that stores it stores nothing else.
     """
-
-    classes: Classes
-    label_smoothing: float = 0.0
-    logit_softcap: float | None = None
-    focusing: float = 0.0
-    negative_focusing: float | None = None
-
-    @property
-    def axis(self) -> int | tuple[int, ...]:
-        return self.classes.axis
-
-    independent = True
-    curves_by_classes = True
-
-    @property
-    def whole(self) -> "SparseSigmoid":
-        return replace(self, classes=Classes(-1))
-
-    def labels_of(self, block: Block, labels: Array) -> Array:
-        return self.classes.places(block, labels)
 
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         pos_weight = of_rank(logits.ndim, pos_weight)
@@ -309,10 +304,10 @@ class SparseSigmoid(_Focused, OverClasses, Options):
 
 @per_platform(statics=1)
 def summed_losses_of_ids(
-    member: SparseSigmoid, labels: Array, logits: Array, pos_weight: Array | None
+    loss_fn: SparseSigmoid, labels: Array, logits: Array, pos_weight: Array | None
 ) -> Array:
     """The sum over the classes of the losses."""
-    return member.classes.total(member.class_losses(labels, logits, pos_weight))
+    return loss_fn.classes.total(loss_fn.class_losses(labels, logits, pos_weight))
 
 
 @per_platform(statics=1)

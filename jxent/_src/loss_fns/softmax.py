@@ -3,7 +3,7 @@
 Each example has one class, or a distribution over the classes: a weight for each, or for some.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, cast
 
@@ -11,19 +11,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import Listed, log1p, nan_unless, widen
-from jxent._src.core.options import Options
 from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES
 from jxent._src.loss_fns import label_lists
-from jxent._src.loss_fns.base import Data, OverClasses, Parts, Tangents
+from jxent._src.loss_fns.base import Data, Loss, LossComponents, Tangents
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.focal import focused, focused_slope
 from jxent._src.numerics.logsumexp import LabelNormalizer, Moment
 from jxent._src.numerics.softcap import softcap, softcap_slope
 from jxent._src.numerics.softmax_rows import LabelsStatistics
-from jxent._src.sharding.class_axis import Classes
 
 
 # The product is computed again in every fusion, here and there as one fused multiply-add: without
@@ -36,19 +33,17 @@ def stored(has_ids: bool, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class _Exclusive(OverClasses, Options):
+class _Exclusive(Loss):
     """What dense labels and ids share: the options, and everything about the normaliser."""
 
-    classes: Classes
     label_smoothing: float = 0.0
     z_loss: float = 0.0
-    logit_softcap: float | None = None
     has_aux: bool = False
     _has_ids: ClassVar[bool] = False
 
     @property
-    def axis(self) -> int | tuple[int, ...]:
-        return self.classes.axis
+    def returns_components(self) -> bool:
+        return self.has_aux
 
     def _of_statistics(self, logits: Array) -> Array:
         """What statistics take: the logits as they are given, where they are not capped."""
@@ -60,11 +55,14 @@ class _Exclusive(OverClasses, Options):
             return x
         return stored(self._has_ids, x)
 
-    def _parts(self, loss: Array, log_normalizer: Array, right: Array | None) -> Parts:
+    def _components(
+        self, loss: Array, log_normalizer: Array, right: Array | None
+    ) -> LossComponents:
         z_loss = jnp.zeros_like(loss)
         if self.z_loss:
             z_loss = self.z_loss * jnp.square(log_normalizer)
-        return Parts(*(jnp.squeeze(cast(Array, x), self.axis) for x in (loss, z_loss, right)))
+        every = (loss, z_loss, cast(Array, right))
+        return LossComponents(*(jnp.squeeze(x, self.axis) for x in every))
 
     def _z_slope(
         self, x: Array, p: Array, log_normalizer: Array, moment: Moment | None = None
@@ -76,7 +74,7 @@ class _Exclusive(OverClasses, Options):
 
 @dataclass(frozen=True)
 class Softmax(_Exclusive):
-    """Exclusive classes, dense labels: the member that `base` differentiates."""
+    """Exclusive classes, dense labels."""
 
     def losses(
         self, labels: Any, logits: Array, parameters: Array | None
@@ -100,9 +98,8 @@ class Softmax(_Exclusive):
         total = (1 - self.label_smoothing) * known.total + self.label_smoothing
         return known._replace(total=total)
 
-    def parts(self, known: LabelsStatistics) -> Parts:
-        """What the losses are made of."""
-        return self._parts(known.loss, known.row_max + log1p(known.rest), known.right)
+    def components(self, known: LabelsStatistics) -> LossComponents:
+        return self._components(known.loss, known.row_max + log1p(known.rest), known.right)
 
     def gradient(self, data: Data, statistics: LabelsStatistics) -> Array:
         labels, logits, _ = data
@@ -139,7 +136,7 @@ class Softmax(_Exclusive):
 
 @dataclass(frozen=True)
 class ListedSoftmax(Softmax):
-    """Exclusive classes, lists of weighted ids: the member that `base` differentiates."""
+    """Exclusive classes, lists of weighted ids."""
 
     focusing: float = 0.0
 
@@ -184,11 +181,11 @@ class ListedSoftmax(Softmax):
 
 @dataclass(frozen=True)
 class SparseSoftmax(_Exclusive):
-    """Exclusive classes, ids: the member that `base` differentiates."""
+    """Exclusive classes, ids."""
 
     focusing: float = 0.0
     _has_ids = True
-    independent = False
+    has_class_blocks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,16 +196,9 @@ class SparseSoftmax(_Exclusive):
             )
 
     @property
-    def curves_by_classes(self) -> bool:
+    def second_order_by_class_block(self) -> bool:
         """A focused slope depends on its example's loss, so on all blocks."""
         return not self.focusing and SECOND_ORDER_BY_CLASSES
-
-    @property
-    def whole(self) -> "SparseSoftmax":
-        return replace(self, classes=Classes(-1))
-
-    def labels_of(self, block: Block, labels: Array) -> Array:
-        return self.classes.places(block, labels)
 
     def are_in_range(self, labels: Array, logits: Array) -> Array:
         return jnp.squeeze(self.classes.has(labels, logits), self.axis)
@@ -241,18 +231,17 @@ class SparseSoftmax(_Exclusive):
         loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
         return nan_unless(in_range, loss), normalizer
 
-    def parts(self, normalizer: LabelNormalizer) -> Parts:
-        """What the losses are made of."""
+    def components(self, normalizer: LabelNormalizer) -> LossComponents:
         loss = normalizer.loss
         if self.focusing:
             loss = focused(self.focusing, loss)
-        return self._parts(loss, normalizer.log_normalizer, normalizer.right)
+        return self._components(loss, normalizer.log_normalizer, normalizer.right)
 
     def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
         labels, logits, _ = data
         x = self._capped(logits)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
-        ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
+        ids = self.classes.expand(jnp.where(labels < 0, -1, labels).astype(jnp.int32))
         slope = logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
         if self.focusing:
             loss = logsumexp.label_loss(self.classes, x, ids, statistics)
@@ -279,6 +268,6 @@ class SparseSoftmax(_Exclusive):
 
 
 def of_ids(labels: Array | Listed, **options: Any) -> SparseSoftmax | ListedSoftmax:
-    """The member that takes one id an example, or a list of weighted ones."""
-    member = ListedSoftmax if isinstance(labels, Listed) else SparseSoftmax
-    return member(**options)
+    """The loss that takes one id per example, or a list of weighted ones."""
+    loss_fn = ListedSoftmax if isinstance(labels, Listed) else SparseSoftmax
+    return loss_fn(**options)

@@ -10,19 +10,18 @@ leader rounds to 0.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jxent._src.core.blocking import Block
 from jxent._src.core.elementary import bounded, divided_about, divided_by, log1p, nan_unless, widen
-from jxent._src.core.options import Options
 from jxent._src.core.serialization import written_as
 from jxent._src.loss_fns import base
+from jxent._src.loss_fns.base import OfLogits
 from jxent._src.loss_fns.softmax import stored
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.logsumexp import LabelNormalizer
@@ -63,25 +62,10 @@ FIELDS = ("log_prob", "entropy", "log_normalizer")  # those with a derivative
 
 
 @dataclass(frozen=True)
-class Prediction(Options):
+class Predictor(OfLogits):
     """Where the classes are, and what becomes of the logits before the softmax."""
 
-    classes: Classes
-    logit_softcap: float | None = None
-    independent: ClassVar[bool] = False
-
-    @property
-    def axis(self) -> int | tuple[int, ...]:
-        return self.classes.axis
-
-    @property
-    def whole(self) -> "Prediction":
-        """The same of classes that are not split."""
-        return replace(self, classes=Classes(-1))
-
-    def labels_of(self, block: Block, labels: Array) -> Array:
-        """The labels of a block of classes."""
-        return self.classes.places(block, labels)
+    has_class_blocks = True
 
     def scaled(
         self, logits: Array, temperature: Array | None, origin: Array | None = None
@@ -136,7 +120,7 @@ class Prediction(Options):
         scale = row.normalizer.scale
         scale = nan_unless(~jnp.isnan(row.normalizer.complement), scale)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
-        ids = jnp.expand_dims(jnp.where(labels < 0, -1, labels).astype(jnp.int32), self.axis)
+        ids = self.classes.expand(jnp.where(labels < 0, -1, labels).astype(jnp.int32))
         of_label = logsumexp.label_slopes(
             self.classes, 0.0, y, ids, row.normalizer._replace(scale=scale)
         )
@@ -184,24 +168,26 @@ def _surplus_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def predicted(member: Prediction, labels: Array, logits: Array, temperature: Array | None) -> Found:
+def predicted(
+    predictor: Predictor, labels: Array, logits: Array, temperature: Array | None
+) -> Found:
     """The statistics of logits in memory."""
-    return member.statistics(labels, logits, temperature)
+    return predictor.statistics(labels, logits, temperature)
 
 
 # The tangent of each field is recomputed from the data as given, under a checkpoint of its own:
 # reverse mode saves no second array of the logits' size, and one field alone costs no other.
-def _predicted_jvp(member: Prediction, primals: Any, tangents: Any) -> tuple[Found, Found]:
+def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[Found, Found]:
     labels, *data = primals
-    found = predicted(member, *primals)
+    found = predicted(predictor, *primals)
     moving = base.present(tangents[1:])
 
     def change(name: str, value: Array, row: Row, data: Any, moving: Any) -> Array:
         # After the field itself, see `base`: a step writes the new logits over the old ones.
-        zero = jnp.expand_dims(base.zero_known_from(value), cast(int, member.axis))
+        zero = predictor.classes.expand(base.zero_known_from(value))
         (_, *data), row = base.after(zero, (labels, *data), row)
-        found = member.changes(labels, *member.moved(data, moving, row), row)
-        return member.with_constant(found, data[1], moving[1], row)[name]
+        found = predictor.changes(labels, *predictor.moved(data, moving, row), row)
+        return predictor.with_constant(found, data[1], moving[1], row)[name]
 
     changes = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
     if jax.tree.leaves(moving):

@@ -9,8 +9,8 @@ from jxent._src.core import blocking
 from jxent._src.core.blocking import AnyCut, Choice, Cut
 from jxent._src.core.dispatch import way
 from jxent._src.loss_fns import sigmoid
-from jxent._src.loss_fns.base import ByClasses, Summed
-from jxent._src.loss_fns.statistics import Prediction
+from jxent._src.loss_fns.base import Loss
+from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
 from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
@@ -46,18 +46,18 @@ def _larger(blocks: Choice, operands: Operands) -> Cut:
     return blocking.enlarged(blocks.examples, examples, min(FEWEST, 2 * features), chips)
 
 
-def _are_small(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
+def _are_small(_: Loss, blocks: AnyCut, *rest: Any) -> bool:
     return isinstance(blocks, Choice) and _larger(blocks, rest[-1]) != blocks.examples
 
 
 @way(reduced.values_and_gradients, "cuda", applies=_are_small)
 @way(reduced.values_and_gradients, "rocm", applies=_are_small)
-def _in_larger_blocks(member: Summed, blocks: Choice, *rest: Any) -> Any:
+def _in_larger_blocks(loss_fn: Loss, blocks: Choice, *rest: Any) -> Any:
     """H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
 
     4.5 GB in place of 3.0 are held.
     """
-    return reduced.values_and_gradients.plain(member, _larger(blocks, rest[-1]), *rest)
+    return reduced.values_and_gradients.plain(loss_fn, _larger(blocks, rest[-1]), *rest)
 
 
 def _classes_pay(blocks: AnyCut, operands: Operands, slopes: int) -> bool:
@@ -76,31 +76,31 @@ def _classes_pay(blocks: AnyCut, operands: Operands, slopes: int) -> bool:
     return of_kernel > of_inputs + slopes * size * examples * operands.kernel.shape[1]
 
 
-def _classes_pay_each(member: Summed, blocks: AnyCut, *rest: Any) -> bool:
-    curves = isinstance(member, ByClasses) and member.curves_by_classes
+def _classes_pay_each(loss_fn: Loss, blocks: AnyCut, *rest: Any) -> bool:
+    curves = loss_fn.second_order_by_class_block
     return curves and _classes_pay(blocks, rest[-2], slopes=3)  # stored once, read twice
 
 
 @way(per_example.change, "cuda", applies=_classes_pay_each)
 @way(per_example.change, "rocm", applies=_classes_pay_each)
-def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
+def _change_by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Array:
     """One loss an example: the kernel's gradient is written once.
 
     H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 84 GB in place of 123 moved, 1.6
     in place of 3.5 held, by the compiler.
     """
-    return per_example.change.plain(member, blocks.classes, *rest)
+    return per_example.change.plain(loss_fn, blocks.classes, *rest)
 
 
-def _classes_pay_statistics(_: Prediction, blocks: AnyCut, *rest: Any) -> bool:
+def _classes_pay_statistics(_: Predictor, blocks: AnyCut, *rest: Any) -> bool:
     return _classes_pay(blocks, rest[-2], slopes=0)  # as often, by the counts
 
 
 @way(softmax_statistics.changes_of_projection, "cuda", applies=_classes_pay_statistics)
 @way(softmax_statistics.changes_of_projection, "rocm", applies=_classes_pay_statistics)
-def _changes_by_classes(member: Prediction, blocks: Choice, *rest: Any) -> dict[str, Array]:
+def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dict[str, Array]:
     """The same of statistics."""
-    return softmax_statistics.changes_of_projection.plain(member, blocks.classes, *rest)
+    return softmax_statistics.changes_of_projection.plain(predictor, blocks.classes, *rest)
 
 
 @way(matmuls.once, "cuda")

@@ -11,8 +11,8 @@ from jxent._src.core.blocking import AnyCut, Choice, ClassCut, Cut
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import Listed
 from jxent._src.loss_fns import sigmoid, softmax
-from jxent._src.loss_fns.base import ByClasses, Known, Summed, Taught
-from jxent._src.loss_fns.statistics import Found, Prediction
+from jxent._src.loss_fns.base import Known, Loss
+from jxent._src.loss_fns.statistics import Found, Predictor
 from jxent._src.platforms import one_pass
 from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
@@ -48,7 +48,7 @@ def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
     return jax.lax.optimization_barrier(primals[0]), tangents[0]
 
 
-def _are_fused(member: Summed, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
+def _are_fused(loss_fn: Loss, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
     """Not with a cap, which takes the compiler minutes, and no mask of long lists is stored.
 
     Nor where the statistics take several passes over the logits, which then would be.
@@ -56,20 +56,20 @@ def _are_fused(member: Summed, blocks: AnyCut, _: Array | None, operands: Operan
     ids = operands.labels.ids if isinstance(operands.labels, Listed) else operands.labels
     lists = ids.ndim > 1 and jnp.issubdtype(ids.dtype, jnp.integer)
     are_long = lists and ids.shape[-1] > LONG
-    fused = not (are_long or isinstance(member, Taught))
-    return member.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and fused
+    fused = not (are_long or loss_fn.has_teacher)
+    return loss_fn.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and fused
 
 
 @way(per_example.losses_and_known, "tpu", applies=_are_fused)
 def _in_one_block(
-    member: Summed, _: AnyCut, weights: Array | None, operands: Operands
+    loss_fn: Loss, _: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, Known]:
     """The product is fused with the one reduction of its rows: no logits are stored at all.
 
     v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 1.2 GB in place of 27 GB moved.
     """
     whole = Cut(1, operands.inputs.shape[0])
-    return per_example.by_examples(member, whole, weights, _kept_near(operands))
+    return per_example.by_examples(loss_fn, whole, weights, _kept_near(operands))
 
 
 # Bytes of an example's inputs, from which a product with the whole kernel waits for them.
@@ -110,14 +110,14 @@ def _widened(blocks: ClassCut | None, operands: Operands) -> ClassCut:
     return cut._replace(width=max(cut.width, width))
 
 
-def _classes_pay(_: Summed, blocks: AnyCut, *rest: Any) -> bool:
+def _classes_pay(_: Loss, blocks: AnyCut, *rest: Any) -> bool:
     """For the sum of the losses, where blocks of examples have a product less."""
     return _pay(blocks, rest[-1], products=1)
 
 
-def _classes_pay_each(member: Summed, blocks: AnyCut, *rest: Any) -> bool:
+def _classes_pay_each(loss_fn: Loss, blocks: AnyCut, *rest: Any) -> bool:
     """For one loss an example, where both have four products."""
-    curves = isinstance(member, ByClasses) and member.curves_by_classes
+    curves = loss_fn.second_order_by_class_block
     return curves and _pay(blocks, rest[-2], products=0)
 
 
@@ -128,7 +128,7 @@ def _pay(blocks: AnyCut, operands: Operands, products: int) -> bool:
 
 
 @way(reduced.values_and_gradients, "tpu", applies=_classes_pay)
-def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
+def _by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Any:
     """The kernel's gradient is written once, in its own dtype, and no logits are stored.
 
     v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 22 GB in place of 95 moved, a
@@ -136,35 +136,35 @@ def _by_classes(member: Summed, blocks: Choice, *rest: Any) -> Any:
     traffic.
     """
     cut = _widened(blocks.classes, rest[-1])
-    return reduced.values_and_gradients.plain(member, cut, *rest)
+    return reduced.values_and_gradients.plain(loss_fn, cut, *rest)
 
 
 @way(per_example.change, "tpu", applies=_classes_pay_each)
-def _change_by_classes(member: Summed, blocks: Choice, *rest: Any) -> Array:
+def _change_by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Array:
     """The same of one loss an example."""
-    return per_example.change.plain(member, _widened(blocks.classes, rest[-2]), *rest)
+    return per_example.change.plain(loss_fn, _widened(blocks.classes, rest[-2]), *rest)
 
 
-def _is_uncapped(member: Prediction, blocks: AnyCut, *_: Any) -> bool:
-    return member.logit_softcap is None and isinstance(blocks, Choice)
+def _is_uncapped(predictor: Predictor, blocks: AnyCut, *_: Any) -> bool:
+    return predictor.logit_softcap is None and isinstance(blocks, Choice)
 
 
 @way(softmax_statistics.statistics_of_projection, "tpu", applies=_is_uncapped)
-def _statistics_in_one_block(member: Prediction, _: AnyCut, operands: Operands) -> Found:
+def _statistics_in_one_block(predictor: Predictor, _: AnyCut, operands: Operands) -> Found:
     """As `_in_one_block`."""
     whole = Cut(1, operands.inputs.shape[0])
-    return softmax_statistics.by_examples(member, whole, _kept_near(operands))
+    return softmax_statistics.by_examples(predictor, whole, _kept_near(operands))
 
 
-def _classes_pay_statistics(_: Prediction, blocks: AnyCut, *rest: Any) -> bool:
+def _classes_pay_statistics(_: Predictor, blocks: AnyCut, *rest: Any) -> bool:
     return _pay(blocks, rest[-2], products=0)
 
 
 @way(softmax_statistics.changes_of_projection, "tpu", applies=_classes_pay_statistics)
-def _changes_by_classes(member: Prediction, blocks: Choice, *rest: Any) -> dict[str, Array]:
+def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dict[str, Array]:
     """As `_change_by_classes`."""
     cut = _widened(blocks.classes, rest[-2])
-    return softmax_statistics.changes_of_projection.plain(member, cut, *rest)
+    return softmax_statistics.changes_of_projection.plain(predictor, cut, *rest)
 
 
 @way(matmuls.uncapped, "tpu")

@@ -13,7 +13,7 @@ from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import Listed, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
-from jxent._src.loss_fns.base import Capped, CutByClasses, Data, Taught, present
+from jxent._src.loss_fns.base import Data, OfLogits, present
 from jxent._src.sharding import class_axis
 
 
@@ -55,11 +55,11 @@ def in_products(operands: Operands) -> Operands:
     return low
 
 
-def of_block(member: CutByClasses, block: Block, operands: Operands) -> Operands:
+def of_block(loss_fn: OfLogits, block: Block, operands: Operands) -> Operands:
     """The operands of a block of classes."""
     labels, inputs, kernel, bias, parameters = operands
     return Operands(
-        member.labels_of(block, labels),
+        loss_fn.labels_of(block, labels),
         inputs,
         block.of(kernel),
         None if bias is None else block.of(bias),
@@ -162,26 +162,26 @@ def uncapped(x: Array) -> Array:
     return x
 
 
-def data_of(member: Capped, operands: Operands) -> Data:
-    """What the member's losses are computed from, with the logits of a block."""
+def data_of(loss_fn: OfLogits, operands: Operands) -> Data:
+    """What the loss_fn's losses are computed from, with the logits of a block."""
     x = project(operands.inputs, operands.kernel, operands.bias)
-    if member.logit_softcap is not None:
+    if loss_fn.logit_softcap is not None:
         x = uncapped(x)
-    labels, parameters = _own(member, operands.labels, operands.parameters)
+    labels, parameters = _own(loss_fn, operands.labels, operands.parameters)
     return labels, x, parameters
 
 
-def _own(member: Capped, labels: Any, parameters: Any) -> tuple[Any, Any]:
-    if isinstance(member, Taught):
-        return member.of_operands(labels, parameters)
+def _own(loss_fn: OfLogits, labels: Any, parameters: Any) -> tuple[Any, Any]:
+    if loss_fn.has_teacher:
+        return loss_fn.of_operands(labels, parameters)
     return labels, parameters
 
 
 def other_tangents(
-    member: Capped, operands: Operands, dlabels: Any, dparameters: Any
+    loss_fn: OfLogits, operands: Operands, dlabels: Any, dparameters: Any
 ) -> tuple[Any, None, Any]:
     """Those of a block's data but its logits, linear in those of labels and parameters."""
-    if not isinstance(member, Taught):
+    if not loss_fn.has_teacher:
         return dlabels, None, dparameters
     if not jax.tree.leaves((dlabels, dparameters)):
         return None, None, None
@@ -193,7 +193,7 @@ def other_tangents(
     if dparameters is None:
         dparameters = jax.tree.map(lambda _: None, operands.parameters)
     moving = jax.tree.map(still, given, (dlabels, dparameters), is_leaf=lambda x: x is None)
-    _, (dlabels, dparameters) = jax.jvp(member.of_operands, given, moving)
+    _, (dlabels, dparameters) = jax.jvp(loss_fn.of_operands, given, moving)
     return dlabels, None, dparameters
 
 

@@ -22,7 +22,7 @@ from jxent._src.core.elementary import computing_dtype, zero_from
 from jxent._src.core.kernel import Kernel, matrix
 from jxent._src.core.versions import linear
 from jxent._src.loss_fns import base
-from jxent._src.loss_fns.base import ByClasses, CutByClasses, Exclusive, Summed
+from jxent._src.loss_fns.base import Loss, OfLogits
 from jxent._src.numerics.logsumexp import Moment
 from jxent._src.projection.matmuls import (
     Operands,
@@ -55,32 +55,30 @@ def _kept(weights: Array | None, blocks: Cut, inputs: Array) -> Array | None:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def per_example(
-    member: Summed, blocks: AnyCut, weights: Array | None, operands: Operands
+    loss_fn: Loss, blocks: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, base.Known]:
     """Losses of all examples, unweighted, and what is known of them, as `base.losses`."""
-    return losses_and_known(member, blocks, weights, operands)
+    return losses_and_known(loss_fn, blocks, weights, operands)
 
 
 @per_platform(statics=2)
 def losses_and_known(
-    member: Summed, blocks: AnyCut, weights: Array | None, operands: Operands
+    loss_fn: Loss, blocks: AnyCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, base.Known]:
     """What `per_example` returns."""
-    if isinstance(blocks, ClassCut) and cast(ByClasses, member).independent:
-        return _by_classes(cast(ByClasses, member), blocks, weights, operands)
+    if isinstance(blocks, ClassCut) and loss_fn.classwise:
+        return _by_classes(loss_fn, blocks, weights, operands)
     blocks = of_examples(blocks, operands.inputs, operands.kernel)
-    return by_examples(member, blocks, weights, operands)
+    return by_examples(loss_fn, blocks, weights, operands)
 
 
 # The tangent is computed block by block, each under `jax.checkpoint`: its transpose multiplies a
 # block's logits once more, and keeps nothing of a block but one normaliser an example.
-def _per_example_jvp(
-    member: Summed, blocks: AnyCut, primals: Any, tangents: Any
-) -> tuple[Any, Any]:
+def _per_example_jvp(loss_fn: Loss, blocks: AnyCut, primals: Any, tangents: Any) -> tuple[Any, Any]:
     weights, operands = primals
-    values, known = per_example(member, blocks, weights, operands)
+    values, known = per_example(loss_fn, blocks, weights, operands)
     moving = moving_of(tangents[1])
-    dvalues = change(member, blocks, values, known, operands, moving)
+    dvalues = change(loss_fn, blocks, values, known, operands, moving)
     return (values, known), (dvalues, jax.tree.map(base.no_tangent, known))
 
 
@@ -89,7 +87,7 @@ per_example.defjvp(_per_example_jvp, symbolic_zeros=True)
 
 @per_platform(statics=2)
 def change(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     values: Array,
     known: base.Known,
@@ -97,14 +95,14 @@ def change(
     moving: Operands,
 ) -> Array:
     """The tangent of the losses."""
-    if isinstance(blocks, ClassCut) and cast(ByClasses, member).curves_by_classes:
-        return _change_by_classes(cast(ByClasses, member), blocks, known, operands, moving)
+    if isinstance(blocks, ClassCut) and loss_fn.second_order_by_class_block:
+        return _change_by_classes(loss_fn, blocks, known, operands, moving)
     blocks = of_examples(blocks, operands.inputs, operands.kernel)
-    return _change_by_examples(member, blocks, values, known, operands, moving)
+    return _change_by_examples(loss_fn, blocks, values, known, operands, moving)
 
 
 def _change_of_block(
-    member: Summed,
+    loss_fn: Loss,
     is_shared: bool,
     values: Array,
     known: base.Known,
@@ -121,13 +119,13 @@ def _change_of_block(
     _, inputs, kernel, _, _ = operands
     dlabels, dinputs, dkernel, dbias, dparameters = moving
     wide = computing_dtype(inputs.dtype)
-    data = data_of(member, operands)
+    data = data_of(loss_fn, operands)
     if known.kept is not None:  # a place that is filled up is not
-        clean = base.without_dropped(member, known.kept)
+        clean = base.without_dropped(loss_fn, known.kept)
         data, operands = clean(data), operands._replace(labels=clean(operands.labels))
         dlabels = clean(dlabels)
-    dothers = other_tangents(member, operands, dlabels, dparameters)
-    slope = member.gradient(data, known.statistics)
+    dothers = other_tangents(loss_fn, operands, dlabels, dparameters)
+    slope = loss_fn.gradient(data, known.statistics)
     narrow = narrowed(slope, kernel.dtype)
     of_kernel = slope
     if is_shared and kernel.dtype != jnp.float16:
@@ -151,16 +149,16 @@ def _change_of_block(
         of_part += jnp.sum(of_kernel * pushed, axis=1)
     if dbias is not None:
         of_part += jnp.sum(slope * dbias[None], axis=1)
-    change = member.classes.across(of_part)
+    change = loss_fn.classes.across(of_part)
     if jax.tree.leaves(dothers):
-        change += member.tangent(data, known.statistics, dothers)
+        change += loss_fn.tangent(data, known.statistics, dothers)
     if known.kept is not None:  # of what is dropped nothing is left, as in `base.losses`
         change = jnp.where(known.kept, change, 0)
     return change
 
 
 def by_examples(
-    member: Summed, blocks: Cut, weights: Array | None, operands: Operands
+    loss_fn: Loss, blocks: Cut, weights: Array | None, operands: Operands
 ) -> tuple[Array, base.Known]:
     """What `per_example` returns, a block of examples at a time."""
     is_masked = weights is not None
@@ -170,8 +168,8 @@ def by_examples(
 
     def block(rows: Any) -> tuple[Array, base.Known]:
         weights, labels, inputs = rows
-        data = data_of(member, Operands(labels, inputs, kernel, bias, parameters))
-        return base.losses(member, False, weights, *data)
+        data = data_of(loss_fn, Operands(labels, inputs, kernel, bias, parameters))
+        return base.losses(loss_fn, False, weights, *data)
 
     values, known = blocks.each(block, operands.inputs.shape[0], (weights, *operands.of_rows))
     # What a platform returns must not depend on how it cuts the examples.
@@ -180,7 +178,7 @@ def by_examples(
 
 # That of the kernel enters the scan in float32, which its transpose then accumulates in.
 def _change_by_examples(
-    member: Summed,
+    loss_fn: Loss,
     blocks: Cut,
     values: Array,
     known: base.Known,
@@ -201,7 +199,7 @@ def _change_by_examples(
     def block(rows: Any, shared: Any) -> Array:
         (values, known, of_rows), dof_rows = rows
         own, downs = (Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True))
-        return _change_of_block(member, False, values, known, own, downs)
+        return _change_of_block(loss_fn, False, values, known, own, downs)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut
     def all_blocks(rows: Any, shared: Any, moving: Operands) -> Array:
@@ -218,14 +216,14 @@ def _change_by_examples(
 
 
 def _by_classes(
-    member: ByClasses, blocks: ClassCut, weights: Array | None, operands: Operands
+    loss_fn: Loss, blocks: ClassCut, weights: Array | None, operands: Operands
 ) -> tuple[Array, base.Known]:
     weights, operands = class_axis.alike((weights, operands))
     operands = in_products(operands)
 
     def step(width: int, sums: tuple[Array, Array], number: int | Array) -> Any:
-        data = data_of(member, of_block(member, Block(blocks, width, number), operands))
-        values, known = base.losses(member.whole, False, weights, *data)
+        data = data_of(loss_fn, of_block(loss_fn, Block(blocks, width, number), operands))
+        values, known = base.losses(loss_fn.unsharded, False, weights, *data)
         dropped = jnp.zeros_like(values)
         if known.kept is not None:
             dropped = (~known.kept).astype(values.dtype)
@@ -235,7 +233,7 @@ def _by_classes(
     sums, _ = jax.lax.scan(partial(step, blocks.width), (none, none), blocks.numbers)
     if blocks.rest:
         sums, _ = step(blocks.rest, sums, blocks.number)
-    values, dropped = map(member.classes.across, sums)
+    values, dropped = map(loss_fn.classes.across, sums)
     if weights is None:
         return values, base.Known(None, None)
     kept = dropped == 0  # in every block
@@ -243,7 +241,7 @@ def _by_classes(
 
 
 def _change_by_classes(
-    member: ByClasses,
+    loss_fn: Loss,
     blocks: ClassCut,
     known: base.Known,
     operands: Operands,
@@ -252,22 +250,22 @@ def _change_by_classes(
     """The tangent of the losses, a block of classes at a time."""
     operands, moving = class_axis.alike((operands, moving))
     operands = in_products(operands)
-    if not member.independent:
-        moment = _moment(cast(Exclusive, member), blocks, known, operands)
+    if not loss_fn.classwise:
+        moment = _moment(loss_fn, blocks, known, operands)
         known = known._replace(statistics=known.statistics._replace(moment=moment))
 
     def block(known: base.Known, own: Operands, change: Operands) -> Array:
-        return _change_of_block(member.whole, True, no_losses(own), known, own, change)
+        return _change_of_block(loss_fn.unsharded, True, no_losses(own), known, own, change)
 
     none = no_losses(operands)
-    return cast(Array, sum_over_blocks(member, blocks, block, none, known, operands, moving))
+    return cast(Array, sum_over_blocks(loss_fn, blocks, block, none, known, operands, moving))
 
 
 # What belongs to the classes enters the scan cut: the transpose of a slice that each round takes
 # would add up as many arrays of the kernel's size as there are blocks. What belongs to the examples
 # enters it in float32, which its transpose then accumulates in.
 def sum_over_blocks(
-    member: CutByClasses,
+    loss_fn: OfLogits,
     blocks: ClassCut,
     of_own: Callable[[Any, Operands, Operands], Any],
     none: Any,
@@ -287,7 +285,7 @@ def sum_over_blocks(
     def block(
         width: int, number: int | Array, of_rows: Any, operands: Operands, moving: Operands
     ) -> Any:
-        own = of_block(member, Block(blocks, width, number), operands)
+        own = of_block(loss_fn, Block(blocks, width, number), operands)
         return of_own(of_rows, own, moving)
 
     # Without it the derivative rules of what a block calls are lost to a third derivative.
@@ -314,24 +312,24 @@ def sum_over_blocks(
             total, _ = step(blocks.rest, total, (blocks.number, rest))
         return total
 
-    return jax.tree.map(member.classes.across, all_blocks(of_rows, operands, moving))
+    return jax.tree.map(loss_fn.classes.across, all_blocks(of_rows, operands, moving))
 
 
 # A block of exclusive classes has its gradient from the statistics of all of them, whose tangents
 # are 0: they are a cache. What the gradient's own derivative needs of the other blocks is in the
 # tangent of the moment, which costs nothing where nobody differentiates twice.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _moment(member: Exclusive, blocks: ClassCut, known: base.Known, operands: Operands) -> Moment:
+def _moment(loss_fn: Loss, blocks: ClassCut, known: base.Known, operands: Operands) -> Moment:
     none = zero_from(*jax.tree.leaves(known.statistics))
     return Moment(none, none)
 
 
 @_moment.defjvp
 def _moment_jvp(
-    member: Exclusive, blocks: ClassCut, primals: Any, tangents: Any
+    loss_fn: Loss, blocks: ClassCut, primals: Any, tangents: Any
 ) -> tuple[Moment, Moment]:
     known, operands = primals
-    moment = _moment(member, blocks, known, operands)
+    moment = _moment(loss_fn, blocks, known, operands)
     statistics = known.statistics._replace(moment=moment)
     # Ids have no tangent, and exclusive classes have no parameters.
     moving = tangents[1]._replace(labels=None, parameters=None)
@@ -340,10 +338,10 @@ def _moment_jvp(
         origin, statistics = rows
 
         def logits(inputs: Array, kernel: Kernel, bias: Array | None) -> Array:
-            _, x, _ = data_of(member, Operands(own.labels, inputs, kernel, bias, None))
+            _, x, _ = data_of(loss_fn, Operands(own.labels, inputs, kernel, bias, None))
             if known.kept is None:
                 return x
-            kept: Array = base.without_dropped(member, known.kept)(x)
+            kept: Array = base.without_dropped(loss_fn, known.kept)(x)
             return kept
 
         dinputs = change.inputs
@@ -352,14 +350,14 @@ def _moment_jvp(
         x, dx = jax.jvp(
             logits, (own.inputs, own.kernel, own.bias), (dinputs, change.kernel, change.bias)
         )
-        whole = cast(Exclusive, member.whole)
-        return jnp.squeeze(whole.moment_of_block(x, dx, statistics, origin), member.axis)
+        whole = loss_fn.unsharded
+        return jnp.squeeze(whole.moment_of_block(x, dx, statistics, origin), loss_fn.axis)
 
     def total(origin: Array | None) -> Array:
         rows = (origin, statistics)
         none = no_losses(operands)
-        sums = sum_over_blocks(member, blocks, block, none, rows, operands, moving)
-        return jnp.expand_dims(sums, member.axis)
+        sums = sum_over_blocks(loss_fn, blocks, block, none, rows, operands, moving)
+        return loss_fn.classes.expand(sums)
 
     origin = total(None)
     return moment, Moment(origin, total(origin))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jxent._src.core.blocking import AnyCut, Block, ClassCut, Cut, for_tangents,
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import Listed, computing_dtype, widen
 from jxent._src.loss_fns import base
-from jxent._src.loss_fns.base import ByClasses, Data, Known, Parts, Summed, Taught
+from jxent._src.loss_fns.base import Data, Known, Loss, LossComponents
 from jxent._src.projection import per_example
 from jxent._src.projection.matmuls import (
     Operands,
@@ -35,23 +35,23 @@ from jxent._src.sharding import class_axis
 _Pair = tuple[Array, Operands]  # weights and the rest
 _Names = frozenset[str]  # of arguments
 _Slopes = dict[str, Any]  # by the arguments' names
-_Swept = tuple[Array, Parts | None, _Slopes]  # losses, their parts, slopes of their total
+_Swept = tuple[Array, LossComponents | None, _Slopes]  # losses, their parts, slopes of their total
 _Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def total(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     masks: bool,
     weights: Float[Array, "examples"],
     operands: Operands,
-) -> tuple[Float[Array, ""], Parts | None]:
+) -> tuple[Float[Array, ""], LossComponents | None]:
     """sum(weights * losses), weights in the computing dtype, and the losses' parts if asked for.
 
     `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
     """
-    value, parts, _ = _sweep(member, blocks, masks, frozenset(), weights, operands)
+    value, parts, _ = _sweep(loss_fn, blocks, masks, frozenset(), weights, operands)
     return value, parts
 
 
@@ -60,18 +60,18 @@ def total(
 # gradients. The tangent is then a sum of inner products, which JAX transposes by itself. In
 # float32, so that the rounding to the operands' dtype comes last.
 def _total_jvp(
-    member: Summed, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
+    loss_fn: Loss, blocks: AnyCut, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Any, Any]:
     dweights, moving = base.present(tangents)
     changes = {k: t for k, t in moving._asdict().items() if jax.tree.leaves(t)}
     if dweights is not None:
         changes["weights"] = dweights
-    value, parts, slopes = _sweep(member, blocks, masks, frozenset(changes), *primals)
+    value, parts, slopes = _sweep(loss_fn, blocks, masks, frozenset(changes), *primals)
     change = {k: inner(slopes[k], t, value.dtype) for k, t in changes.items()}
     # All but these act through the classes that this chip holds.
     whole = ("weights", "labels") if isinstance(primals[1].labels, Listed) else ("weights",)
     of_whole = sum((change.pop(k) for k in whole if k in change), jnp.zeros_like(value))
-    dvalue = of_whole + member.classes.across(sum(change.values(), jnp.zeros_like(value)))
+    dvalue = of_whole + loss_fn.classes.across(sum(change.values(), jnp.zeros_like(value)))
     return (value, parts), (dvalue, jax.tree.map(jnp.zeros_like, parts))
 
 
@@ -93,7 +93,7 @@ def inner(slope: Any, change: Any, dtype: DTypeLike) -> Array:
 
 
 def _sweep(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     masks: bool,
     wanted: _Names,
@@ -103,11 +103,11 @@ def _sweep(
     """The total, parts, and d total / d each argument that is wanted, by its name."""
     if wanted <= {"weights"}:
         mask = weights if masks else None
-        values, known = per_example.per_example(member, blocks, mask, operands)
-        parts, slopes = base.parts(member, known.statistics), _Slopes()
+        values, known = per_example.per_example(loss_fn, blocks, mask, operands)
+        parts, slopes = base.components(loss_fn, known.statistics), _Slopes()
     else:
         names = wanted - {"weights"}
-        values, parts, slopes = _swept(member, blocks, masks, names, weights, operands)
+        values, parts, slopes = _swept(loss_fn, blocks, masks, names, weights, operands)
     if "weights" in wanted:
         slopes = {**slopes, "weights": jnp.where(jnp.isfinite(values), values, 0)}
     return jnp.sum(base.weigh(weights, values)), parts, slopes
@@ -115,7 +115,7 @@ def _sweep(
 
 @per_platform(statics=4)
 def values_and_gradients(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     masks: bool,
     wanted: _Names,
@@ -123,7 +123,7 @@ def values_and_gradients(
     operands: Operands,
 ) -> _Swept:
     """The losses of all examples, their parts, and the gradients of their total."""
-    return _plain_sweep(member, blocks, masks, wanted, lambda block: block, weights, operands)
+    return _plain_sweep(loss_fn, blocks, masks, wanted, lambda block: block, weights, operands)
 
 
 _swept = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
@@ -140,21 +140,21 @@ _swept = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
 # call loses its derivative rule, which a third derivative then misses.
 @_swept.defjvp
 def _swept_jvp(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     masks: bool,
     wanted: _Names,
     primals: _Pair,
     tangents: _Pair,
 ) -> tuple[_Swept, _Swept]:
-    results = _swept(member, blocks, masks, wanted, *primals)
+    results = _swept(loss_fn, blocks, masks, wanted, *primals)
     inputs, kernel = primals[1].inputs, primals[1].kernel
-    if not (isinstance(blocks, ClassCut) and cast(ByClasses, member).independent):
+    if not (isinstance(blocks, ClassCut) and loss_fn.classwise):
         blocks = for_tangents(blocks, inputs, kernel)
 
     def sweep(weights: Array, operands: Operands) -> _Swept:
-        plain = partial(_plain_sweep, member, blocks, masks, wanted, jax.checkpoint)
-        if not (masks and isinstance(member, Taught)):
+        plain = partial(_plain_sweep, loss_fn, blocks, masks, wanted, jax.checkpoint)
+        if not (masks and loss_fn.has_teacher):
             return plain(weights, operands)
         # What is broken of a teacher's inputs is cleaned, and its loss stays out as it was.
         finite = jnp.all(jnp.isfinite(operands.labels), axis=1)
@@ -171,7 +171,7 @@ def _swept_jvp(
 
 
 def _plain_sweep(
-    member: Summed,
+    loss_fn: Loss,
     blocks: AnyCut,
     masks: bool,
     wanted: _Names,
@@ -180,24 +180,24 @@ def _plain_sweep(
     operands: Operands,
 ) -> _Swept:
     if isinstance(blocks, ClassCut):
-        split = cast(ByClasses, member)
+        split = loss_fn
         return _by_classes(split, blocks, masks, wanted, protect, weights, operands)
     blocks = of_examples(blocks, operands.inputs, operands.kernel)
-    return _by_examples(member, blocks, masks, wanted, protect, weights, operands)
+    return _by_examples(loss_fn, blocks, masks, wanted, protect, weights, operands)
 
 
 class _OfBlock(NamedTuple):
     """What a block gives; gradients by their arguments' names, of its own examples and shared."""
 
     values: Array
-    parts: Parts | None
+    parts: LossComponents | None
     kept: Array | None
     of_rows: _Slopes
     of_shared: _Slopes
 
 
 def _of_block(
-    member: Summed,
+    loss_fn: Loss,
     masks: bool,
     wanted: _Names,
     shared: Callable[[Array], Array],
@@ -205,14 +205,14 @@ def _of_block(
     operands: Operands,
 ) -> _OfBlock:
     """Losses and gradients of a block. `shared`: what becomes of a slope that two products read."""
-    data = data_of(member, operands)
-    values, known = base.losses(member, False, weights if masks else None, *data)
-    slopes = _slopes_of_block(member, wanted, shared, weights, values, known, data, operands)
-    return _OfBlock(values, base.parts(member, known.statistics), known.kept, *slopes)
+    data = data_of(loss_fn, operands)
+    values, known = base.losses(loss_fn, False, weights if masks else None, *data)
+    slopes = _slopes_of_block(loss_fn, wanted, shared, weights, values, known, data, operands)
+    return _OfBlock(values, base.components(loss_fn, known.statistics), known.kept, *slopes)
 
 
 def _slopes_of_block(
-    member: Summed,
+    loss_fn: Loss,
     wanted: _Names,
     shared: Callable[[Array], Array],
     weights: Array,
@@ -224,10 +224,10 @@ def _slopes_of_block(
     """The gradients alone: of a block's own examples or classes, and shared."""
     _, inputs, kernel, _, _ = operands
     own_labels, own_parameters = data[0], data[2]
-    if isinstance(member, Taught):
+    if loss_fn.has_teacher:
         own_labels, own_parameters = operands.labels, operands.parameters
     if known.kept is not None:
-        clean = base.without_dropped(member, known.kept)
+        clean = base.without_dropped(loss_fn, known.kept)
         data, operands = clean(data), operands._replace(labels=clean(operands.labels))
     # The sum has the type of the values, on every mesh.
     cotangent = weights + jnp.zeros_like(values)
@@ -235,7 +235,7 @@ def _slopes_of_block(
         cotangent = jnp.where(known.kept, cotangent, 0)
     of_rows, of_shared = _Slopes(), _Slopes()
     if wanted & {"inputs", "kernel", "bias"}:
-        slope = jnp.expand_dims(cotangent, member.axis) * member.gradient(data, known.statistics)
+        slope = loss_fn.classes.expand(cotangent) * loss_fn.gradient(data, known.statistics)
         narrow = narrowed(slope, kernel.dtype)
         narrow = narrow._replace(low=shared(narrow.low))
     if "inputs" in wanted:
@@ -249,10 +249,10 @@ def _slopes_of_block(
         # this chip: where `shard_map` does not check what varies, JAX transposes the sum over the
         # chips to a sum of their cotangents, which are all the same.
         change, pull = jax.vjp(
-            lambda dlabels, dparameters: member.local_tangent(
+            lambda dlabels, dparameters: loss_fn.local_tangent(
                 data,
                 known.statistics,
-                other_tangents(member, operands, dlabels, dparameters),
+                other_tangents(loss_fn, operands, dlabels, dparameters),
             ),
             _floating(own_labels) if "labels" in wanted else None,
             own_parameters if "parameters" in wanted else None,
@@ -271,7 +271,7 @@ def _floating(labels: Any) -> Any:
 
 
 def _by_examples(
-    member: Summed,
+    loss_fn: Loss,
     blocks: Cut,
     masks: bool,
     wanted: _Names,
@@ -288,7 +288,7 @@ def _by_examples(
     @protect
     def block(weights: Array, labels: Any, inputs: Array, shared: Any) -> _OfBlock:
         return _of_block(
-            member, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
+            loss_fn, masks, wanted, lambda x: x, weights, Operands(labels, inputs, *shared)
         )
 
     def of_block(rows: Any) -> tuple[Any, None, _Slopes]:
@@ -310,7 +310,7 @@ def _by_examples(
 # there are more classes than examples, the gradient to which every block adds, that of the inputs,
 # is the smaller one; that of the kernel is written once.
 def _by_classes(
-    member: ByClasses,
+    loss_fn: Loss,
     blocks: ClassCut,
     masks: bool,
     wanted: _Names,
@@ -321,8 +321,8 @@ def _by_classes(
     """Losses and gradients, a block of classes at a time, with sums for what they share."""
     given = operands.kernel.dtype
     before = None
-    if not member.independent:  # of weights that vary as they were given, so that losses do
-        before = per_example.losses_and_known(member, blocks, weights if masks else None, operands)
+    if not loss_fn.classwise:  # of weights that vary as they were given, so that losses do
+        before = per_example.losses_and_known(loss_fn, blocks, weights if masks else None, operands)
     weights, operands = class_axis.alike((weights, operands))
     operands = in_products(operands)
 
@@ -331,9 +331,9 @@ def _by_classes(
 
         @protect
         def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
-            own = of_block(member, Block(blocks, width, number), operands)
+            own = of_block(loss_fn, Block(blocks, width, number), operands)
             if before is None:
-                found = _of_block(member.whole, masks, wanted, once, weights, own)
+                found = _of_block(loss_fn.unsharded, masks, wanted, once, weights, own)
                 if found.kept is None:
                     return found
                 # An example that one block drops has no loss, whatever the others find.
@@ -345,7 +345,9 @@ def _by_classes(
                 values,
                 None,
                 None,
-                *_slopes_of_block(member.whole, wanted, once, weights, values, known, data, own),
+                *_slopes_of_block(
+                    loss_fn.unsharded, wanted, once, weights, values, known, data, own
+                ),
             )
 
         values, _, _, of_rows, of_shared = block(number, weights, operands)
@@ -374,8 +376,8 @@ def _by_classes(
         carry, _ = step(blocks.rest, carry, blocks.number)
     sums, columns = carry
     if before is None:
-        return member.classes.across(sums.pop("values")), None, {**sums, **columns}
+        return loss_fn.classes.across(sums.pop("values")), None, {**sums, **columns}
     # As by blocks of examples, whose derivatives stand in for these in second order.
     values, known = before
-    parts = base.parts(member, known.statistics)
+    parts = base.components(loss_fn, known.statistics)
     return values, parts, jax.tree.map(widen, {**sums, **columns})

@@ -13,7 +13,9 @@ from jxent._src.projection.matmuls import project
 class ProjectedDivergence(Divergence):
     """The same of a teacher's inputs, its kernel and its bias."""
 
-    def of_operands(self, labels: Array, parameters: Any) -> tuple[Array, Array | None]:
+    has_teacher = True
+
+    def of_operands(self, labels: Any, parameters: Any) -> tuple[Array, Array | None]:
         """The teacher's logits, and the temperature."""
         temperature, kernel, bias = parameters
         return project(labels, kernel.astype(labels.dtype), bias), temperature

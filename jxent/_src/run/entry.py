@@ -17,8 +17,9 @@ from jxent._src.core.blocking import AnyCut, Choice, Sizes
 from jxent._src.core.elementary import computing_dtype, widen
 from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
-from jxent._src.loss_fns.base import CutByClasses, Data, InParts, Member, PerClass, Summed, Taught
-from jxent._src.loss_fns.statistics import Prediction, SoftmaxStatistics
+from jxent._src.loss_fns.base import Data, Loss, OfLogits
+from jxent._src.loss_fns.sigmoid import Sigmoid, weighted_total
+from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
 from jxent._src.projection import (
     blockwise,
     matmuls,
@@ -52,22 +53,22 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
     return compiled
 
 
-def _matched(member: Member | Prediction, arrays: Any) -> Any:
-    return class_axis.matched(getattr(member, "classes", None), arrays)
+def _matched(loss_fn: OfLogits, arrays: Any) -> Any:
+    return class_axis.matched(loss_fn.classes, arrays)
 
 
 @_compiled(0)
-def each(member: Member, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
+def each(loss_fn: Loss, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
     """The losses of floor 1, in the logits' dtype."""
-    options.in_dtype(member, logits.dtype)
-    data = _matched(member, (labels, logits, parameters))
-    losses, _ = base.losses(member, True, None, *data)
+    options.in_dtype(loss_fn, logits.dtype)
+    data = _matched(loss_fn, (labels, logits, parameters))
+    losses, _ = base.losses(loss_fn, True, None, *data)
     return losses.astype(logits.dtype)
 
 
 @_compiled(0, 1)
 def each_projected(
-    member: Summed,
+    loss_fn: Loss,
     sizes: Sizes,
     labels: Any,
     inputs: Array,
@@ -76,28 +77,28 @@ def each_projected(
     parameters: Any = None,
 ) -> Array:
     """The losses of floor 2, in float32 at least."""
-    options.in_dtype(member, inputs.dtype)
+    options.in_dtype(loss_fn, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*blocking.flat(labels, inputs), kernel, bias, parameters)
-    operands = _matched(member, operands)
-    blocks = _blocks_of(member, sizes, operands)
-    losses, _ = _projection.per_example(member, blocks, None, operands)
+    operands = _matched(loss_fn, operands)
+    blocks = _blocks_of(loss_fn, sizes, operands)
+    losses, _ = _projection.per_example(loss_fn, blocks, None, operands)
     return losses.reshape(batch)
 
 
 @_compiled(0)
 def predicted(
-    member: Prediction, labels: Array, logits: Array, temperature: Array | None
+    predictor: Predictor, labels: Array, logits: Array, temperature: Array | None
 ) -> SoftmaxStatistics:
     """The statistics of a prediction from logits in memory, in float32 at least."""
-    options.in_dtype(member, logits.dtype)
-    data = _matched(member, (labels, logits, temperature))
-    return statistics.predicted(member, *data)[0]
+    options.in_dtype(predictor, logits.dtype)
+    data = _matched(predictor, (labels, logits, temperature))
+    return statistics.predicted(predictor, *data)[0]
 
 
 @_compiled(0, 1)
 def predicted_by_projection(
-    member: Prediction,
+    predictor: Predictor,
     sizes: Sizes,
     labels: Any,
     inputs: Array,
@@ -106,17 +107,17 @@ def predicted_by_projection(
     temperature: Array | None,
 ) -> SoftmaxStatistics:
     """The statistics of a prediction from a projection, in float32 at least."""
-    options.in_dtype(member, inputs.dtype)
+    options.in_dtype(predictor, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*blocking.flat(labels, inputs), kernel, bias, temperature)
-    operands = _matched(member, operands)
-    blocks = _blocks_of(member, sizes, operands)
-    values, _ = softmax_statistics.projected(member, blocks, operands)
+    operands = _matched(predictor, operands)
+    blocks = _blocks_of(predictor, sizes, operands)
+    values, _ = softmax_statistics.projected(predictor, blocks, operands)
     return SoftmaxStatistics(*(x.reshape(batch) for x in values))
 
 
 def reduced(
-    member: Member,
+    loss_fn: Loss,
     weights: ArrayLike,
     reduction: Reduction | str,
     labels: Any,
@@ -124,15 +125,15 @@ def reduced(
     parameters: Array | None = None,
 ) -> Any:
     """The losses of logits in memory, weighted and reduced; beside them what is asked for."""
-    per_example = member.axis is not None
+    per_example = loss_fn.axis is not None
     shape = logits.shape[:-1] if per_example else logits.shape
     masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
-    kind = _kind(member, reduction, masks)
-    return _reduced(member, masks, kind, weights, labels, logits, parameters)
+    kind = _kind(loss_fn, reduction, masks)
+    return _reduced(loss_fn, masks, kind, weights, labels, logits, parameters)
 
 
 def reduced_projection(
-    member: Summed,
+    loss_fn: Loss,
     weights: ArrayLike,
     reduction: Reduction | str,
     sizes: Sizes,
@@ -145,10 +146,10 @@ def reduced_projection(
     """The losses of a projection, weighted and reduced; beside them what is asked for."""
     batch = inputs.shape[:-1]
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    kind = _kind(member, reduction, masks)
+    kind = _kind(loss_fn, reduction, masks)
     operands = Operands(labels, inputs, kernel, bias, parameters)
-    blocks = _blocks_of(member, sizes, operands)
-    return _reduced_projection(member, masks, kind, blocks, weights, operands)
+    blocks = _blocks_of(loss_fn, sizes, operands)
+    return _reduced_projection(loss_fn, masks, kind, blocks, weights, operands)
 
 
 def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
@@ -196,7 +197,7 @@ _NOT_IN_PARTS = (
 )
 
 
-def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) -> AnyCut:
+def _blocks_of(loss_fn: OfLogits, sizes: Sizes, operands: Operands) -> AnyCut:
     """How the projection is cut: as the caller says, or as shapes and platform ask.
 
     Independent classes, whose losses need nothing of their example's other logits, are cut where
@@ -204,16 +205,16 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
     """
     labels, inputs, kernel, bias, parameters = operands
     examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
-    logits = 2 if isinstance(member, Taught) else 1  # the teacher's beside the student's
+    logits = 2 if loss_fn.has_teacher else 1  # the teacher's beside the student's
     shape = (kernel.shape[0], logits * classes)
     of_examples = blocking.cut(examples, shape, sizes.examples, blocking.chips_of(inputs))
     if sizes.examples:
         return of_examples
     fewer = isinstance(examples, int) and examples < classes
     of_classes = None
-    if sizes.classes and not isinstance(member, CutByClasses):
+    if sizes.classes and not loss_fn.has_class_blocks:
         raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
-    if isinstance(member, CutByClasses) and (sizes.classes or fewer):
+    if loss_fn.has_class_blocks and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
         runs = class_axis.runs_of_classes(*per_class)
@@ -221,7 +222,7 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
             # Classes are split in equal parts, whose number divides theirs.
             runs = gcd(runs, classes)
             of_classes = blocking.class_cut(examples, kernel.shape, runs, sizes.classes)
-            if sizes.classes or member.independent:
+            if sizes.classes or loss_fn.classwise:
                 return of_classes
         elif sizes.classes:
             raise ValueError(
@@ -231,12 +232,12 @@ def _blocks_of(member: Summed | Prediction, sizes: Sizes, operands: Operands) ->
     return Choice(of_examples, of_classes)
 
 
-def _kind(member: Member | None, reduction: Reduction | str, masks: bool) -> Reduction:
+def _kind(loss_fn: Loss | None, reduction: Reduction | str, masks: bool) -> Reduction:
     """The reduction that is meant, which a loss in parts must have."""
     kind = check.reduction(reduction, Reduction)
     if kind is Reduction.SUM_BY_NONZERO_WEIGHTS and not masks:
         return Reduction.SUM_OVER_BATCH_SIZE  # a weight for all that is not 0
-    if kind is Reduction.NONE and isinstance(member, InParts) and member.has_aux:
+    if kind is Reduction.NONE and loss_fn is not None and loss_fn.returns_components:
         raise ValueError(_NOT_IN_PARTS)
     return kind
 
@@ -252,7 +253,7 @@ def _checked_weights(
 
 @_compiled(0, 1, 2)
 def _reduced(
-    member: Member,
+    loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
     weights: Array,
@@ -260,30 +261,30 @@ def _reduced(
     logits: Array,
     parameters: Array | None,
 ) -> Any:
-    options.in_dtype(member, logits.dtype)
+    options.in_dtype(loss_fn, logits.dtype)
     data: Data
-    own, *data = _matched(member, (weights, labels, logits, parameters))
-    shape = logits.shape if member.axis is None else logits.shape[:-1]
-    if isinstance(member, PerClass) and reduction is not Reduction.NONE:
-        summed = member.total(logits.ndim)
+    own, *data = _matched(loss_fn, (weights, labels, logits, parameters))
+    shape = logits.shape if loss_fn.axis is None else logits.shape[:-1]
+    if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
+        summed = loss_fn.total_of(logits.ndim)
         if masks:
-            total = base.weighted_total(summed, own, *data)
+            total = weighted_total(summed, own, *data)
         else:
             total = own * base.losses(summed, True, None, *data)[0]
         return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
             logits.dtype
         )
-    if isinstance(member, InParts) and member.has_aux:
-        values, known = base.losses(member, True, own if masks else None, *data)
+    if loss_fn.returns_components:
+        values, known = base.losses(loss_fn, True, own if masks else None, *data)
         denominator = _reduction.count(reduction, weights, shape)
         weights = class_axis.filled(weights, values)
         total = _reduction.divided(jnp.sum(base.weigh(weights, values)), denominator)
-        aux = _reduction.aux(member.parts(known.statistics), weights, denominator)
+        aux = _reduction.aux(loss_fn.components(known.statistics), weights, denominator)
         return total.astype(logits.dtype), aux
     if masks:
-        weighted = base.weighted_losses(member, own, *data)
+        weighted = base.weighted_losses(loss_fn, own, *data)
     else:
-        weighted = own * base.losses(member, True, None, *data)[0]
+        weighted = own * base.losses(loss_fn, True, None, *data)[0]
     return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
 
 
@@ -296,14 +297,14 @@ def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: A
 
 @_compiled(0, 1, 2, 3)
 def _reduced_projection(
-    member: Summed,
+    loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
     blocks: AnyCut,
     weights: Array,
     operands: Operands,
 ) -> Any:
-    options.in_dtype(member, operands.inputs.dtype)
+    options.in_dtype(loss_fn, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
     each = class_axis.as_rows_of(operands.inputs, weights).reshape(-1)
     labels, inputs = blocking.flat(*operands.of_rows)
@@ -311,17 +312,17 @@ def _reduced_projection(
         each, inputs = matmuls.without_broken(each, inputs)
         # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is
         # differentiated twice, and saves no second array of their size before.
-        if isinstance(member, Taught) and reduction is Reduction.NONE:
+        if loss_fn.has_teacher and reduction is Reduction.NONE:
             each, labels = matmuls.without_broken(each, labels)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
-        each, operands = _matched(member, (each, operands))
+        each, operands = _matched(loss_fn, (each, operands))
         mask = each if masks else None
-        values, _ = _projection.per_example(member, blocks, mask, operands)
+        values, _ = _projection.per_example(loss_fn, blocks, mask, operands)
         return base.weigh(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     denominator = _reduction.count(reduction, weights, batch)
-    shares, operands = _matched(member, (_reduction.divided(each, denominator), operands))
-    total, parts = _total.total(member, blocks, masks, shares, operands)
+    shares, operands = _matched(loss_fn, (_reduction.divided(each, denominator), operands))
+    total, parts = _total.total(loss_fn, blocks, masks, shares, operands)
     return total if parts is None else (total, _reduction.aux(parts, each, denominator))

@@ -66,7 +66,7 @@ class SoftmaxAux(NamedTuple):
     """What the reduction divided by: adds losses up."""
 
 
-def aux(parts: base.Parts, weights: Array, denominator: Count) -> SoftmaxAux:
+def aux(parts: base.LossComponents, weights: Array, denominator: Count) -> SoftmaxAux:
     """Of examples with these weights, one each."""
     denominator = jnp.asarray(denominator, weights.dtype)
     weights, denominator = jax.lax.stop_gradient((weights, denominator))
@@ -78,7 +78,7 @@ def aux(parts: base.Parts, weights: Array, denominator: Count) -> SoftmaxAux:
     return SoftmaxAux(
         divided(sums(parts.cross_entropy), denominator),
         divided(sums(parts.z_loss), denominator),
-        divided(sums(parts.right), weight_sum),
+        divided(sums(parts.correct), weight_sum),
         weight_sum,
         denominator,
     )

@@ -26,12 +26,13 @@ from jxent._src.core.versions import varying_axes
 class Classes:
     """Where the classes are: an axis of the logits, and under `shard_map` the mesh axis `name`.
 
-    The axis is counted from the end, as `vmap` and blocks add axes in front.
+    The axis is counted from the end, as `vmap` and blocks add axes in front; None where nothing is
+    reduced over the classes.
     With a name each chip holds a part of the classes, of equal width, in the order of the chips;
     whatever is reduced over the classes is then reduced over the chips as well.
     """
 
-    axis: int | tuple[int, ...]
+    axis: int | tuple[int, ...] | None
     name: Hashable | None = None
 
     @property
@@ -66,6 +67,11 @@ class Classes:
         """`x`, which all chips have, in a type that says so. It has no derivative."""
         return x if self.name is None else jax.lax.pmax(x, self.name)
 
+    def expand(self, x: Array) -> Array:
+        """`x` without the axis, with it: of size 1."""
+        assert self.axis is not None
+        return jnp.expand_dims(x, self.axis)
+
     def count(self, x: Array) -> int:
         """The number of all classes."""
         return self.width(x) * (1 if self.name is None else jax.lax.axis_size(self.name))
@@ -82,13 +88,13 @@ class Classes:
     def has(self, labels: Array, x: Array) -> Array:
         """Whether each example's id is one of all classes; the axis is kept, of size 1."""
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
-        ids = jnp.expand_dims(labels, self.axis)
+        ids = jnp.expand_dims(labels, self.one)
         return (ids >= 0) & (ids <= largest_id(ids.dtype, self.count(x)))
 
     def ids(self, labels: Array, x: Array) -> Array:
         """The ids with the axis of the classes, those out of range replaced by ones in range."""
         ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.count(x)))
-        return jnp.expand_dims(ids.astype(jnp.int32), self.axis)
+        return jnp.expand_dims(ids.astype(jnp.int32), self.one)
 
     def width(self, x: Array) -> int:
         """The number of the classes that this chip holds."""

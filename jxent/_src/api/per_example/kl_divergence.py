@@ -71,13 +71,13 @@ def softmax_kl_divergence_with_logits(
     teacher = check.teacher(teacher_logits, logits)
     axis = check.axis(axis, logits)
     divisor = check.temperature(temperature, logits.dtype)
-    member = Divergence(
+    loss_fn = Divergence(
         classes=Classes(axis, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
     with check.scope(name, "softmax_kl_divergence_with_logits"):
-        return entry.each(member, teacher, logits, divisor)
+        return entry.each(loss_fn, teacher, logits, divisor)
 
 
 def linear_softmax_kl_divergence(
@@ -157,11 +157,11 @@ def linear_softmax_kl_divergence(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     check.same_logits(teachers, shape)
     divisor = check.temperature(temperature, inputs.dtype)
-    member = ProjectedDivergence(
+    loss_fn = ProjectedDivergence(
         classes=Classes(-1, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
     sizes, parameters = check.block_sizes(block_size), (divisor, teacher_kernel, teacher_bias)
     with check.scope(name, "linear_softmax_kl_divergence"):
-        return entry.each_projected(member, sizes, teacher, inputs, kernel, bias, parameters)
+        return entry.each_projected(loss_fn, sizes, teacher, inputs, kernel, bias, parameters)

@@ -90,7 +90,7 @@ def linear_sparse_softmax_cross_entropy(
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     targets = check_labels.class_labels(labels, label_weights, shape, len(shape) - 1, inputs.dtype)
-    member = softmax.of_ids(
+    loss_fn = softmax.of_ids(
         targets,
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -100,7 +100,7 @@ def linear_sparse_softmax_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return entry.each_projected(member, sizes, targets, inputs, kernel, bias, None)
+        return entry.each_projected(loss_fn, sizes, targets, inputs, kernel, bias, None)
 
 
 def linear_softmax_cross_entropy(
@@ -170,7 +170,7 @@ def linear_softmax_cross_entropy(
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.projected_labels(labels, shape, inputs.dtype)
-    member = softmax.Softmax(
+    loss_fn = softmax.Softmax(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -178,7 +178,7 @@ def linear_softmax_cross_entropy(
     )
     sizes = check.block_sizes(block_size)
     with check.scope(name, "linear_softmax_cross_entropy"):
-        return entry.each_projected(member, sizes, labels, inputs, kernel, bias, None)
+        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, None)
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -259,7 +259,7 @@ def linear_sparse_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.id_lists(labels, shape, "inputs")
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
-    member = sigmoid.SparseSigmoid(
+    loss_fn = sigmoid.SparseSigmoid(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -268,7 +268,7 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return entry.each_projected(member, sizes, labels, inputs, kernel, bias, factor)
+        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, factor)
 
 
 def linear_sigmoid_cross_entropy(
@@ -348,7 +348,7 @@ def linear_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.projected_labels(labels, shape, inputs.dtype)
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
-    member = sigmoid.SigmoidSum(
+    loss_fn = sigmoid.Sigmoid(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -357,4 +357,4 @@ def linear_sigmoid_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(name, "linear_sigmoid_cross_entropy"):
-        return entry.each_projected(member, sizes, labels, inputs, kernel, bias, factor)
+        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, factor)

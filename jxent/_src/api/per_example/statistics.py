@@ -6,7 +6,7 @@ from jaxtyping import Float, Integer
 from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
-from jxent._src.loss_fns.statistics import Prediction, SoftmaxStatistics
+from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
 from jxent._src.run import entry
 from jxent._src.sharding.class_axis import Classes
 
@@ -66,9 +66,9 @@ def sparse_softmax_statistics_with_logits(
     axis = check.axis(axis, logits)
     labels = check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
-    member = Prediction(Classes(axis, check.axis_name(axis_name)), logit_softcap)
+    predictor = Predictor(Classes(axis, check.axis_name(axis_name)), logit_softcap)
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
-        return entry.predicted(member, labels, logits, divisor)
+        return entry.predicted(predictor, labels, logits, divisor)
 
 
 def linear_sparse_softmax_statistics(
@@ -138,7 +138,9 @@ def linear_sparse_softmax_statistics(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.class_ids(labels, shape, len(shape) - 1)
     divisor = check.temperature(temperature, inputs.dtype)
-    member = Prediction(Classes(-1, check.axis_name(axis_name)), logit_softcap)
+    predictor = Predictor(Classes(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(name, "linear_sparse_softmax_statistics"):
-        return entry.predicted_by_projection(member, sizes, labels, inputs, kernel, bias, divisor)
+        return entry.predicted_by_projection(
+            predictor, sizes, labels, inputs, kernel, bias, divisor
+        )

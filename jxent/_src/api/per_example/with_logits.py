@@ -57,11 +57,14 @@ def sigmoid_cross_entropy_with_logits(
     """
     logits = check.floating("logits", logits)
     labels = check_labels.dense_labels(labels, logits)
-    member = sigmoid.Sigmoid(
-        logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
+    loss_fn = sigmoid.Sigmoid(
+        classes=Classes(None),
+        logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with check.scope(name, "sigmoid_cross_entropy_with_logits"):
-        return entry.each(member, labels, logits)
+        return entry.each(loss_fn, labels, logits)
 
 
 def weighted_cross_entropy_with_logits(
@@ -117,11 +120,14 @@ def weighted_cross_entropy_with_logits(
     logits = check.floating("logits", logits)
     labels = check_labels.dense_labels(labels, logits)
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = sigmoid.Sigmoid(
-        logit_softcap=logit_softcap, focusing=focusing, negative_focusing=negative_focusing
+    loss_fn = sigmoid.Sigmoid(
+        classes=Classes(None),
+        logit_softcap=logit_softcap,
+        focusing=focusing,
+        negative_focusing=negative_focusing,
     )
     with check.scope(name, "weighted_cross_entropy_with_logits"):
-        return entry.each(member, labels, logits, factor)
+        return entry.each(loss_fn, labels, logits, factor)
 
 
 def sparse_sigmoid_cross_entropy_with_logits(
@@ -187,7 +193,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     axis = check.axis(-1, logits)
     labels = check_labels.id_lists(labels, logits.shape, "logits")
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = sigmoid.SparseSigmoid(
+    loss_fn = sigmoid.SparseSigmoid(
         classes=Classes(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -195,7 +201,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
         negative_focusing=negative_focusing,
     )
     with check.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
-        return entry.each(member, labels, logits, factor)
+        return entry.each(loss_fn, labels, logits, factor)
 
 
 def softmax_cross_entropy_with_logits(
@@ -249,13 +255,13 @@ def softmax_cross_entropy_with_logits(
     """
     logits = check.floating("logits", logits)
     labels = check_labels.dense_labels(labels, logits)
-    member = softmax.Softmax(
+    loss_fn = softmax.Softmax(
         classes=Classes(check.axis(axis, logits), check.axis_name(axis_name)),
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
     with check.scope(name, "softmax_cross_entropy_with_logits"):
-        return entry.each(member, labels, logits)
+        return entry.each(loss_fn, labels, logits)
 
 
 def sparse_softmax_cross_entropy_with_logits(
@@ -329,7 +335,7 @@ def sparse_softmax_cross_entropy_with_logits(
     logits = check.floating("logits", logits)
     axis = check.axis(axis, logits)
     targets = check_labels.class_labels(labels, label_weights, logits.shape, axis, logits.dtype)
-    member = softmax.of_ids(
+    loss_fn = softmax.of_ids(
         targets,
         classes=Classes(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -338,4 +344,4 @@ def sparse_softmax_cross_entropy_with_logits(
         focusing=focusing,
     )
     with check.scope(name, "sparse_softmax_cross_entropy_with_logits"):
-        return entry.each(member, targets, logits)
+        return entry.each(loss_fn, targets, logits)

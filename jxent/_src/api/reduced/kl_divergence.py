@@ -78,13 +78,13 @@ def softmax_kl_divergence(
     teacher = check.teacher(teacher_logits, logits)
     axis = check.axis(-1, logits)
     divisor = check.temperature(temperature, logits.dtype)
-    member = Divergence(
+    loss_fn = Divergence(
         classes=Classes(axis, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
     with check.scope(scope, "softmax_kl_divergence", argument="scope"):
-        return entry.reduced(member, weights, reduction, teacher, logits, divisor)
+        return entry.reduced(loss_fn, weights, reduction, teacher, logits, divisor)
 
 
 def linear_softmax_kl_divergence(
@@ -175,14 +175,14 @@ def linear_softmax_kl_divergence(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     check.same_logits(teachers, shape)
     divisor = check.temperature(temperature, inputs.dtype)
-    member = ProjectedDivergence(
+    loss_fn = ProjectedDivergence(
         classes=Classes(-1, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
     with check.scope(scope, "linear_softmax_kl_divergence", argument="scope"):
         return entry.reduced_projection(
-            member,
+            loss_fn,
             weights,
             reduction,
             check.block_sizes(block_size),

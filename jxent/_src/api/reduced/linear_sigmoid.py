@@ -99,7 +99,7 @@ def linear_sparse_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.id_lists(labels, shape, "inputs")
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
-    member = sigmoid.SparseSigmoid(
+    loss_fn = sigmoid.SparseSigmoid(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -108,7 +108,7 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     with check.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
         return entry.reduced_projection(
-            member,
+            loss_fn,
             weights,
             reduction,
             check.block_sizes(block_size, class_block_size),
@@ -206,7 +206,7 @@ def linear_sigmoid_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.castable_labels("labels", labels, shape, inputs.dtype)
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
-    member = sigmoid.SigmoidSum(
+    loss_fn = sigmoid.Sigmoid(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -215,7 +215,7 @@ def linear_sigmoid_cross_entropy(
     )
     with check.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
         return entry.reduced_projection(
-            member,
+            loss_fn,
             weights,
             reduction,
             check.block_sizes(block_size, class_block_size),

@@ -152,7 +152,7 @@ def linear_sparse_softmax_cross_entropy(
     targets = check_labels.class_labels(
         labels, label_weights, shape, len(shape) - 1, inputs.dtype, trailing_one=True
     )
-    member = softmax.of_ids(
+    loss_fn = softmax.of_ids(
         targets,
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -163,7 +163,7 @@ def linear_sparse_softmax_cross_entropy(
     )
     with check.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
         return entry.reduced_projection(
-            member,
+            loss_fn,
             weights,
             reduction,
             check.block_sizes(block_size, class_block_size),
@@ -291,7 +291,7 @@ def linear_softmax_cross_entropy(
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.castable_labels("labels", labels, shape, inputs.dtype)
-    member = softmax.Softmax(
+    loss_fn = softmax.Softmax(
         classes=Classes(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -300,7 +300,7 @@ def linear_softmax_cross_entropy(
     )
     with check.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
         return entry.reduced_projection(
-            member,
+            loss_fn,
             weights,
             reduction,
             check.block_sizes(block_size),

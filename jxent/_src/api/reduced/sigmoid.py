@@ -73,14 +73,15 @@ def sigmoid_cross_entropy(
         "multi_class_labels", multi_class_labels, logits.shape, logits.dtype
     )
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = sigmoid.Sigmoid(
+    loss_fn = sigmoid.Sigmoid(
+        classes=Classes(None),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
     with check.scope(scope, "sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(member, weights, reduction, labels, logits, factor)
+        return entry.reduced(loss_fn, weights, reduction, labels, logits, factor)
 
 
 def sparse_sigmoid_cross_entropy(
@@ -151,7 +152,7 @@ def sparse_sigmoid_cross_entropy(
     axis = check.axis(-1, logits)
     labels = check_labels.id_lists(labels, logits.shape, "logits")
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
-    member = sigmoid.SparseSigmoid(
+    loss_fn = sigmoid.SparseSigmoid(
         classes=Classes(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
@@ -159,4 +160,4 @@ def sparse_sigmoid_cross_entropy(
         negative_focusing=negative_focusing,
     )
     with check.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(member, weights, reduction, labels, logits, factor)
+        return entry.reduced(loss_fn, weights, reduction, labels, logits, factor)

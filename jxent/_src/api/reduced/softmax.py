@@ -112,7 +112,7 @@ def softmax_cross_entropy(
     labels = check_labels.castable_labels(
         "onehot_labels", onehot_labels, logits.shape, logits.dtype
     )
-    member = softmax.Softmax(
+    loss_fn = softmax.Softmax(
         classes=Classes(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
@@ -120,7 +120,7 @@ def softmax_cross_entropy(
         has_aux=check.flag("has_aux", has_aux),
     )
     with check.scope(scope, "softmax_cross_entropy", argument="scope"):
-        return entry.reduced(member, weights, reduction, labels, logits)
+        return entry.reduced(loss_fn, weights, reduction, labels, logits)
 
 
 @overload
@@ -234,7 +234,7 @@ def sparse_softmax_cross_entropy(
     targets = check_labels.class_labels(
         labels, label_weights, logits.shape, axis, logits.dtype, trailing_one=True
     )
-    member = softmax.of_ids(
+    loss_fn = softmax.of_ids(
         targets,
         classes=Classes(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -244,4 +244,4 @@ def sparse_softmax_cross_entropy(
         has_aux=check.flag("has_aux", has_aux),
     )
     with check.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
-        return entry.reduced(member, weights, reduction, targets, logits)
+        return entry.reduced(loss_fn, weights, reduction, targets, logits)

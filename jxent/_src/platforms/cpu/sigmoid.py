@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import exp, log1p
 from jxent._src.loss_fns import sigmoid
-from jxent._src.loss_fns.sigmoid import SigmoidSum, SparseSigmoid
+from jxent._src.loss_fns.sigmoid import Sigmoid, SparseSigmoid
 from jxent._src.numerics import sigmoid_terms
 from jxent._src.numerics.sigmoid import class_losses
 from jxent._src.numerics.sigmoid_terms import whole_part
@@ -28,37 +28,37 @@ from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import Classes
 
 
-def _is_whole(member: SigmoidSum, _: Array, logits: Array, *__: Array | None) -> bool:
-    return member.classes.name is None and not class_axis.is_split(logits)
+def _is_whole(loss_fn: Sigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
+    return loss_fn.classes.name is None and not class_axis.is_split(logits)
 
 
 @way(sigmoid.summed_losses, "cpu", applies=_is_whole)
-def _total_on_cpu(member: SigmoidSum, *data: Array | None) -> Array:
+def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
     logits = cast(Array, data[1])
 
     # From the arrays as they were given: a condition stores what it is handed.
     def exact_total(*data: Array | None) -> Array:
-        exact: Callable[..., Array] = partial(sigmoid.weighted_class_losses, member)
+        exact: Callable[..., Array] = partial(sigmoid.weighted_class_losses, loss_fn)
         sums = by_rows(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
-        return member.classes.total(sums(*data) if logits.ndim else exact(*data))
+        return loss_fn.classes.total(sums(*data) if logits.ndim else exact(*data))
 
     # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
     def of_finite(
         labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
     ) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), loss_fn.logit_softcap)
         z = widened(labels, jnp.zeros(()), x.dtype)
-        if member.label_smoothing:
-            smoothing = (1 - member.label_smoothing, member.label_smoothing / 2)
+        if loss_fn.label_smoothing:
+            smoothing = (1 - loss_fn.label_smoothing, loss_fn.label_smoothing / 2)
             kept, added = own_constants(x.dtype, *smoothing)
             z = kept * z + added
-        if any(member.powers):
+        if any(loss_fn.powers):
             (one,) = own_constants(x.dtype, 1.0)
             positive = z if pos_weight is None else jax.lax.optimization_barrier(pos_weight) * z
-            losses = _focused_of_finite(member.powers, one - z, positive, x)
+            losses = _focused_of_finite(loss_fn.powers, one - z, positive, x)
         else:
             losses = _loss_of_finite(z, pos_weight, x)
-        total = member.classes.total(losses if weights is None else weights * losses)
+        total = loss_fn.classes.total(losses if weights is None else weights * losses)
         return jnp.isfinite(total), total
 
     loss: Array = attempt(of_finite, exact_total)(*data)
@@ -82,33 +82,33 @@ def _scattered_mask(_: Classes, ids: Array, x: Array) -> Array:
     return written(jnp.zeros_like(x, dtype=bool), -1, places.astype(jnp.int32), listed)
 
 
-def _is_whole_of_ids(member: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
-    return member.classes.are_last(logits)
+def _is_whole_of_ids(loss_fn: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
+    return loss_fn.classes.are_last(logits)
 
 
 @way(sigmoid.summed_losses_of_ids, "cpu", applies=_is_whole_of_ids)
-def _total_of_ids_on_cpu(member: SparseSigmoid, *data: Array | None) -> Array:
+def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
     def exact(*data: Any) -> Array:
-        return jnp.sum(member.class_losses(*data), -1, keepdims=True)
+        return jnp.sum(loss_fn.class_losses(*data), -1, keepdims=True)
 
     # As above; a select, and what booleans become, would be stored before it is summed.
     def of_finite(labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widened(logits, jnp.zeros(())), member.logit_softcap)
-        listed = sigmoid.listed_classes(member.classes, labels, x)
+        x = _softcap_of_finite(widened(logits, jnp.zeros(())), loss_fn.logit_softcap)
+        listed = sigmoid.listed_classes(loss_fn.classes, labels, x)
         listed = jax.lax.optimization_barrier(listed.astype(jnp.int8)).astype(x.dtype)
         one, two, kept, share = own_constants(
-            x.dtype, 1.0, 2.0, 1 - member.label_smoothing / 2, member.label_smoothing / 2
+            x.dtype, 1.0, 2.0, 1 - loss_fn.label_smoothing / 2, loss_fn.label_smoothing / 2
         )
-        if member.label_smoothing:
+        if loss_fn.label_smoothing:
             positive = listed * kept + (one - listed) * share
             negative = (one - listed) * kept + listed * share
         else:
             positive, negative = listed, one - listed
         if pos_weight is not None:
             positive *= jax.lax.optimization_barrier(pos_weight)
-        if any(member.powers):
-            losses = _focused_of_finite(member.powers, negative, positive, x)
-        elif pos_weight is None and not member.label_smoothing:
+        if any(loss_fn.powers):
+            losses = _focused_of_finite(loss_fn.powers, negative, positive, x)
+        elif pos_weight is None and not loss_fn.label_smoothing:
             losses = _softplus_of_finite(x * (one - two * listed))
         else:
             losses = _weighted_of_finite(negative, positive, x)
