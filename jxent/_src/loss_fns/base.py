@@ -19,8 +19,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
+from jxent._src.core import hints
 from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import zero_times
@@ -138,7 +139,7 @@ def losses(loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any) -> 
 
     Where a weight is 0 and the loss is inf or NaN, the example is dropped: its loss and its
     statistics are 0 and nothing is passed back. All other values are as without weights.
-    `in_order`: the gradient is computed after the loss, see `zero_known_from`.
+    `in_order`: the gradient is computed after the loss, see `ordering_zero`.
     """
     if weights is None:
         values, statistics = loss_fn.losses(*cast(Data, data))
@@ -176,7 +177,7 @@ def _losses_jvp(
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(known: Known, data: Any, moving: Any, zero: Array | None) -> Array:
-        data, statistics = after(zero, data, known.statistics)
+        data, statistics = hints.add_dependency(zero, data, known.statistics)
         if known.kept is not None:
             data, moving = without_dropped(loss_fn, known.kept)((data, moving))
         change = loss_fn.tangent(data, statistics, moving)
@@ -191,13 +192,13 @@ def _losses_jvp(
     else:
         zero = None
         if in_order and loss_fn.axis is None:
-            zero = zero_known_from(jnp.sum(values))
+            zero = hints.ordering_zero(jnp.sum(values))
         elif in_order:
             last = values
             found = components(loss_fn, known.statistics)
             if found is not None:  # of another pass over the logits, maybe
-                last += zero_known_from(found.correct)
-            zero = loss_fn.classes.expand(zero_known_from(last))
+                last += hints.ordering_zero(found.correct)
+            zero = loss_fn.classes.expand(hints.ordering_zero(last))
         change = tangent(known, data, moving, zero)
     return (values, known), (change, jax.tree.map(no_tangent, known))
 
@@ -233,29 +234,6 @@ def without_dropped(loss_fn: Loss, kept: Array) -> Callable[[Any], Any]:
         return jnp.where(class_axis.filled(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
-
-
-# A training step returns its loss and writes the new logits over the old ones. A compiler that does
-# not compute the loss first copies the logits for it, and stores what loss and gradient share.
-# There the gradient reads logits to which a 0 was added that only the loss tells. Where one pass
-# gives both, the dependency would make it two.
-@per_platform()
-def zero_known_from(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exactly 0, known only after `values`.
-
-    At -inf, where no compiler can tell that it is 0, it is the smallest normal number.
-    """
-    return jnp.zeros_like(values)
-
-
-def after(zero: Array | None, data: Sequence[Any], statistics: Any = None) -> tuple[Data, Any]:
-    """Data and statistics of which the logits and statistics are known only after the 0 is."""
-
-    def later(x: Array) -> Array:
-        return x if zero is None else x + zero.astype(x.dtype)
-
-    labels, logits, parameters = data
-    return (labels, later(logits), parameters), jax.tree.map(later, statistics)
 
 
 def weighted_losses(loss_fn: Loss, weights: Array, *data: Any) -> Array:

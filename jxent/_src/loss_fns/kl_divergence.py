@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._src.core import hints
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import (
     DIGITS,
@@ -38,8 +39,6 @@ from jxent._src.core.elementary import (
     zero_times,
 )
 from jxent._src.loss_fns.base import Data, Loss, Tangents
-from jxent._src.loss_fns.sigmoid import read_again
-from jxent._src.loss_fns.softmax import stored
 from jxent._src.numerics import logsumexp
 from jxent._src.numerics.softcap import softcap, softcap_slope
 from jxent._src.sharding.class_axis import Classes
@@ -99,8 +98,8 @@ class Divergence(Loss):
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
         x_t = softcap(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
         x_s = softcap(widen(logits), self.logit_softcap)
-        x_t = x_t if self.teacher_logit_softcap is None else stored(False, x_t)
-        return x_t, x_s if self.logit_softcap is None else stored(False, x_s)
+        x_t = x_t if self.teacher_logit_softcap is None else hints.materialize_capped(False, x_t)
+        return x_t, x_s if self.logit_softcap is None else hints.materialize_capped(False, x_s)
 
     def _scaled(self, data: Data, rows: Rows) -> tuple[Array, Array, Array]:
         """Both logits over the temperature, and a, which is subtracted before it is divided."""
@@ -132,7 +131,7 @@ class Divergence(Loss):
         rows = rows._replace(mean=mean)
         offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
         # Else what both passes are made of might be stored.
-        capped = self._capped(read_again(data[0]), data[1])
+        capped = self._capped(hints.reload(data[0]), data[1])
         excess = sum_of_excess(classes, *capped, temperature, rows, offset) / (1 + rest_t)
         # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
         # overflows the two are not near.
@@ -151,7 +150,7 @@ class Divergence(Loss):
         """The gradient to y of the student and of the teacher."""
         teacher, logits, temperature = data
         if logits.dtype.itemsize < 4:  # else what is made of them in float32 might be stored
-            teacher, logits = read_again((teacher, logits))
+            teacher, logits = hints.reload((teacher, logits))
         y_t, y_s, a = self._scaled((teacher, logits, temperature), rows)
         return (
             _student_slope(y_t, y_s, a, rows, self.classes),

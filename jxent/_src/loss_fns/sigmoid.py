@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
+from jxent._src.core import hints
 from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import (
@@ -176,7 +177,7 @@ def weighted_total(loss_fn: Sigmoid, weights: Array, *data: Array | None) -> Flo
 
 
 # As the sum of the weighted losses, but known before the gradient is computed, see
-# `base.zero_known_from`, and without storing the losses. What is dropped is told from the data: an
+# `hints.ordering_zero`, and without storing the losses. What is dropped is told from the data: an
 # infinite loss of finite data has a finite gradient, which a weight of 0 makes 0.
 def _weighted_total_jvp(
     loss_fn: Sigmoid, primals: tuple[Any, ...], tangents: tuple[Any, ...]
@@ -188,7 +189,7 @@ def _weighted_total_jvp(
     def tangent(
         weights: Array, data: Any, dweights: Array | None, moving: Any, zero: Array
     ) -> Array:
-        data, _ = base.after(zero, data)
+        data, _ = hints.add_dependency(zero, data)
         change = jnp.zeros_like(total)
         if jax.tree.leaves(moving):
             size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
@@ -204,7 +205,7 @@ def _weighted_total_jvp(
         return change
 
     weights, *data = primals
-    return total, tangent(weights, data, dweights, moving, base.zero_known_from(total))
+    return total, tangent(weights, data, dweights, moving, hints.ordering_zero(total))
 
 
 weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
@@ -241,7 +242,7 @@ class SparseSigmoid(_Independent):
         labels, logits, pos_weight = data
         x = widen(logits)
         capped = softcap(x, self.logit_softcap)
-        listed = listed_classes(self.classes, read_again(labels), x)
+        listed = listed_classes(self.classes, hints.reload(labels), x)
         a, b = self._factors(listed, x, None if pos_weight is None else finite(pos_weight))
         v = jnp.where(listed, -capped, capped)
         if a is None:
@@ -334,9 +335,3 @@ def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array
     for k in range(count):
         listed = with_id(k, listed)
     return listed
-
-
-@per_platform()
-def read_again(labels: Any) -> Any:
-    """Ids, or a teacher's logits and a student's, for another pass over the classes."""
-    return labels

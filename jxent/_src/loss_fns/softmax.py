@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.core.dispatch import per_platform
+from jxent._src.core import hints
 from jxent._src.core.elementary import Listed, log1p, nan_unless, widen
 from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES
 from jxent._src.loss_fns import label_lists
@@ -21,15 +21,6 @@ from jxent._src.numerics.focal import focused, focused_slope
 from jxent._src.numerics.logsumexp import LabelNormalizer, Moment
 from jxent._src.numerics.softcap import softcap, softcap_slope
 from jxent._src.numerics.softmax_rows import LabelsStatistics
-
-
-# The product is computed again in every fusion, here and there as one fused multiply-add: without
-# the barrier a row's maximum would equal none of its elements to the last bit.
-@per_platform(statics=1)
-def stored(has_ids: bool, x: Array) -> Array:
-    """Capped logits. `has_ids`: in first order only statistics are compared with one another."""
-    once: Array = jax.lax.optimization_barrier(x)
-    return once
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class _Exclusive(Loss):
         x = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is None:
             return x
-        return stored(self._has_ids, x)
+        return hints.materialize_capped(self._has_ids, x)
 
     def _components(
         self, loss: Array, log_normalizer: Array, right: Array | None

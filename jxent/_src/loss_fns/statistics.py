@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jxent._src.core import hints
 from jxent._src.core.elementary import bounded, divided_about, divided_by, log1p, nan_unless, widen
 from jxent._src.core.serialization import written_as
 from jxent._src.loss_fns import base
 from jxent._src.loss_fns.base import OfLogits
-from jxent._src.loss_fns.softmax import stored
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.logsumexp import LabelNormalizer
 from jxent._src.numerics.softcap import softcap
@@ -73,7 +73,7 @@ class Predictor(OfLogits):
         """What the softmax is taken of; its derivatives as those of `divided_about`."""
         y = softcap(widen(logits), self.logit_softcap)
         if self.logit_softcap is not None:
-            y = stored(False, y)
+            y = hints.materialize_capped(False, y)
         if temperature is None:
             return y
         if origin is None:
@@ -184,8 +184,8 @@ def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[F
 
     def change(name: str, value: Array, row: Row, data: Any, moving: Any) -> Array:
         # After the field itself, see `base`: a step writes the new logits over the old ones.
-        zero = predictor.classes.expand(base.zero_known_from(value))
-        (_, *data), row = base.after(zero, (labels, *data), row)
+        zero = predictor.classes.expand(hints.ordering_zero(value))
+        (_, *data), row = hints.add_dependency(zero, (labels, *data), row)
         found = predictor.changes(labels, *predictor.moved(data, moving, row), row)
         return predictor.with_constant(found, data[1], moving[1], row)[name]
 

@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import jax
 from jaxtyping import Array
 
-from jxent._src.core import blocking
+from jxent._src.core import blocking, hints
 from jxent._src.core.blocking import AnyCut, Choice, Cut
 from jxent._src.core.dispatch import way
-from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Loss
 from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
-from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
+from jxent._src.projection import per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding.class_axis import Classes
 
@@ -103,20 +101,19 @@ def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dic
     return softmax_statistics.changes_of_projection.plain(predictor, blocks.classes, *rest)
 
 
-@way(matmuls.once, "cuda")
-@way(matmuls.once, "rocm")
+@way(hints.materialize_grad, "cuda")
+@way(hints.materialize_grad, "rocm")
 def _stored_slope(slope: Array) -> Array:
     """Else it is stored once for each of the two products."""
-    stored: Array = jax.lax.optimization_barrier(slope)
-    return stored
+    return hints.materialize(slope)
 
 
-@way(sigmoid.read_again, "cuda")
-@way(sigmoid.read_again, "rocm")
+@way(hints.reload, "cuda")
+@way(hints.reload, "rocm")
 def _of_their_own(labels: Any) -> Any:
     """Else loss and gradient share the mask of the listed classes, and store it.
 
     What passes over a teacher's and a student's logits have in common would be stored too, 0.54 GB
     at 4096 x 32768 bfloat16: 9 passes, for 13 to 17.
     """
-    return jax.lax.optimization_barrier(labels)
+    return hints.materialize(labels)

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.core import blocking
+from jxent._src.core import blocking, hints
 from jxent._src.core.blocking import AnyCut, Choice, ClassCut, Cut
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import Listed
-from jxent._src.loss_fns import sigmoid, softmax
+from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Known, Loss
 from jxent._src.loss_fns.statistics import Found, Predictor
 from jxent._src.platforms import one_pass
-from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
+from jxent._src.projection import per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import Classes
@@ -31,7 +31,7 @@ for function, in_one_pass in one_pass.WAYS.items():
     way(function, "tpu")(in_one_pass)
 
 
-@way(softmax.stored, "tpu", applies=lambda has_ids, _: has_ids)
+@way(hints.materialize_capped, "tpu", applies=lambda has_ids, _: has_ids)
 def _capped_in_each_pass(_: bool, x: Array) -> Array:
     """The maximum and the label's logit are of one reduction: 3 passes; stored it would be 11."""
     return _stored_in_second_order(x)
@@ -45,7 +45,7 @@ def _stored_in_second_order(x: Array) -> Array:
 # There the row's maximum is looked for among the logits of another pass.
 @_stored_in_second_order.defjvp
 def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return jax.lax.optimization_barrier(primals[0]), tangents[0]
+    return hints.materialize(primals[0]), tangents[0]
 
 
 def _are_fused(loss_fn: Loss, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
@@ -90,8 +90,8 @@ def _kept_near(operands: Operands) -> Operands:
     """
     if not _are_long(operands):
         return operands
-    one = jax.lax.optimization_barrier(jnp.ones((), operands.inputs.dtype))
-    own = jax.lax.optimization_barrier(operands.inputs * one)
+    one = hints.materialize(jnp.ones((), operands.inputs.dtype))
+    own = hints.materialize(operands.inputs * one)
     return operands._replace(inputs=own)
 
 
@@ -167,22 +167,20 @@ def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dic
     return softmax_statistics.changes_of_projection.plain(predictor, cut, *rest)
 
 
-@way(matmuls.uncapped, "tpu")
+@way(hints.materialize_before_cap, "tpu")
 def _stored_logits(x: Array) -> Array:
     """With a cap on it the compiler takes minutes to fuse a product with what comes next."""
-    stored: Array = jax.lax.optimization_barrier(x)
-    return stored
+    return hints.materialize(x)
 
 
-@way(matmuls.once, "tpu")
+@way(hints.materialize_grad, "tpu")
 def _stored_slope(slope: Array) -> Array:
     """Else both products compute it again from logits in float32.
 
     v5e, 8192 examples, 1024 features, 131072 classes, bfloat16, value and both gradients: 7.8 GB in
     place of 14.3 GB moved, 59 in place of 66 million cycles, by the compiler.
     """
-    stored: Array = jax.lax.optimization_barrier(slope)
-    return stored
+    return hints.materialize(slope)
 
 
 LANES = 128

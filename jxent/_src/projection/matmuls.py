@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jxent._src.core import hints
 from jxent._src.core.blocking import Block
-from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import Listed, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
 from jxent._src.loss_fns.base import Data, OfLogits, present
@@ -129,7 +129,7 @@ def pushed(
     if change.kernel is not None:
         moved.append(times(inputs, change.kernel))
     if shared and moved:
-        moved = jax.lax.optimization_barrier(moved)  # else each product computes it again
+        moved = hints.materialize(moved)  # else each product computes it again
     moved = [x.astype(wide) for x in moved]
     if change.bias is not None:
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
@@ -156,17 +156,11 @@ def _logits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 logits.defjvp(_logits_jvp, symbolic_zeros=True)
 
 
-@per_platform()
-def uncapped(x: Array) -> Array:
-    """The logits of a block, which a cap comes upon next."""
-    return x
-
-
 def data_of(loss_fn: OfLogits, operands: Operands) -> Data:
     """What the loss_fn's losses are computed from, with the logits of a block."""
     x = project(operands.inputs, operands.kernel, operands.bias)
     if loss_fn.logit_softcap is not None:
-        x = uncapped(x)
+        x = hints.materialize_before_cap(x)
     labels, parameters = _own(loss_fn, operands.labels, operands.parameters)
     return labels, x, parameters
 
@@ -263,7 +257,7 @@ def kernel_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Kernel:
     def multiply(low: Array, columns: Array) -> Array:
         return jnp.matmul(columns, low, preferred_element_type=wide, out_sharding=split)
 
-    return slope.times(multiply, transposed(inputs))
+    return slope.times(multiply, hints.transpose(inputs))
 
 
 def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
@@ -284,15 +278,3 @@ def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
     exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
     up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
     return Narrow(slope, (fixed * up).astype(dtype), down)
-
-
-@per_platform()
-def once(slope: Array) -> Array:
-    """The slope of a block of classes, which two products read."""
-    return slope
-
-
-@per_platform()
-def transposed(inputs: Array) -> Array:
-    """inputs.T, for d/d kernel = inputs.T @ slope."""
-    return jnp.transpose(inputs)

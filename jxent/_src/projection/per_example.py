@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jxent._src.core import hints
 from jxent._src.core.blocking import AnyCut, Block, ClassCut, Cut, of_examples
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import computing_dtype, zero_from
@@ -34,9 +35,7 @@ from jxent._src.projection.matmuls import (
     narrowed,
     no_losses,
     of_block,
-    once,
     other_tangents,
-    transposed,
 )
 from jxent._src.sharding import class_axis
 
@@ -129,7 +128,7 @@ def _change_of_block(
     narrow = narrowed(slope, kernel.dtype)
     of_kernel = slope
     if is_shared and kernel.dtype != jnp.float16:
-        narrow = narrow._replace(low=once(narrow.low))
+        narrow = narrow._replace(low=hints.materialize_grad(narrow.low))
         of_kernel = narrow.low.astype(wide)
     of_part = jnp.zeros_like(values)  # over the classes that this chip holds
     if dinputs is not None:
@@ -142,7 +141,7 @@ def _change_of_block(
         # too narrow for a slope times its example's cotangent, usually 1 over their number.
         product = wide if inputs.dtype == jnp.float16 else inputs.dtype
         pushed = jnp.matmul(
-            transposed(inputs.astype(product)).T,
+            hints.transpose(inputs.astype(product)).T,
             matrix(dkernel.astype(product)),
             out_sharding=class_axis.split_of_product(inputs, matrix(kernel)),
         ).astype(wide)

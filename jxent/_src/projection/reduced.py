@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jxent._src.core import hints
 from jxent._src.core.blocking import AnyCut, Block, ClassCut, Cut, for_tangents, of_examples
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import Listed, computing_dtype, widen
@@ -25,7 +26,6 @@ from jxent._src.projection.matmuls import (
     narrowed,
     no_losses,
     of_block,
-    once,
     other_tangents,
     project,
     without_broken,
@@ -333,7 +333,9 @@ def _by_classes(
         def block(number: int | Array, weights: Array, operands: Operands) -> _OfBlock:
             own = of_block(loss_fn, Block(blocks, width, number), operands)
             if before is None:
-                found = _of_block(loss_fn.unsharded, masks, wanted, once, weights, own)
+                found = _of_block(
+                    loss_fn.unsharded, masks, wanted, hints.materialize_grad, weights, own
+                )
                 if found.kept is None:
                     return found
                 # An example that one block drops has no loss, whatever the others find.
@@ -346,7 +348,14 @@ def _by_classes(
                 None,
                 None,
                 *_slopes_of_block(
-                    loss_fn.unsharded, wanted, once, weights, values, known, data, own
+                    loss_fn.unsharded,
+                    wanted,
+                    hints.materialize_grad,
+                    weights,
+                    values,
+                    known,
+                    data,
+                    own,
                 ),
             )
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._src.core import hints
 from jxent._src.core.serialization import written_as
 from jxent._src.loss_fns import base
 
@@ -117,5 +118,5 @@ def divided(x: Array, count: Count) -> Array:
     known = isinstance(count, float)
     divisor = jnp.asarray(count or 1, x.dtype) if known else jnp.where(count == 0, 1, count)
     # Else a constant's rounded inverse is multiplied by: the mean of 41 ones would not be 1.
-    quotient = x / jax.lax.optimization_barrier(divisor)
+    quotient = x / hints.materialize(divisor)
     return quotient if known else jnp.where(count == 0, 0, quotient)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from jxent._src.core import hints
 from jxent._src.core.dispatch import way
 from jxent._src.numerics import softmax_rows
-from jxent._src.platforms.cpu.fallback import are_whole, attempt, by_rows, own_constants, widened
+from jxent._src.platforms.cpu.fallback import are_whole, attempt, by_rows
 from jxent._src.platforms.cpu.softmax import are_not_few, are_rows
 from jxent._src.platforms.cpu.tiles import Pieces, first_place, pieces_of, sum_without
 from jxent._src.sharding import class_axis
@@ -56,7 +57,7 @@ def _largest_in_pieces(pieces: Pieces, z: Array, dtype: DTypeLike) -> tuple[Arra
     cut = pieces.cut(z)
     sums = pieces.each(lambda z: jnp.sum(z.astype(dtype), -1), cut)
     which = first_place(sums, jnp.max(sums, -1, keepdims=True))
-    own = jax.lax.optimization_barrier(pieces.own(cut, which, 0)[0].astype(dtype))
+    own = hints.materialize(pieces.own(cut, which, 0)[0].astype(dtype))
     largest = jnp.max(own, -1, keepdims=True)
     others = sum_without(sums, which) + sum_without(own, first_place(own, largest))
     total = jnp.sum(sums, -1, keepdims=True)
@@ -71,11 +72,11 @@ def _largest_label(classes: Classes, z: Array, after: Array) -> tuple[Array, Arr
     below is between 0 and inf, its minimum 0 for the largest and its ties, 1 for all others.
     """
     dtype = after.dtype
-    inverse, one = own_constants(dtype, 1 / jnp.finfo(dtype).tiny, 1.0)
+    inverse, one = hints.unshared_constants(dtype, 1 / jnp.finfo(dtype).tiny, 1.0)
     largest = classes.max(z).astype(dtype)
-    wide = widened(z, largest, dtype)
+    wide = hints.unshared_upcast(z, largest, dtype)
     without = classes.sum(wide * jnp.minimum((largest - wide) * inverse, one))
-    rest = classes.sum(widened(z, after, dtype)) - largest
+    rest = classes.sum(hints.unshared_upcast(z, after, dtype)) - largest
     return largest, jnp.where((largest > 0) & (rest < 0.5 * largest), without, rest)
 
 
@@ -85,15 +86,15 @@ def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) ->
     def of_finite(
         x: Array, row_max: Array, more: Array, share: Array | None, z: Array | None
     ) -> tuple[Array, Array]:
-        x = widened(x, more)
+        x = hints.unshared_upcast(x, more)
         surprises = (row_max - x) + more
         if z is not None:
-            z = widened(z, more, x.dtype)
+            z = hints.unshared_upcast(z, more, x.dtype)
         if z is None:
             total = cast(Array, share) * classes.sum(surprises)
         else:
             if share is not None:
-                (keep,) = own_constants(x.dtype, 1 - smoothing)
+                (keep,) = hints.unshared_constants(x.dtype, 1 - smoothing)
                 z = keep * z + share
             total = classes.sum(z * surprises)
         return jnp.isfinite(total), total

@@ -11,10 +11,9 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from jxent._src.core.elementary import computing_dtype
+from jxent._src.core import hints
 
 
 def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,27 +74,6 @@ def _with_axis(size: int, batched: Sequence[Any], arrays: tuple[Any, ...]) -> tu
     return cast(tuple[Any, ...], jax.tree.map(with_axis, arrays, tuple(batched)))
 
 
-def own_constants(dtype: DTypeLike, *numbers: Any) -> list[Array]:
-    """Constants for a sum on CPU that no other computation shares.
-
-    XLA:CPU stores what a sum and the gradient share, be it the number 1 in the logits' shape.
-    """
-    own: list[Array] = jax.lax.optimization_barrier([jnp.asarray(x, dtype) for x in numbers])
-    return own
-
-
-def widened(x: Array, after: Array, dtype: DTypeLike | None = None) -> Array:
-    """The array in the computing dtype, or this one, for one sum, which waits for `after`.
-
-    Widened once for several sums, or for one and the gradient, it would be stored.
-    """
-    dtype = computing_dtype(x.dtype) if dtype is None else dtype
-    if x.dtype == dtype:
-        return x
-    x, _ = jax.lax.optimization_barrier((x, after))
-    return x.astype(dtype)
-
-
 def are_whole(x: Array) -> bool:
     """Whether `x` is known to be split over no mesh, so that its rows may be cut.
 
@@ -104,15 +82,6 @@ def are_whole(x: Array) -> bool:
     """
     whole: bool = jax.typeof(x).sharding.mesh.empty
     return whole
-
-
-def own_in_loop(arrays: Any, number: Any) -> tuple[Any, Any]:
-    """Arrays that a loop reads, and the number of its round.
-
-    The compiler would take what is made of whole arrays out of the loop, and store it.
-    """
-    both: tuple[Any, Any] = jax.lax.optimization_barrier((arrays, number))
-    return both
 
 
 def moved(function: Callable[[Array], Array], x: Array) -> Array:
@@ -168,7 +137,7 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
                     return x
                 return moved(lambda x: jax.lax.dynamic_slice_in_dim(x, start, block), x)
 
-            own, start = own_in_loop(flattened, start)
+            own, start = hints.unshared_in_loop(flattened, start)
             return function(*jax.tree.map(cut, own))
 
         def step(k: int | Array, result: Array) -> Array:

@@ -4,15 +4,15 @@ from functools import partial
 from math import factorial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jxent._src.core import hints
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import exp, of_rank
 from jxent._src.loss_fns import kl_divergence
 from jxent._src.loss_fns.kl_divergence import Rows
-from jxent._src.platforms.cpu.fallback import attempt, by_rows, own_constants
+from jxent._src.platforms.cpu.fallback import attempt, by_rows
 from jxent._src.platforms.cpu.softmax import are_rows
 from jxent._src.sharding.class_axis import Classes
 
@@ -26,7 +26,7 @@ def _of_finite(
     lost = (x_s - (apart - back)) - (x_t + back)
     a = (apart - rows.shift) + (lost - rows.shift_lost)
     if temperature is not None:
-        temperature = jax.lax.optimization_barrier(temperature)
+        temperature = hints.materialize(temperature)
         x_t, a = x_t / temperature, a / temperature
     return exp(x_t - rows.teacher[0]), a
 
@@ -64,12 +64,12 @@ def _sum_of_excess_on_cpu(
 ) -> Array:
     def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, _: Array) -> Any:
         # Read again, or what both sums are made of is stored.
-        x_t, x_s, rows = jax.lax.optimization_barrier((x_t, x_s, rows))
+        x_t, x_s, rows = hints.materialize((x_t, x_s, rows))
         odds, a = _of_finite(x_t, x_s, temperature, rows)
         b = a - rows.mean
         # Of their own: the gradient does not share them.
         terms = 12 if jnp.finfo(x_t.dtype).bits <= 32 else 19
-        one, *coefficients = own_constants(
+        one, *coefficients = hints.unshared_constants(
             x_t.dtype, 1.0, *(1 / factorial(n) for n in range(terms, 1, -1))
         )
         c = jnp.maximum(jnp.minimum(b, one), -one)

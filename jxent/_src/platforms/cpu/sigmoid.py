@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jxent._src.core import hints
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import exp, log1p
 from jxent._src.loss_fns import sigmoid
@@ -20,8 +21,6 @@ from jxent._src.platforms.cpu.fallback import (
     are_whole,
     attempt,
     by_rows,
-    own_constants,
-    widened,
     written,
 )
 from jxent._src.sharding import class_axis
@@ -46,15 +45,15 @@ def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
     def of_finite(
         labels: Array, logits: Array, pos_weight: Array | None, weights: Array | None
     ) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widened(logits, jnp.zeros(())), loss_fn.logit_softcap)
-        z = widened(labels, jnp.zeros(()), x.dtype)
+        x = _softcap_of_finite(hints.unshared_upcast(logits, jnp.zeros(())), loss_fn.logit_softcap)
+        z = hints.unshared_upcast(labels, jnp.zeros(()), x.dtype)
         if loss_fn.label_smoothing:
             smoothing = (1 - loss_fn.label_smoothing, loss_fn.label_smoothing / 2)
-            kept, added = own_constants(x.dtype, *smoothing)
+            kept, added = hints.unshared_constants(x.dtype, *smoothing)
             z = kept * z + added
         if any(loss_fn.powers):
-            (one,) = own_constants(x.dtype, 1.0)
-            positive = z if pos_weight is None else jax.lax.optimization_barrier(pos_weight) * z
+            (one,) = hints.unshared_constants(x.dtype, 1.0)
+            positive = z if pos_weight is None else hints.materialize(pos_weight) * z
             losses = _focused_of_finite(loss_fn.powers, one - z, positive, x)
         else:
             losses = _loss_of_finite(z, pos_weight, x)
@@ -93,10 +92,10 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
 
     # As above; a select, and what booleans become, would be stored before it is summed.
     def of_finite(labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, Array]:
-        x = _softcap_of_finite(widened(logits, jnp.zeros(())), loss_fn.logit_softcap)
+        x = _softcap_of_finite(hints.unshared_upcast(logits, jnp.zeros(())), loss_fn.logit_softcap)
         listed = sigmoid.listed_classes(loss_fn.classes, labels, x)
-        listed = jax.lax.optimization_barrier(listed.astype(jnp.int8)).astype(x.dtype)
-        one, two, kept, share = own_constants(
+        listed = hints.materialize(listed.astype(jnp.int8)).astype(x.dtype)
+        one, two, kept, share = hints.unshared_constants(
             x.dtype, 1.0, 2.0, 1 - loss_fn.label_smoothing / 2, loss_fn.label_smoothing / 2
         )
         if loss_fn.label_smoothing:
@@ -105,7 +104,7 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
         else:
             positive, negative = listed, one - listed
         if pos_weight is not None:
-            positive *= jax.lax.optimization_barrier(pos_weight)
+            positive *= hints.materialize(pos_weight)
         if any(loss_fn.powers):
             losses = _focused_of_finite(loss_fn.powers, negative, positive, x)
         elif pos_weight is None and not loss_fn.label_smoothing:
@@ -127,7 +126,7 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
 @way(class_losses, "cpu")
 def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
     most = float(jnp.finfo(x.dtype).max)
-    zero, one = own_constants(x.dtype, 0.0, 1.0)
+    zero, one = hints.unshared_constants(x.dtype, 0.0, 1.0)
     above = jnp.maximum(-jnp.maximum(-x, -most), zero)
     below = jnp.maximum(-jnp.maximum(x, -most), zero)
     infinite = one + jnp.minimum(jnp.abs(x) - jnp.minimum(jnp.abs(x), most), most)
@@ -148,34 +147,33 @@ def _overflowing(q: Array) -> tuple[Array, Array]:
     large = 2.0 ** int(0.8 * jnp.finfo(q.dtype).maxexp)
     infinite = jnp.isinf(q)
     both = jnp.where(infinite, jnp.sign(q) * large, q), jnp.where(infinite, large, 1)
-    finite, overflows = jax.lax.optimization_barrier(both)
+    finite, overflows = hints.materialize(both)
     return finite, overflows
 
 
 @way(sigmoid_terms.without_infinities, "cpu")
 def _select_apart(q: Array) -> Array:
     """In the loop over the logits, the select would end its fusion."""
-    apart: Array = jax.lax.optimization_barrier(sigmoid_terms.without_infinities.plain(q))
-    return apart
+    return hints.materialize(sigmoid_terms.without_infinities.plain(q))
 
 
 def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
     """The same in fewer operations: inf or NaN if a logit is infinite."""
     if q is None:  # (1 - z) x >= -z x exactly where x >= 0, for every z
         return log1p(exp(-jnp.abs(x))) - jnp.minimum((z - 1) * x, z * x)
-    (one,) = own_constants(x.dtype, 1.0)
-    return _weighted_of_finite(one - z, jax.lax.optimization_barrier(q) * z, x)
+    (one,) = hints.unshared_constants(x.dtype, 1.0)
+    return _weighted_of_finite(one - z, hints.materialize(q) * z, x)
 
 
 def _weighted_of_finite(negative: Array, positive: Array, x: Array) -> Array:
     """Negative softplus(x) + positive softplus(-x), of finite logits."""
-    (zero,) = own_constants(x.dtype, 0.0)
+    (zero,) = hints.unshared_constants(x.dtype, 0.0)
     linear = negative * jnp.maximum(x, zero) - positive * jnp.minimum(x, zero)
     return linear + (negative + positive) * log1p(exp(-jnp.abs(x)))
 
 
 def _softplus_of_finite(x: Array) -> Array:
-    (zero,) = own_constants(x.dtype, 0.0)
+    (zero,) = hints.unshared_constants(x.dtype, 0.0)
     return jnp.maximum(x, zero) + log1p(exp(-jnp.abs(x)))
 
 
@@ -186,11 +184,11 @@ def _focused_of_finite(
 
     Of finite logits: exp(-x) may overflow, its quotient is then 0, as the power is to rounding.
     """
-    (one,) = own_constants(x.dtype, 1.0)
+    (one,) = hints.unshared_constants(x.dtype, 1.0)
 
     def term(g: float, x: Array) -> Array:
         whole = whole_part(g)
-        (rest,) = own_constants(x.dtype, whole - g)
+        (rest,) = hints.unshared_constants(x.dtype, whole - g)
         loss = jax.lax.integer_pow(one / (one + exp(-x)), whole) * _softplus_of_finite(x)
         return loss if g == whole else loss * exp(rest * _softplus_of_finite(-x))
 
@@ -202,5 +200,5 @@ def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array
     """The same without a select, which would end XLA:CPU's fusions: NaN at an infinite logit."""
     if cap is None:
         return x
-    c, zero = own_constants(x.dtype, cap, 0.0)
+    c, zero = hints.unshared_constants(x.dtype, cap, 0.0)
     return c * tanh(x / c) + zero * x

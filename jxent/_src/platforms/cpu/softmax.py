@@ -2,12 +2,13 @@
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jxent._src.core import hints
 from jxent._src.core.dispatch import way
 from jxent._src.core.elementary import bounded, computing_dtype, exp, gap, log, log1p, widen
 from jxent._src.numerics import logsumexp, softmax_rows
@@ -18,9 +19,7 @@ from jxent._src.platforms.cpu.fallback import (
     attempt,
     by_rows,
     gathered,
-    own_constants,
     unwatched,
-    widened,
 )
 from jxent._src.platforms.cpu.tiles import Pieces, first_place, pieces_of, sum_without
 from jxent._src.sharding import class_axis
@@ -95,7 +94,7 @@ def _whole_rows(x: Array) -> Rows:
         return jnp.sum(other * exp(-below), -1, keepdims=True)
 
     def every(x: Array, row_max: Array) -> Array:
-        return jnp.sum(exp(widened(x, row_max) - row_max), -1, keepdims=True)
+        return jnp.sum(exp(hints.unshared_upcast(x, row_max) - row_max), -1, keepdims=True)
 
     row_max = widen(jnp.max(x, -1, keepdims=True))
     return row_max, unwatched(every)(x, row_max), but_one, x, row_max
@@ -138,7 +137,7 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
     # +inf is brought down to the largest number, so that equals are 0 apart.
     below = bounded(row_max) - bounded(x)
     others = jnp.sum(of_others(below) * exp(-below), classes.axis, keepdims=True)
-    least, inverse, one = own_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
+    least, inverse, one = hints.unshared_constants(x.dtype, -info.max, 1 / info.tiny, 1.0)
     below = jnp.maximum(-x, least) - jnp.maximum(-row_max, least)
     ties = classes.sum(one - of_others(below, inverse, one))
     # Minima drop NaN, this sum does not.
@@ -151,7 +150,7 @@ def _pair_without_selects(classes: Classes, x: Array) -> tuple[Array, Array]:
 def _counted_on_cpu(classes: Classes, x: Array) -> Array:
     # A comparison would end XLA:CPU's fusion of the sum, and store an array of the logits' size.
     def of_finite(x: Array) -> tuple[Array, Array]:
-        x = widened(x, jnp.zeros(()))
+        x = hints.unshared_upcast(x, jnp.zeros(()))
         zero = classes.sum(x - x)
         return zero == 0, jnp.full_like(zero, classes.count(x))
 
@@ -165,7 +164,7 @@ def _sum_of_gaps_on_cpu(classes: Classes, x: Array, row_max: Array) -> Array:
     # A sum that is finite has no infinite logit in it. exp(-below) is in [0, 1], a term at most
     # 1 / e, and one whose exponential is flushed to 0 is below 88 tiny; nothing overflows.
     def of_finite(x: Array, row_max: Array) -> tuple[Array, Array]:
-        below = row_max - widened(x, row_max)
+        below = row_max - hints.unshared_upcast(x, row_max)
         total = classes.sum(below * exp(-below))
         return jnp.isfinite(total), total
 
@@ -235,7 +234,7 @@ def _label_statistics_of_narrow(
     beside which what the subtraction loses is a rounding.
     """
     # A gather in the same loop as exp and log1p would keep them from being vectorised.
-    logit = jax.lax.optimization_barrier(softmax_rows.label_logit(classes, ids, x))[..., 0]
+    logit = hints.materialize(softmax_rows.label_logit(classes, ids, x))[..., 0]
     x = widen(x)
     row_max = classes.max(x)[..., 0]
     behind = gap(logit, row_max) > 0
@@ -245,9 +244,9 @@ def _label_statistics_of_narrow(
     total = _of_top(row_max, jnp.sum(counts / _inverse(x, row_max[..., None]), -1))
     rest = jnp.where(behind, total - 1, total)
     normalizer = softmax_rows.of_pair(logit, *logsumexp.defined(row_max, rest))
-    normalizer = jax.tree.map(lambda a: a[..., None], normalizer)
+    normalizer = LabelNormalizer(*jax.tree.map(lambda a: a[..., None], normalizer))
     # Stored, or the gradient computes what is a row's own for each class.
-    return cast(LabelNormalizer, jax.lax.optimization_barrier(normalizer))
+    return hints.materialize(normalizer)
 
 
 # What a sum of exp(x - row_max) has to add up where +inf is the maximum.
@@ -325,7 +324,7 @@ def _without_shift(x: Array, ids: Array, logit: Array) -> tuple[Array, LabelNorm
     # to 0 where p_j is a normal number. That it is rounded does not matter, `scale` knows; the
     # barrier keeps the compiler from taking exp(log(total)) for total.
     loss = log1p(odds)
-    log_normalizer = jax.lax.optimization_barrier(_log_of_sum(total, logit, loss))
+    log_normalizer = hints.materialize(_log_of_sum(total, logit, loss))
     scale = exp(log_normalizer) / total
     result = LabelNormalizer(loss, log_normalizer, log_normalizer, scale, others / total)
     return usable, result
@@ -352,8 +351,8 @@ def _others(x: Array, ids: Array, logit: Array, most: float) -> Array:
 
     def left_out(ids: Array, cut: Array, sums: Array) -> Array:
         which = ids // pieces.length
-        own, start = jax.lax.optimization_barrier(pieces.own(cut, which, -jnp.inf))
-        rest = _without(jax.lax.optimization_barrier(ids - start), own, most)
+        own, start = hints.materialize(pieces.own(cut, which, -jnp.inf))
+        rest = _without(hints.materialize(ids - start), own, most)
         return sum_without(sums, which) + rest
 
     def mended(ids: Array, cut: Array, sums: Array) -> Array:
@@ -371,7 +370,7 @@ def _without(ids: Array, x: Array, most: float) -> Array:
     By a minimum with a number that is 0 for j = ids and larger than any exp(x_j) for the others: a
     comparison would end XLA:CPU's fusion of the sum, and store an array of the size of `x`.
     """
-    x = widened(x, ids)
+    x = hints.unshared_upcast(x, ids)
     numbers = jnp.arange(x.shape[-1], dtype=x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
     distance = jnp.abs(numbers * most - ids.astype(x.dtype) * most)
     return jnp.sum(jnp.minimum(exp(x), distance), -1, keepdims=True)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.platforms.cpu.fallback import are_whole, gathered, moved, own_in_loop
+from jxent._src.core import hints
+from jxent._src.platforms.cpu.fallback import are_whole, gathered, moved
 
 
 class Pieces(NamedTuple):
@@ -33,7 +34,7 @@ class Pieces(NamedTuple):
             return x
         # No -1: there may be no examples. The barrier keeps XLA from joining the pieces again.
         shape = (*x.shape[:-1], self.classes // self.length, self.length)
-        pieces: Array = jax.lax.optimization_barrier(x.reshape(shape))
+        pieces = hints.materialize(x.reshape(shape))
         return pieces
 
     def each(self, function: Callable[..., Array], x: Array, *rows: Array) -> Array:
@@ -42,14 +43,14 @@ class Pieces(NamedTuple):
         `rows`: what else it is given, `[..., 1]` of each row.
         """
         if not self.rest:
-            x, *rows = jax.lax.optimization_barrier((x, *rows))  # as in `widened`
-            found = function(x, *(row[..., None, :] for row in rows))
-            return cast(Array, jax.lax.optimization_barrier(found))
+            x, *own = hints.materialize((x, *rows))  # as in `unshared_upcast`
+            found = function(x, *(row[..., None, :] for row in own))
+            return hints.materialize(found)
         # A piece at a time: beside one another all of them would be stored.
         count = self.classes // self.length
 
         def of_piece(_: None, number: Array) -> tuple[None, Array]:
-            whole, start = own_in_loop(x, number * self.length)
+            whole, start = hints.unshared_in_loop(x, number * self.length)
             own = moved(lambda x: jax.lax.dynamic_slice_in_dim(x, start, self.length, -1), whole)
             return None, function(own, *rows)
 
