@@ -19,6 +19,7 @@ PUBLIC = [
     if inspect.isfunction(f) and not name.startswith("_")
 ]
 SOURCE = PACKAGE / "_src"
+ROOT = Path(__file__).parent.parent
 LAYERS = (  # a folder imports from itself and from what stands below
     "api",
     "run",
@@ -60,7 +61,12 @@ def test_platforms_are_known_in_one_folder():
             assert not re.search("platform_dependent|default_backend|device_count|[CTG]PU", text), (
                 path
             )
-        assert len(text.splitlines()) <= 400, path
+
+
+def test_files_are_short():
+    for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks"):
+        for path in folder.rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 400, path
 
 
 def test_one_file_imports_chex():

@@ -14,7 +14,7 @@ import jxent
 from jxent import losses
 from jxent.losses import Reduction, SoftmaxAux
 from tests.compile_options import quick
-from tests.projection.test_linear import products
+from tests.projection.members import products
 
 inf, nan = np.inf, np.nan
 FORMS = ("sparse", "dense", "linear sparse", "linear sparse by classes", "linear dense")

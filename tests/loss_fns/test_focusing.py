@@ -12,7 +12,7 @@ import pytest
 import jxent
 from jxent import losses
 from tests.compile_options import quick
-from tests.projection.test_linear import products
+from tests.projection.members import products
 from tests.reference import WIDE, ulps, wide_focal_term
 
 inf, nan = np.inf, np.nan

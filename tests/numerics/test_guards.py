@@ -256,7 +256,7 @@ def test_one_bad_row_changes_no_other(odd, classes):
     others = np.delete(np.arange(70), [7, 9])
     for kind, program in programs_of_neighbours(classes).items():
         if kind == "sigmoid" and not np.isfinite(NEIGHBOURS[odd]):
-            continue  # in a projection 0 times the odd one is NaN for its whole row: test_linear
+            continue  # in a projection 0 times it is NaN for its whole row: test_linear_blocks
         (clean, slope), (got, slope_bad) = program(x), program(bad)
         np.testing.assert_array_max_ulp(np.asarray(got)[others], np.asarray(clean)[others], 1)
         np.testing.assert_allclose(

@@ -10,8 +10,8 @@ import pytest
 import jxent
 from jxent._src.loss_fns.statistics import FIELDS
 from tests.compile_options import quick
-from tests.projection.test_class_blocks import nested
-from tests.projection.test_linear import operands, products
+from tests.projection.derivatives import nested
+from tests.projection.members import operands, products
 
 STATISTICS = jxent.linear_sparse_softmax_statistics
 

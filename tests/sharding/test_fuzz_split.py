@@ -1,4 +1,4 @@
-"""The programs and rows of `test_fuzz.py`, their arrays split over eight devices."""
+"""The programs and rows of the fuzz, their arrays split over eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.numerics.test_fuzz import bounded, each_count, each_function, fuzz
+from tests.numerics.fuzz import bounded, each_count, each_function, fuzz
 
 pytestmark = [pytest.mark.eight_devices, pytest.mark.xdist_group("eight devices")]
 
