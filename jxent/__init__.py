@@ -8,7 +8,7 @@ training step differentiates. `jxent.*_statistics` tell what a softmax predicts.
 from importlib.metadata import version as _version
 
 from jxent import losses as losses
-from jxent._src import platforms as _platforms  # noqa: F401 - each platform's ways are registered
+from jxent._src import platforms as _platforms  # noqa: F401 - registers each platform's implementations
 from jxent._src.api.per_example.kl_divergence import (
     linear_softmax_kl_divergence as linear_softmax_kl_divergence,
     softmax_kl_divergence_with_logits as softmax_kl_divergence_with_logits,
@@ -37,4 +37,4 @@ from jxent._src.core.kernel import Transposed as Transposed
 from jxent._src.loss_fns.statistics import SoftmaxStatistics as SoftmaxStatistics
 
 __version__ = _version("jxent")
-_dispatch.close()
+_dispatch.freeze_registry()

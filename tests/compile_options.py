@@ -1,4 +1,4 @@
-"""Programs that are compiled in a hurry: for what is true of a program however it is optimized.
+"""Compile options for tests of what holds of a program however it is optimized.
 
 Which transforms a loss has, and that their results agree with the formula, does not depend on how
 much the compiler improves the program, and most of a test's time is the compiler's. Not for tests

@@ -33,9 +33,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(200_000, 20, 100)
 
 
-# In the default lane, which is waited for with each change, XLA optimizes little, but for tests of
+# In the fast suite, which is waited for with each change, XLA optimizes little, but for tests of
 # digits, of memory and of fast paths. By `-m ''` it is never told so here.
-DEFAULT_LANE = "not long"
+FAST_SUITE = "not long"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,12 +45,12 @@ def pytest_runtest_setup(item):
     Whatever order the tests are in, and whichever process they are given to. What was compiled is
     compiled again; arrays do not outlive a switch of devices, so modules hold NumPy's.
     """
-    hurried = item.config.option.markexpr == DEFAULT_LANE and not item.get_closest_marker(
+    unoptimized = item.config.option.markexpr == FAST_SUITE and not item.get_closest_marker(
         "optimized"
     )
-    if jax.config.read("jax_disable_most_optimizations") != hurried:
+    if jax.config.read("jax_disable_most_optimizations") != unoptimized:
         jax.clear_caches()
-        jax.config.update("jax_disable_most_optimizations", hurried)
+        jax.config.update("jax_disable_most_optimizations", unoptimized)
     since = item.get_closest_marker("since")
     if since and jax.__version_info__ < tuple(map(int, since.args[0].split("."))):
         pytest.skip(f"more is stored before jax {since.args[0]}")
@@ -101,7 +101,7 @@ def part(text):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """The mark `one_in(n)`: of a test's parameters every n-th is in the default lane."""
+    """The mark `one_in(n)`: of a test's parameters every n-th is in the fast suite."""
     seen: Counter[str] = Counter()
     for item in items:
         mark = item.get_closest_marker("one_in")

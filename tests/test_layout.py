@@ -88,17 +88,17 @@ def test_docstrings_say_the_same_of_the_same_option(function):
     said = entries(function)
     assert list(said) == list(parameters)
     for name, text in said.items():
-        if name in options.WORDS:
-            assert text in options.WORDS[name], name
+        if name in options.OPTION_DOCS:
+            assert text in options.OPTION_DOCS[name], name
     for name, option in options.OPTIONS.items():
         if name in parameters:
             assert parameters[name].default == option.default
 
 
-def test_a_way_that_comes_too_late_is_refused():
+def test_a_late_implementation_is_refused():
     """A program that is traced already would not have it."""
     with pytest.raises(RuntimeError, match="too late"):
-        dispatch.way(dispatch.PerPlatform.every[0], "cpu")(lambda *_: None)
+        dispatch.implements(dispatch.PerPlatform.every[0], "cpu")(lambda *_: None)
 
 
 def test_the_package_says_what_it_exports():

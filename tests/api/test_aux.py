@@ -126,7 +126,7 @@ def rows(form, broken):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 @pytest.mark.one_in(6)
-def test_broken_examples(form, platform):
+def test_nonfinite_examples(form, platform):
     """Of weight 0 they take no part; else the loss is NaN, and they are wrong, not right."""
     broken = [[nan, 1, 2], [-inf, -inf, -inf]]
     labels, operands = rows(form, broken)
@@ -148,7 +148,7 @@ def test_broken_examples(form, platform):
 
 
 @pytest.mark.parametrize("form", ["sparse", "linear sparse"])
-def test_an_id_out_of_range_is_wrong(form):
+def test_an_id_out_of_range_is_incorrect(form):
     labels, operands = rows(form, [[3, 0, 0]])
     for wrong in (-1, 3):
         labels[-1] = wrong

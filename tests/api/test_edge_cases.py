@@ -87,7 +87,7 @@ def test_sigmoid_at_infinity_is_the_limit(label, logit, loss, q):
     assert all_finite(derivatives(f, label, logit))
 
 
-def test_pos_weight_has_a_finite_slope_at_infinity():
+def test_pos_weight_has_a_finite_gradient_at_infinity():
     gradients, forward, hessians = derivatives(lambda x, q: weighted(1.0, x, q), -inf, 2.0)
     assert all_finite((gradients, forward, hessians))
 
@@ -137,7 +137,7 @@ def test_infinite_logits_share_the_probability():
 
 @pytest.mark.parametrize("options", [{"z_loss": 0.1}, {"label_smoothing": 0.1}])
 @pytest.mark.one_in(2)
-def test_options_at_infinity_have_finite_slopes(options):
+def test_options_at_infinity_have_finite_gradients(options):
     assert ids(0, [inf, 1.0, 2.0], **options) == inf
     assert all_finite(derivatives(lambda x: ids(0, x, **options), [inf, 1.0, 2.0]))
     masked = [1.0, -inf, 2.0]

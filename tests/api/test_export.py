@@ -72,7 +72,7 @@ def test_narrow_rows_of_any_number(member):
 
 
 def rarely(values, often):
-    """The parameters, of which those not in `often` are in the long lane."""
+    """The parameters, of which those not in `often` are in the full suite."""
     return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
 
 

@@ -137,7 +137,7 @@ def test_weight_0_takes_the_element_out(f, reduction, bad):
 
 @EACH
 @pytest.mark.one_in(3)
-def test_weight_0_has_the_loss_as_its_slope(f):
+def test_weight_0_has_the_loss_as_its_gradient(f):
     """Learned weights start at 0; the slope of their slope is the gradient of the loss."""
     w = weights_like(f)
     each = f(X, reduction="none")
@@ -151,7 +151,7 @@ def test_weight_0_has_the_loss_as_its_slope(f):
 
 @EACH
 @pytest.mark.one_in(2)
-def test_a_weight_of_an_infinite_loss_has_slope_0(f):
+def test_a_weight_of_an_infinite_loss_has_gradient_0(f):
     broken = X.copy()
     broken[1] = [-inf, inf, 0] if f is sparse else [inf, -inf, 0]
     w = np.ones_like(weights_like(f))

@@ -1,9 +1,9 @@
 """What holds for every function of the family, checked against the plain formula in float64.
 
-All that is asked of a case is made by one program or two, and its truth once: nearly all of the
-time is the compiler's. In the default lane is the case of each public function that has most
-options (of each loss, for what is of second order), and in the long lane all cases, all dtypes, and
-each nesting in full, as users write it.
+All that is asked of a case is made by one program or two, and its expected result once: nearly all
+of the time is the compiler's. The fast suite has the case of each public function that has most
+options (of each loss, for second order); the full suite has all cases and dtypes, and each
+nesting in full, as users write it.
 """
 
 from functools import cache, partial
@@ -141,7 +141,7 @@ SPREAD = {"float64": 0.01, "float32": 4.0, "bfloat16": 0.01, "float16": 4.0}
 
 
 def is_short(case, dtype):
-    """In the default lane: the half precisions by turns, and every axis."""
+    """In the fast suite: the half precisions by turns, and every axis."""
     turn = ("bfloat16", "float16")[CASES.index(case) % 2]
     if dtype == "float32":
         return case is RICH[case.function] or case.axis not in (None, -1)

@@ -36,14 +36,14 @@ def _traced_once(monkeypatch):
 
 def test_a_gradient_traces_no_statistics_again(monkeypatch):
     """Whatever the value traced for a platform is there for its gradient."""
-    statistics, traced = softmax_rows.labels_statistics, []
-    plain = statistics.plain
+    statistics, traced = softmax_rows.dense_label_residuals, []
+    plain = statistics.reference
 
     def counted(*arguments):
         traced.append(1)
         return plain(*arguments)
 
-    monkeypatch.setattr(statistics, "plain", counted)
+    monkeypatch.setattr(statistics, "reference", counted)
 
     def times(function):
         jax.clear_caches()

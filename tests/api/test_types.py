@@ -174,4 +174,4 @@ def test_what_is_wrong_is_seen(checked):
     with pytest.raises(TypeCheckError):
         checked.losses.softmax_cross_entropy(X, X, weights=np.ones(3, complex))
     with pytest.raises(TypeCheckError):
-        checked._src.core.elementary.widen([1.0])
+        checked._src.core.elementary.upcast([1.0])

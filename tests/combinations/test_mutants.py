@@ -20,7 +20,7 @@ from tests.combinations.table import BY_NAME, Row, each_operand
 
 
 def _unmatched(patch):
-    patch.setattr(entry, "_matched", lambda member, arrays: arrays)
+    patch.setattr(entry, "_match_all_varying", lambda member, arrays: arrays)
 
 
 def _mask_of_varying_inputs(patch):
@@ -59,7 +59,9 @@ def _constant_zero(patch):
 
 
 def _weights_as_they_are(patch):
-    patch.setattr(class_axis, "as_rows_of", lambda x, w: jnp.broadcast_to(w, x.shape[:-1]))
+    patch.setattr(
+        class_axis, "broadcast_row_weights", lambda x, w: jnp.broadcast_to(w, x.shape[:-1])
+    )
 
 
 def _blocks_of_any_size(patch):
@@ -68,9 +70,9 @@ def _blocks_of_any_size(patch):
 
 def _narrow_tangents(patch):
     """The tangent of a slope takes the scale and the dtype of the slope."""
-    narrowed = matmuls.narrowed
+    narrowed = matmuls.scaled_cast
 
-    class Narrow(matmuls.Narrow):
+    class Narrow(matmuls.ScaledCast):
         def times(self, multiply, operand):
             product = multiply(self.low, operand)
             return product if self.down is None else product * self.down
@@ -82,7 +84,7 @@ def _narrow_tangents(patch):
         return Narrow(slope, low, down)
 
     for module in (per_example, reduced):
-        patch.setattr(module, "narrowed", with_tangent)
+        patch.setattr(module, "scaled_cast", with_tangent)
 
 
 @dataclass(frozen=True)

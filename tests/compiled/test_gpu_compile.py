@@ -56,7 +56,7 @@ def entropy(**arguments):
 def test_blocks_are_chosen_that_move_least(chip, function, examples, classes, features, dtype):
     case = Case("projection, softmax ids", examples, classes, features, dtype=dtype)
     bytes_of = partial(moved, chip, function, case)
-    width = blocking.class_cut(examples, (features, classes), 1, None).width
+    width = blocking.class_blocks(examples, (features, classes), 1, None).width
     size = blocking.cut(examples, (features, classes), None).size
     best = min(bytes_of(block_size=size), bytes_of(class_block_size=width))
     assert bytes_of() <= 1.06 * best

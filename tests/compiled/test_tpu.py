@@ -89,7 +89,7 @@ def test_the_bytes_by_which_blocks_are_chosen(
         model = blocking.bytes_by_examples(V5E, cut, inputs, kernel)
     else:
         width = sizes.get("class_block_size")
-        by_classes = blocking.class_cut(examples, kernel.shape, 1, width)
+        by_classes = blocking.class_blocks(examples, kernel.shape, 1, width)
         model = blocking.bytes_by_classes(V5E, by_classes, inputs, kernel)
     assert model == pytest.approx(found.cost.bytes, rel=0.15)
 

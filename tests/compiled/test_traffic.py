@@ -193,7 +193,7 @@ def test_of_a_condition_the_dearer_branch_counts():
     assert traffic(text).bytes == 400 + 400 + 40
 
 
-def test_a_library_works_in_room_of_its_own():
+def test_a_library_keeps_to_its_own_memory():
     text = program("""\
   %x = f32[10]{0} parameter(0)
   %room = f32[99]{0} custom-call(), custom_call_target="AllocateBuffer"

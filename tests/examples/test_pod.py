@@ -140,7 +140,7 @@ def test_killed_twice_and_started_again_ends_with_the_same_bits(whole, tmp_path)
 
 @pytest.mark.long
 @pytest.mark.xdist_group("pod")
-def test_cut_checkpoints_are_passed_over_by_other_numbers_of_processes(whole, tmp_path):
+def test_truncated_checkpoints_are_skipped_by_any_number_of_processes(whole, tmp_path):
     shutil.copytree(whole / "pod_checkpoints", tmp_path / "pod_checkpoints")
     arrays = tmp_path / "pod_checkpoints" / "40" / "state" / "ocdbt.process_1" / "d"
     largest = max(arrays.iterdir(), key=lambda file: file.stat().st_size)

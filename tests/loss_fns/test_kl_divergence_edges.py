@@ -20,7 +20,7 @@ STUDENT = [[0, 0, 0], [0, 0, -inf], [0, 1, -inf], [0, 0, 0], [0, 0, 0], [inf, 0,
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "reference"])
 @pytest.mark.one_in(3)
-def test_infinite_and_broken_rows(platform):
+def test_infinite_and_nan_rows(platform):
     """Ruled out by the teacher: adds p_s; by the student alone: inf; by both: takes no part."""
 
     @quick
@@ -56,7 +56,7 @@ def test_no_examples():
             np.testing.assert_array_equal(slope, 0)
 
 
-def test_weight_0_drops_what_is_broken():
+def test_weight_0_drops_nonfinite_examples():
     weights = np.array([1, 0, 1, 0, 0, 1, 0], np.float32)
 
     def total(teacher, student):
@@ -67,7 +67,7 @@ def test_weight_0_drops_what_is_broken():
     assert all(np.isfinite(slope).all() for slope in found[1])
 
 
-def test_weight_0_drops_what_is_broken_of_a_projection():
+def test_weight_0_drops_nonfinite_examples_of_a_projection():
     """NaN in a teacher's inputs too, on both floors' reverse modes, whatever is differentiated."""
     kernel = jnp.eye(3)
     inputs = jnp.array([[0.0, 1, 2], [1, 0, 0], [2, 0, 1], [nan, 0, 0], [0, 1, 0]])

@@ -53,7 +53,7 @@ def value_and_slopes_of_dense(logits, ids, weights, **options):
 @pytest.mark.parametrize("labels", [value_and_slopes, value_and_slopes_of_dense])
 @pytest.mark.parametrize("classes", [6, 509, 1400])  # few, many, and such as are cut on CPU
 @pytest.mark.one_in(25)
-def test_a_leader_keeps_the_digits_of_the_weights_of_all_others(platform, labels, classes):
+def test_a_dominant_class_keeps_the_digits_of_the_other_weights(platform, labels, classes):
     """(Z - z) p has none of them: Z = 1 + 1e-12 is 1."""
     rows, small = 60, 1e-12
     logits = np.zeros((rows, classes), np.float32)

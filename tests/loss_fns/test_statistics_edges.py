@@ -34,7 +34,7 @@ def found_on(platform, x, labels, form, **options):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "reference"])
 @pytest.mark.one_in(2)
-def test_infinite_and_broken_rows(platform):
+def test_infinite_and_nan_rows(platform):
     """Each by itself; no gradient is NaN where the values are not."""
     x = [
         [0, -inf, -inf], [0, -inf, 0], [inf, 0, inf], [-inf, -inf, -inf], [0, nan, 0], [2, 2, 1],
@@ -98,7 +98,7 @@ def test_the_first_of_equals_is_the_prediction():
     np.testing.assert_array_equal(turned.prediction, wanted)
 
 
-def test_places_that_fill_up_a_block_are_nobodys():
+def test_block_padding_is_ignored():
     """The kernel rules a class out: 0 times -inf is NaN in a place that is filled up."""
     kernel = jnp.array([[1.0, -inf, 0.5], [1.0, -inf, 0.25]])
     inputs = jnp.array([[1.0, 2.0], [0.5, 1.0], [2.0, 1.0]])

@@ -52,7 +52,7 @@ def test_on_one_device(function, examples, request):
 
 
 def both(fast, exact):
-    """`attempt` that runs both ways and compares them where the fast one calls itself usable."""
+    """`with_fallback` that runs both and compares them where the fast one says it is usable."""
 
     def tried(*arrays):
         usable, result = fast(*arrays)
@@ -70,7 +70,7 @@ COMPARED = {"fast": 0, "exact": 0}  # elements, so that nothing is compared with
 def compare(classes, usable, fast, exact):
     COMPARED["fast"] += int(np.sum(usable))
     COMPARED["exact"] += int(np.sum(~np.asarray(usable)))
-    if isinstance(fast, logsumexp.LabelNormalizer):
+    if isinstance(fast, logsumexp.SparseLabelResiduals):
         # Each has its own shift; what both mean is the logarithm of the sum.
         fast, exact = (
             (n.loss, n.complement, n.log_normalizer + 1e3, n.shift - np.log(n.scale) + 1e3)
@@ -91,8 +91,8 @@ def compare(classes, usable, fast, exact):
 @pytest.mark.one_in(4)
 def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch):
     jax.clear_caches()
-    for room in (softmax, dense_labels, sigmoid):
-        monkeypatch.setattr(room, "attempt", both)
+    for module in (softmax, dense_labels, sigmoid):
+        monkeypatch.setattr(module, "with_fallback", both)
     COMPARED.update(fast=0, exact=0)
 
     @bounded(examples // 2)
@@ -110,7 +110,7 @@ def test_fast_paths_agree_with_their_exact_forms(function, examples, monkeypatch
     assert COMPARED["fast"] or per_class or examples == FEW
 
 
-# The net catches what it was made for: each mend taken out again.
+# The net catches what it was made for: each fix taken out again.
 
 MUTANTS = {
     "the quotient's guard": (
@@ -118,24 +118,24 @@ MUTANTS = {
         "sparse_softmax_cross_entropy_with_logits", 64, 0.0,
     ),
     "NaN dropped by a minimum": (
-        softmax, ("_in_pieces",), "exp(widen(x) - row_max)",
-        "jnp.where(jnp.isnan(x), 0, exp(widen(x) - row_max))",
+        softmax, ("_in_pieces",), "exp(upcast(x) - row_max)",
+        "jnp.where(jnp.isnan(x), 0, exp(upcast(x) - row_max))",
         "softmax_cross_entropy_with_logits", 640, None,
     ),
     "a leader's label taken from the sum": (
-        softmax_rows, ("slopes_of_labels",),
+        softmax_rows, ("grads_of_labels",),
         "jnp.where(given == rows.largest, rows.others, rows.largest + rows.others - given)",
         "rows.largest + rows.others - given",
         "softmax_cross_entropy_with_logits", 64, None,
     ),
     "probabilities without a shift": (
         softmax, ("_without_shift",),
-        "LabelNormalizer(loss, log_normalizer, log_normalizer, scale, others / total)",
-        "LabelNormalizer(loss, log_normalizer, 0 * logit, 1 / total, others / total)",
+        "SparseLabelResiduals(loss, log_normalizer, log_normalizer, scale, others / total)",
+        "SparseLabelResiduals(loss, log_normalizer, 0 * logit, 1 / total, others / total)",
         "sparse_softmax_cross_entropy_with_logits", 7, 0.0,
     ),
     "the smoothed label's slope": (
-        logsumexp, ("label_slopes", "_label_slopes_jvp"),
+        logsumexp, ("label_grads", "_label_grads_jvp"),
         "of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement",
         "of_label = smoothing - share - normalizer.complement",
         "sparse_softmax_cross_entropy_with_logits", 20_000, 1.0,
@@ -143,29 +143,29 @@ MUTANTS = {
 }  # fmt: skip
 
 
-def mutated(room, names, right, wrong):
-    """The module's names with the mend taken out."""
-    source = "\n".join(inspect.getsource(getattr(room, name)) for name in names)
+def mutated(module, names, right, wrong):
+    """The module's names with the fix taken out."""
+    source = "\n".join(inspect.getsource(getattr(module, name)) for name in names)
     assert source.count(right) == 1, f"{right!r} does not stand once in {names}"
-    copy = dict(vars(room))
+    copy = dict(vars(module))
     exec(source.replace(right, wrong), copy)
     return copy
 
 
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_every_mend_can_be_taken_out(mutant):
-    """In the default lane, for the long one to find its place in the source."""
-    room, names, right, wrong, *_ = MUTANTS[mutant]
-    assert mutated(room, names, right, wrong)[names[0]] is not getattr(room, names[0])
+def test_every_mutant_can_be_made(mutant):
+    """In the fast suite, so that the full one finds its place in the source."""
+    module, names, right, wrong, *_ = MUTANTS[mutant]
+    assert mutated(module, names, right, wrong)[names[0]] is not getattr(module, names[0])
 
 
 @pytest.mark.long
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_fuzz_finds_what_was_wrong(mutant, monkeypatch):
-    room, names, right, wrong, function, classes, smoothing = MUTANTS[mutant]
-    copy = mutated(room, names, right, wrong)
-    monkeypatch.setattr(room, names[0], copy[names[0]])
+def test_mutants_are_killed(mutant, monkeypatch):
+    module, names, right, wrong, function, classes, smoothing = MUTANTS[mutant]
+    copy = mutated(module, names, right, wrong)
+    monkeypatch.setattr(module, names[0], copy[names[0]])
     jax.clear_caches()
     options = {"z_loss": 0.0, "logit_softcap": None}
     if smoothing is not None:

@@ -12,7 +12,7 @@ import jxent
 from jxent import losses
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.platforms.cpu import softmax
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 from tests import reference
 from tests.reference import WIDE
 
@@ -200,7 +200,7 @@ def test_the_maximum_left_out_or_subtracted(dtype, classes):
         rows = [row(dtype, classes, math.log(s), 0.0) for s in sums]
         rows += [r + np.asarray(shift, dtype) for r in rows for shift in (-1e4, 3e4)]
         x = np.stack(rows)
-        top, rest = jax.jit(lambda x: logsumexp.pair(x, Classes(-1)))(x)
+        top, rest = jax.jit(lambda x: logsumexp.pair(x, ClassAxis(-1)))(x)
         with np.errstate(under="ignore"):
             odds = np.exp(np.asarray(x, WIDE) - np.asarray(x, WIDE).max(-1, keepdims=True))
         odds[np.arange(len(x)), odds.argmax(-1)] = 0
@@ -327,7 +327,7 @@ def test_sums_of_labels(classes, axis):
     z = np.asarray([*rows, np.full(classes, 0.25), np.zeros(classes)], np.float32)
     rest = jnp.zeros((len(z), 1))
     z = np.moveaxis(z, -1, axis)
-    got = jax.jit(partial(softmax_rows.labels_sums, Classes(axis - 2 * (axis == 0))))(
+    got = jax.jit(partial(softmax_rows.labels_sums, ClassAxis(axis - 2 * (axis == 0))))(
         jnp.asarray(z), jnp.moveaxis(rest, -1, axis)
     )
     largest, left = (np.moveaxis(np.asarray(a), axis, -1)[:, 0] for a in got)

@@ -1,4 +1,4 @@
-"""What several files of this folder use: slopes of losses, parameters of the long lane."""
+"""What several files of this folder use: slopes of losses, parameters of the full suite."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ PLAIN = "reference"
 
 
 def rarely(values, often):
-    """The parameters, of which those not in `often` are in the long lane."""
+    """The parameters, of which those not in `often` are in the full suite."""
     return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
 
 

@@ -12,7 +12,7 @@ from benchmarks.lib.samples import softmax_samples
 from jxent import losses
 from jxent._src.numerics import logsumexp
 from jxent._src.platforms.cpu import softmax
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 from tests import reference
 from tests.platforms.common import PLAIN, rarely, value_and_slope
 from tests.reference import tolerance
@@ -77,7 +77,7 @@ def test_no_other_class_is_left_out(examples, classes):
 @pytest.mark.parametrize("classes", rarely([639, 640, 1000, 4096, 50257, 32771], (639, 640, 32771)))
 @pytest.mark.xdist_group("rows")
 @pytest.mark.one_in(15)
-def test_rows_that_are_cut_into_pieces(classes, chance):
+def test_tiled_rows(classes, chance):
     """The label is subtracted from the sum where none has half of the probability, else left out.
 
     One more row, which is decided, sends all others the second way.
@@ -233,7 +233,7 @@ def test_one_example_out_of_range_costs_the_others_no_digit(odd):
 @pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("classes", [1, 2, 3])
 @pytest.mark.one_in(3)
-def test_every_mix_of_odd_logits_in_narrow_rows(classes):
+def test_every_mix_of_nonfinite_logits_in_narrow_rows(classes):
     """As the plain spelling, which has a decision for each of them."""
     odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 30.0, 90.0, 200.0]
     x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
@@ -252,22 +252,24 @@ def test_every_mix_of_odd_logits_in_narrow_rows(classes):
 
 @pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_who_leads_in_narrow_rows(classes):
+def test_dominant_class_in_narrow_rows(classes):
     """One comparison finds whom two find."""
     odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 90.0]
     x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
-    pair = logsumexp.defined(*logsumexp.pair_of_rows.plain(Classes(-1), jnp.asarray(x)))
-    way = logsumexp.leads.taken("cpu", x, *pair)
-    assert way is not logsumexp.leads.plain
+    pair = logsumexp.nan_if_invalid(
+        *logsumexp.pair_of_rows.reference(ClassAxis(-1), jnp.asarray(x))
+    )
+    way = logsumexp.is_dominant.select("cpu", x, *pair)
+    assert way is not logsumexp.is_dominant.reference
     found = jax.jit(way)(x, *pair)
-    np.testing.assert_array_equal(found, logsumexp.leads.plain(x, *pair))
+    np.testing.assert_array_equal(found, logsumexp.is_dominant.reference(x, *pair))
     assert np.any(found)
 
 
 @pytest.mark.usefixtures("narrow_rows")
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.one_in(2)
-def test_odd_logits_of_dense_labels_in_narrow_rows(classes):
+def test_nonfinite_logits_of_dense_labels_in_narrow_rows(classes):
     """Few rows are computed by the plain spelling, many by CPU's."""
     odd = [np.inf, -np.inf, np.nan, 3e38, 0.0, 1.0, 30.0, 200.0]
     x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)

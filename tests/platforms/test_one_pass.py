@@ -15,7 +15,7 @@ from jxent import losses
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.platforms import one_pass
 from jxent._src.platforms.one_pass import Row
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 from tests import reference
 
 pytestmark = pytest.mark.optimized
@@ -123,7 +123,7 @@ def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_the_reduction_is_the_definition(edges, classes):
     x, ids, z = (v[:, :classes] if v.ndim == 2 else v % classes for v in edges)
-    got = jax.jit(partial(one_pass.reduced, Classes(-1)))(rows_of(x, ids, z))
+    got = jax.jit(partial(one_pass.reduced, ClassAxis(-1)))(rows_of(x, ids, z))
     agree(known(got), truth(x, ids, z))
 
 
@@ -132,10 +132,14 @@ def test_the_reduction_is_the_definition(edges, classes):
 def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
     """Bit for bit where they are 0, infinite or NaN, of the same sign, and else to rounding."""
     x, ids, z = edges
-    classes = Classes(-1)
+    classes = ClassAxis(-1)
     for one, plain, data in (
-        (one_pass.label_statistics, softmax_rows.label_statistics.plain, (x, ids[:, None])),
-        (one_pass.labels_statistics, softmax_rows.labels_statistics.plain, (x, z)),
+        (
+            one_pass.sparse_label_residuals,
+            softmax_rows.sparse_label_residuals.reference,
+            (x, ids[:, None]),
+        ),
+        (one_pass.dense_label_residuals, softmax_rows.dense_label_residuals.reference, (x, z)),
     ):
         got = jax.jit(partial(one, classes, smoothing))(*data)
         with jxent.assume_platform("reference"):
@@ -161,7 +165,7 @@ def in_order(x, ids, lanes):
     row, _ = jax.lax.scan(lambda row, tile: (one_pass.merged(row, tile), None), start, tiles)
     while row.row_max.shape[-1] > 1:
         row = one_pass.merged(*halves(row))
-    pair = logsumexp.defined(row.row_max, row.rest)
+    pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
     normalizer = softmax_rows.of_pair(row.logit, *pair)
     return normalizer.loss, normalizer.complement
 

@@ -24,7 +24,7 @@ from tests.platforms.common import PLAIN
 pytestmark = pytest.mark.optimized
 
 # The platforms that have ways of their own, and any that has none.
-REGISTERED = {way.platform: None for f in dispatch.PerPlatform.every for way in f.ways}
+REGISTERED = {way.platform: None for f in dispatch.PerPlatform.every for way in f.implementations}
 
 
 @pytest.fixture
@@ -64,13 +64,16 @@ def entropy(labels, inputs, kernel):
 
 @pytest.mark.parametrize("platform", REGISTERED)
 @pytest.mark.long
-def test_the_family_takes_every_way(platform, monkeypatch):
-    """So that the tests of the family are tests of every way that is registered."""
-    taken = dispatch.PerPlatform.taken
-    ways = {
-        w.function for f in dispatch.PerPlatform.every for w in f.ways if w.platform == platform
+def test_the_catalog_takes_every_implementation(platform, monkeypatch):
+    """So that the tests of the catalog are tests of every registered implementation."""
+    taken = dispatch.PerPlatform.select
+    registered = {
+        one.function
+        for function in dispatch.PerPlatform.every
+        for one in function.implementations
+        if one.platform == platform
     }
-    assert ways
+    assert registered
     seen = set()
 
     def recorded(self, where, *arguments):
@@ -78,7 +81,7 @@ def test_the_family_takes_every_way(platform, monkeypatch):
         seen.add(function)
         return function
 
-    monkeypatch.setattr(dispatch.PerPlatform, "taken", recorded)
+    monkeypatch.setattr(dispatch.PerPlatform, "select", recorded)
     jax.clear_caches()
     with jxent.assume_platform(platform):
         # Into how large blocks a projection is cut shows at the size of a model only.
@@ -88,7 +91,7 @@ def test_the_family_takes_every_way(platform, monkeypatch):
         jax.eval_shape(jax.grad(lambda *a: jnp.sum(head(*a, reduction="none")), 2), *arrays)
         jax.eval_shape(jax.grad(entropy, 2), *arrays)
         for narrow, case in itertools.product((0, 32), CASES):
-            if ways <= seen:
+            if registered <= seen:
                 break
             if narrow != softmax.NARROW:
                 jax.clear_caches()
@@ -97,11 +100,11 @@ def test_the_family_takes_every_way(platform, monkeypatch):
             slope = jax.grad(scalar(case, f))
             # Some stand in what is of second order only.
             jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
-    assert ways <= seen
+    assert registered <= seen
     jax.clear_caches()  # of NARROW
 
 
-def test_what_a_way_calls_is_decided_with_it():
+def test_what_an_implementation_calls_is_of_its_platform():
     """One decision on a path, and no platform's program in another's."""
 
     def loss(y, x):

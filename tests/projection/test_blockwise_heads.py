@@ -84,7 +84,7 @@ def test_integers_and_keys_may_be_closed_over(around, reduction):
     close(got, wanted, rtol=2e-5)
 
 
-def test_steps_of_a_scan_may_close_over_what_it_cuts():
+def test_steps_of_a_scan_may_close_over_its_inputs():
     x, kernel = data()["x"], data()["kernel"]
 
     def loss(kernel):
@@ -100,7 +100,7 @@ def test_steps_of_a_scan_may_close_over_what_it_cuts():
     close(jax.grad(loss)(kernel), jax.grad(lambda k: 6 * (x @ k).sum(-1).mean())(kernel), rtol=2e-5)
 
 
-def test_what_is_none():
+def test_none_leaves():
     """An optional bias."""
     x, kernel = data()["x"], data()["kernel"]
 

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from benchmarks.compiled.collectives import collectives
 from jxent._src.core import blocking
-from jxent._src.core.blocking import Block, ClassCut
+from jxent._src.core.blocking import Block, ClassBlocks
 from tests.projection.members import operands, scalar
 
 
@@ -19,7 +19,7 @@ from tests.projection.members import operands, scalar
 @pytest.mark.one_in(15)
 def test_every_class_is_in_one_block(runs, width):
     """Ragged and not: cut out, put back, named by id, and all blocks at once."""
-    cut = ClassCut(classes=24, runs=runs, width=min(width, 24 // runs))
+    cut = ClassBlocks(classes=24, runs=runs, width=min(width, 24 // runs))
     x = jnp.arange(48, dtype=jnp.float32).reshape(2, 24)
     blocks = [Block(cut, cut.width, k) for k in range(cut.number)]
     blocks += [Block(cut, cut.rest, cut.number)] * bool(cut.rest)
@@ -30,7 +30,7 @@ def test_every_class_is_in_one_block(runs, width):
         own = block.of(x)
         np.testing.assert_array_equal(own, columns)
         whole = block.put(whole, own)
-        places = np.asarray(block.places(ids))
+        places = np.asarray(block.local_ids(ids))
         seen += places >= 0
         found = ids[places >= 0]
         np.testing.assert_array_equal(own[0][places[places >= 0]], x[0][found])
@@ -40,7 +40,7 @@ def test_every_class_is_in_one_block(runs, width):
 
 def test_the_default_block_of_classes():
     def width(examples, features, classes, runs=1):
-        return blocking.class_cut(examples, (features, classes), runs, None).width
+        return blocking.class_blocks(examples, (features, classes), runs, None).width
 
     assert width(4096, 256, 65536) == 1024
     assert width(8192, 1024, 131072) == 4096
@@ -75,7 +75,7 @@ def test_classes_split_over_some_of_the_chips(classes):
 
 @pytest.mark.eight_devices
 @pytest.mark.xdist_group("eight devices")
-def test_classes_that_are_split_explicitly_are_not_cut():
+def test_explicitly_split_classes_have_no_class_blocks():
     mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
     labels, inputs, kernel = operands("sparse_sigmoid", examples=4, classes=20)
     f = scalar("sparse_sigmoid")

@@ -74,7 +74,7 @@ def test_one_loss_an_example_of_exclusive_classes(width, options):
 
 @pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(3)
-def test_second_derivatives_of_a_leader_keep_their_digits():
+def test_second_derivatives_of_a_dominant_class_keep_their_digits():
     """p (1 - p), for p across both ends of the moment's guard, 0.6 and 0.9, to 1 - 1e-25."""
     ahead = np.concatenate([np.linspace(-1, 4, 60), np.linspace(5, 60, 56)]).astype(np.float32)
     inputs = np.stack([ahead, np.ones_like(ahead)], 1)

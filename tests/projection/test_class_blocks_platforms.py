@@ -9,7 +9,7 @@ import pytest
 
 import jxent
 from jxent._src.core import blocking
-from jxent._src.core.blocking import ClassCut, Cut
+from jxent._src.core.blocking import ClassBlocks, ExampleBlocks
 from jxent._src.platforms import tpu
 from jxent._src.projection.matmuls import Operands
 from tests.compile_options import quick
@@ -67,7 +67,7 @@ def test_every_platform_has_models_of_usual_sizes(member, examples, features, cl
 
 def of_shape(examples, features, classes, dtype="bfloat16"):
     inputs, kernel = jnp.zeros((examples, features), dtype), jnp.zeros((features, 1), dtype)
-    return Operands(None, inputs, kernel, None, None), ClassCut(classes, 1, 4096)
+    return Operands(None, inputs, kernel, None, None), ClassBlocks(classes, 1, 4096)
 
 
 @pytest.mark.usefixtures("usual_limits")
@@ -153,19 +153,19 @@ def test_examples_a_block_on_gpus():
         (8192, 2048, 1200, (4, 2048)),
         (32768, 128, 512, (64, 512)),
     ):
-        cut = Cut(-(-examples // size), size)
-        assert blocking.enlarged(cut, examples, fewest) == wanted
+        cut = ExampleBlocks(-(-examples // size), size)
+        assert blocking.grown(cut, examples, fewest) == wanted
 
 
 def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
     def pay(examples, features, classes, dtype=jnp.bfloat16, products=1):
         inputs = jax.ShapeDtypeStruct((examples, features), dtype)
         kernel = jax.ShapeDtypeStruct((features, classes), dtype)
-        choice = blocking.Choice(
+        choice = blocking.BlockCandidates(
             blocking.cut(examples, kernel.shape, None),
-            blocking.class_cut(examples, kernel.shape, 1, None),
+            blocking.class_blocks(examples, kernel.shape, 1, None),
         )
-        return blocking.classes_pay(tpu.V5E, choice, inputs, kernel, products)
+        return blocking.prefer_class_blocks(tpu.V5E, choice, inputs, kernel, products)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)

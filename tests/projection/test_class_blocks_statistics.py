@@ -51,7 +51,7 @@ def test_every_width_has_the_derivatives_of_blocks_of_examples(width, fields):
 
 @pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(3)
-def test_second_derivatives_of_a_leader_keep_their_digits():
+def test_second_derivatives_of_a_dominant_class_keep_their_digits():
     """Of a softmax of two numbers, to 1e-25 from certainty, in closed form."""
     ahead = np.concatenate([np.linspace(-1, 4, 60), np.linspace(5, 57, 56)]).astype(np.float32)
     inputs, kernel = ahead[:, None], np.array([[0.0, 1.0]], np.float32)
@@ -98,7 +98,7 @@ def test_an_id_out_of_range_is_of_the_log_probability_alone():
 
 @pytest.mark.usefixtures("lowered_for")
 @pytest.mark.long
-def test_masked_classes_and_equal_leaders():
+def test_masked_classes_and_equal_maxima():
     """As by blocks of examples: -inf, a large finite mask, ties, +inf, a row of NaN."""
     labels, inputs, kernel = operands("sparse_softmax", examples=3, classes=7)
     for masks in ([0, 0, -np.inf, 0, 0, 0, 0], [0, -1e30, 0, 0, 0, 0, 0], [50, 0, 0, 50, 0, 0, 0],

@@ -143,7 +143,7 @@ def test_no_ids_and_no_features(form):
                   "weighted_mean"],
 )  # fmt: skip
 @pytest.mark.one_in(5)
-def test_weight_0_takes_a_broken_example_out(member, reduction):
+def test_weight_0_takes_a_nonfinite_example_out(member, reduction):
     labels, inputs, kernel = operands(member)
     weights = np.array([1, 0.5, 0, 2, 1, 3, 0], np.float32)
     broken_inputs = inputs.at[2].set(nan).at[6, 0].set(inf)

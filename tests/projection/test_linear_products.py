@@ -191,9 +191,9 @@ def test_half_precision_keeps_the_gradient_of_many_examples(form, dtype):
 
 
 @pytest.mark.parametrize("odd", [0.0, inf, nan, 1e-45, 3e38])
-def test_scaling_a_float16_slope_loses_nothing(odd):
+def test_scaling_a_float16_gradient_loses_nothing(odd):
     slope = jnp.asarray([[1e-9, 2.0**-30, -1e-6], [odd, 0, 0]], jnp.float32)
-    narrow = matmuls.narrowed(slope, jnp.float16)
+    narrow = matmuls.scaled_cast(slope, jnp.float16)
     assert narrow.low.dtype == jnp.float16
     assert narrow.down is not None
     restored = narrow.low.astype(jnp.float32) * narrow.down

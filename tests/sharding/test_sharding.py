@@ -39,7 +39,7 @@ def is_split_like(x, mesh, spec):
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 KINDS = [(AUTO, shape) for shape in MESHES] + [(EXPLICIT, (2, 4)), (EXPLICIT, (1, 8))]
 BOTH = (2, 4)  # both axes are split
-# One a loss: these alone in second order in the default lane.
+# One a loss: these alone in second order in the fast suite.
 FEW = ("weighted", "softmax", "sparse_sigmoid", "linear_sparse_softmax")
 FEW_NAMES = tuple(f"{n}_cross_entropy" + "_with_logits" * ("linear" not in n) for n in FEW)
 
@@ -48,8 +48,8 @@ def is_one_of_few(case):
     return case.name.removesuffix(" all") in FEW_NAMES
 
 
-def lanes(parameters, is_short):
-    """Parameters by lane."""
+def in_suites(parameters, is_short):
+    """Parameters by suite."""
     return [
         pytest.param(*p, id="-".join(getattr(x, "name", str(x)) for x in p),
                      marks=[] if is_short(*p) else [pytest.mark.long])
@@ -66,7 +66,7 @@ def jit_is_short(case, kind, shape, second):
 
 @pytest.mark.parametrize(
     ("case", "kind", "shape", "second"),
-    lanes(
+    in_suites(
         [
             (case, *k, second)
             for case in CASES
@@ -96,7 +96,7 @@ def test_under_jit(case, kind, shape, second):
 
 @pytest.mark.parametrize(
     ("case", "shape", "second"),
-    lanes(
+    in_suites(
         [
             (case, shape, second)
             for case in CASES
@@ -134,7 +134,7 @@ def test_under_shard_map(case, shape, second):
     same(got_inside, on_one_device(case)[1])
 
 
-@pytest.mark.parametrize("case", lanes([(c,) for c in CASES], is_one_of_few))
+@pytest.mark.parametrize("case", in_suites([(c,) for c in CASES], is_one_of_few))
 @pytest.mark.one_in(2)
 def test_examples_alone_split_need_no_name(case):
     mesh = mesh_of((8, 1))

@@ -18,10 +18,10 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent._src.core.blocking import Sizes
+from jxent._src.core.blocking import BlockSizes
 from jxent._src.core.elementary import computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed
-from jxent._src.core.options import not_traced, shown
+from jxent._src.core.options import require_static, short_repr
 
 Kind = TypeVar("Kind", bound=Enum)
 
@@ -33,13 +33,13 @@ def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
         dtype = None
     elif kinds(value) - _NUMBERS:
         # Before anything is cast: NumPy would take "1" for a number.
-        raise TypeError(f"{name} must be an array of real numbers, got {shown(value)}")
+        raise TypeError(f"{name} must be an array of real numbers, got {short_repr(value)}")
     try:
         return jnp.asarray(value, dtype)
     except OverflowError as error:
-        raise ValueError(f"{name} must hold numbers in range, got {shown(value)}") from error
+        raise ValueError(f"{name} must hold numbers in range, got {short_repr(value)}") from error
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers, got {shown(value)}") from error
+        raise TypeError(f"{name} must be an array of numbers, got {short_repr(value)}") from error
 
 
 def converted(name: str, value: Any) -> Any:
@@ -156,10 +156,10 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
 def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
     """A positive number, which may be traced, in the computing dtype; None for the number 1."""
     if isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"temperature must be a number, got {shown(value)}")
+        raise TypeError(f"temperature must be a number, got {short_repr(value)}")
     if isinstance(value, numbers.Real):
         if not 0 < value < np.inf:
-            raise ValueError(f"temperature must be in (0, inf), got {shown(value)}")
+            raise ValueError(f"temperature must be in (0, inf), got {short_repr(value)}")
         if value == 1:
             return None
     dtype = computing_dtype(dtype)
@@ -234,10 +234,10 @@ def projection(
     if x.shape[-1] != w.shape[0]:
         raise ValueError(
             f"{of}inputs and {of}kernel must be [*batch, features] and [features, classes], got "
-            f"shapes {x.shape} and {_shown(w)}"
+            f"shapes {x.shape} and {_short_repr(w)}"
         )
     if w.shape[1] == 0:
-        raise ValueError(f"{of}kernel must have at least one class, got shape {_shown(w)}")
+        raise ValueError(f"{of}kernel must have at least one class, got shape {_short_repr(w)}")
     _static(f"{of}kernel", w.shape)
     if bias is not None:
         bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
@@ -250,7 +250,7 @@ def projection(
     return x, w, bias, (*x.shape[:-1], w.shape[1])
 
 
-def _shown(kernel: Kernel) -> str:
+def _short_repr(kernel: Kernel) -> str:
     """The shape of a kernel in a message."""
     if isinstance(kernel, Transposed):
         return f"{kernel.shape}, of a table {kernel.table.shape}"
@@ -280,8 +280,8 @@ def same_logits(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
         )
 
 
-def block_sizes(block_size: int | None, class_block_size: int | None = None) -> Sizes:
-    """How the caller wants the projection cut, in one way or the other."""
+def block_sizes(block_size: int | None, class_block_size: int | None = None) -> BlockSizes:
+    """The block sizes that the caller asks for, of examples or of classes."""
     examples = _block_size("block_size", block_size)
     classes = _block_size("class_block_size", class_block_size)
     if examples is not None and classes is not None:
@@ -289,14 +289,14 @@ def block_sizes(block_size: int | None, class_block_size: int | None = None) -> 
             "class_block_size must be None where block_size is given: a block is one of examples "
             f"or one of classes, got {classes} and {examples}"
         )
-    return Sizes(examples, classes)
+    return BlockSizes(examples, classes)
 
 
-def rows_a_block(value: int) -> int:
+def rows_per_block(value: int) -> int:
     """A block size that must be given."""
-    not_traced("block_size", value, "integer")
+    require_static("block_size", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"block_size must be a Python integer, got {shown(value)}")
+        raise TypeError(f"block_size must be a Python integer, got {short_repr(value)}")
     size = _block_size("block_size", value)
     assert size is not None
     return size
@@ -305,24 +305,25 @@ def rows_a_block(value: int) -> int:
 def _block_size(name: str, value: int | None) -> int | None:
     if value is None:
         return None
-    not_traced(name, value, "integer")
+    require_static(name, value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a Python integer or None, got {shown(value)}")
+        raise TypeError(f"{name} must be a Python integer or None, got {short_repr(value)}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {shown(value)}")
+        raise ValueError(f"{name} must be at least 1, got {short_repr(value)}")
     return int(value)
 
 
 def axis(value: int, logits: Array) -> int:
     """The axis of the classes, counted from the end."""
-    not_traced("axis", value, "integer")
+    require_static("axis", value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"axis must be a Python integer, got {shown(value)}")
+        raise TypeError(f"axis must be a Python integer, got {short_repr(value)}")
     if not logits.ndim:
         raise ValueError("logits must have an axis of classes, got shape ()")
     if not -logits.ndim <= value < logits.ndim:
         raise ValueError(
-            f"axis must be one of the {logits.ndim} axes of logits, got {shown(value)} for shape "
+            f"axis must be one of the {logits.ndim} axes of logits, got {short_repr(value)} "
+            "for shape "
             f"{logits.shape}"
         )
     if logits.shape[value] == 0:
@@ -339,16 +340,16 @@ def _static(name: str, sizes: Iterable[int]) -> None:
 
 def flag(name: str, value: bool) -> bool:
     """A Python bool."""
-    not_traced(name, value, "bool")
+    require_static(name, value, "bool")
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {shown(value)}")
+        raise TypeError(f"{name} must be True or False, got {short_repr(value)}")
     return bool(value)
 
 
 def axis_name(value: Hashable | None) -> Hashable | None:
     """A mesh axis that a surrounding `shard_map` binds."""
     if value is not None:
-        not_traced("axis_name", value, "string")
+        require_static("axis_name", value, "string")
         try:
             if value == () or not isinstance(value, Hashable):
                 raise ValueError("no axis is named")
@@ -356,19 +357,19 @@ def axis_name(value: Hashable | None) -> Hashable | None:
         except (NameError, TypeError, ValueError) as error:
             raise ValueError(
                 "axis_name must name an axis of the mesh of a surrounding shard_map, over which "
-                f"the classes are split, got {shown(value)}"
+                f"the classes are split, got {short_repr(value)}"
             ) from error
     return value
 
 
 def reduction(value: Enum | str, kinds: type[Kind]) -> Kind:
-    """The member of `kinds` that is meant."""
-    not_traced("reduction", value, "string")
+    """The reduction that is meant."""
+    require_static("reduction", value, "string")
     try:
         return kinds(value)
     except (TypeError, ValueError):
         known = ", ".join(repr(kind.value) for kind in kinds)
-        raise ValueError(f"reduction must be one of {known}, got {shown(value)}") from None
+        raise ValueError(f"reduction must be one of {known}, got {short_repr(value)}") from None
 
 
 def scope(
@@ -376,5 +377,5 @@ def scope(
 ) -> AbstractContextManager[None]:
     """The named scope of a call."""
     if value is not None and not isinstance(value, str):
-        raise TypeError(f"{argument} must be a string, got {shown(value)}")
+        raise TypeError(f"{argument} must be a string, got {short_repr(value)}")
     return jax.named_scope(value or default)

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jxent._src.checks import check
-from jxent._src.core.elementary import Listed, computing_dtype
-from jxent._src.core.options import shown
+from jxent._src.core.elementary import WeightedIds, computing_dtype
+from jxent._src.core.options import short_repr
 
 
 def dense_labels(value: ArrayLike, logits: Array) -> Array:
@@ -72,19 +72,19 @@ def _read_ids(value: Any) -> Any:
     if not hasattr(value, "dtype"):
         if wrong := check.kinds(value) - {"integer"}:
             kinds = ", ".join(sorted(wrong))
-            raise TypeError(f"labels must be integer class ids, got {shown(value)} of {kinds}")
+            raise TypeError(f"labels must be integer class ids, got {short_repr(value)} of {kinds}")
         if _holds_jax_arrays(value):
             return value
     try:
         ids = np.asarray(value)
     except ValueError as error:
         raise ValueError(
-            f"labels must be ids, or lists of ids of one length, got {shown(value)}"
+            f"labels must be ids, or lists of ids of one length, got {short_repr(value)}"
         ) from error
     if ids.dtype == object:
         if hasattr(value, "dtype"):
             raise TypeError("labels must be integer class ids, got an array of objects")
-        raise ValueError(f"labels must be class ids that int64 holds, got {shown(value)}")
+        raise ValueError(f"labels must be class ids that int64 holds, got {short_repr(value)}")
     if ids.size == 0 and not hasattr(value, "dtype"):
         ids = ids.astype(np.int32)  # an empty list has no kind
     if ids.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
@@ -109,7 +109,7 @@ def class_labels(
     dtype: DTypeLike,
     *,
     trailing_one: bool = False,
-) -> Array | Listed:
+) -> Array | WeightedIds:
     """Integer ids, one for each example of logits of the given shape; or lists of weighted ones.
 
     Lists `[*batch, ids]` come back along the axis of the classes.
@@ -130,8 +130,8 @@ def class_labels(
         raise ValueError(
             f"label_weights must have the shape of labels, {ids.shape}, got {weights.shape}"
         )
-    listed = Listed(ids, weights.astype(computing_dtype(dtype)))
-    return Listed(*(jnp.moveaxis(x, -1, axis) for x in listed))
+    listed = WeightedIds(ids, weights.astype(computing_dtype(dtype)))
+    return WeightedIds(*(jnp.moveaxis(x, -1, axis) for x in listed))
 
 
 def class_ids(

@@ -22,14 +22,14 @@ _ROOM = 2**25
 _LANES = 128  # what the widest vector units work on at once
 
 
-class Sizes(NamedTuple):
+class BlockSizes(NamedTuple):
     """What the caller says of the blocks, None for what is left to us."""
 
     examples: int | None
     classes: int | None
 
 
-class Cut(NamedTuple):
+class ExampleBlocks(NamedTuple):
     """How examples are cut: `number` blocks of `size`; the last places may be filled up."""
 
     number: int
@@ -93,7 +93,9 @@ def chips_of(rows: Array) -> int:
     return math.prod(sharding.mesh.shape[name] for name in names if name is not None)
 
 
-def cut(examples: int, kernel: tuple[int, ...], block_size: int | None, chips: int = 1) -> Cut:
+def cut(
+    examples: int, kernel: tuple[int, ...], block_size: int | None, chips: int = 1
+) -> ExampleBlocks:
     """The blocks to cut the examples into. `chips`: see `chips_of`.
 
     By default a block has 2^25 logits, but at least half as many examples as there are features:
@@ -105,10 +107,10 @@ def cut(examples: int, kernel: tuple[int, ...], block_size: int | None, chips: i
     if block_size is None:
         block_size = max(_ROOM // classes, features // 2, 8)
         block_size -= block_size % 128 if block_size > 128 else 0
-    return evened(examples, block_size, chips)
+    return balanced(examples, block_size, chips)
 
 
-def evened(examples: int, block_size: int, chips: int = 1) -> Cut:
+def balanced(examples: int, block_size: int, chips: int = 1) -> ExampleBlocks:
     """Blocks of this size at most, alike, unless the examples' number is a symbol.
 
     A size is a multiple of the chips that the examples are split over explicitly, see `chips_of`.
@@ -116,16 +118,16 @@ def evened(examples: int, block_size: int, chips: int = 1) -> Cut:
     block_size = max(block_size - block_size % chips, chips)
     number = -(-examples // block_size)
     if not isinstance(examples, int):
-        return Cut(number, block_size)
+        return ExampleBlocks(number, block_size)
     number = max(1, number)
-    return Cut(number, _rounded_up(-(-examples // number), chips))
+    return ExampleBlocks(number, _rounded_up(-(-examples // number), chips))
 
 
 def _rounded_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def enlarged(blocks: Cut, examples: int, fewest: int, chips: int = 1) -> Cut:
+def grown(blocks: ExampleBlocks, examples: int, fewest: int, chips: int = 1) -> ExampleBlocks:
     """Blocks of `fewest` examples at least, where there are as many; if it can be, none filled up.
 
     Unchanged where they are as large, or the examples' number is a symbol.
@@ -134,10 +136,10 @@ def enlarged(blocks: Cut, examples: int, fewest: int, chips: int = 1) -> Cut:
         return blocks
     most = max(1, examples // fewest)
     number = next((n for n in range(most, most // 2, -1) if examples % n == 0), most)
-    return Cut(number, _rounded_up(-(-examples // number), chips))
+    return ExampleBlocks(number, _rounded_up(-(-examples // number), chips))
 
 
-class ClassCut(NamedTuple):
+class ClassBlocks(NamedTuple):
     """How classes are cut: `runs` of equal length, and a block takes `width` classes of each.
 
     With one run blocks are slices. Where the classes may be split over a mesh there is a run for
@@ -188,40 +190,40 @@ class ClassCut(NamedTuple):
         return blocks, rest.reshape(*lead, self.runs * self.rest, *after)
 
 
-class Choice(NamedTuple):
+class BlockCandidates(NamedTuple):
     """The cuts that the shapes allow, where the caller leaves it to the platform."""
 
-    examples: Cut
-    classes: ClassCut | None
+    examples: ExampleBlocks
+    classes: ClassBlocks | None
 
 
-AnyCut = Cut | ClassCut | Choice
+AnyBlocks = ExampleBlocks | ClassBlocks | BlockCandidates
 
 
-def of_examples(blocks: AnyCut, inputs: Array, kernel: Kernel) -> Cut:
+def of_examples(blocks: AnyBlocks, inputs: Array, kernel: Kernel) -> ExampleBlocks:
     """Blocks of examples, for what is not computed a block of classes at a time."""
-    if isinstance(blocks, Choice):
+    if isinstance(blocks, BlockCandidates):
         return blocks.examples
-    if isinstance(blocks, ClassCut):
+    if isinstance(blocks, ClassBlocks):
         return cut(inputs.shape[0], kernel.shape, None, chips_of(inputs))
     return blocks
 
 
-def for_tangents(blocks: AnyCut, inputs: Array, kernel: Kernel) -> Cut:
+def for_tangents(blocks: AnyBlocks, inputs: Array, kernel: Kernel) -> ExampleBlocks:
     """Blocks of examples for the sweep's own derivatives, which hold tangents beside the logits.
 
     By default of half the size, for the same memory.
     """
     of_rows = of_examples(blocks, inputs, kernel)
-    if isinstance(blocks, Cut) or of_rows.number == 1:
+    if isinstance(blocks, ExampleBlocks) or of_rows.number == 1:
         return of_rows
-    return evened(inputs.shape[0], -(-of_rows.size // 2), chips_of(inputs))
+    return balanced(inputs.shape[0], -(-of_rows.size // 2), chips_of(inputs))
 
 
 class Block(NamedTuple):
     """A block of classes: that with this number, `width` classes of each run."""
 
-    cut: ClassCut
+    cut: ClassBlocks
     width: int
     number: int | Array
 
@@ -260,7 +262,7 @@ class Block(NamedTuple):
         runs = jax.lax.dynamic_update_slice_in_dim(runs, own, self.start, axis)
         return runs.reshape(whole.shape)
 
-    def places(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
+    def local_ids(self, ids: Integer[Array, "..."]) -> Integer[Array, "..."]:
         """Where class ids stand in this block, -1 for those that do not."""
         run, place = jnp.divmod(ids, self.cut.length)
         place -= self.start
@@ -268,19 +270,19 @@ class Block(NamedTuple):
         return jnp.where(inside, run * self.width + place, -1)
 
 
-# Classes a block: fewer make small products, and the gradient of the inputs, to which each block
-# adds, is read and written once a block. Below four times the features that is what takes most.
+# Classes per block and feature. Fewer make small products, and each block reads and writes the
+# gradient of the inputs, to which it adds: below this, that takes most of the traffic.
 _PER_FEATURE = 4
-# The logits of a block may always have so large a part of the kernel's elements.
+# The logits of a block may always have a sixth of the kernel's elements.
 _PART = 6
 # At least so many, and the logits of a block that every shape may have: on one chip, and on each
 # chip of a mesh, where sums cross the chips in every block.
 _ALONE, _ON_A_MESH = (1024, 3 * _ROOM), (8192, _ROOM // 2)
 
 
-def class_cut(
+def class_blocks(
     examples: int, kernel: tuple[int, ...], runs: int, class_block_size: int | None
-) -> ClassCut:
+) -> ClassBlocks:
     """The blocks to cut the classes into, of `runs` equal runs.
 
     By default a block has 4 classes a feature of each run, within the limits above; however a mesh
@@ -289,13 +291,13 @@ def class_cut(
     features, classes = kernel
     length = classes // runs
     if class_block_size is not None:
-        return ClassCut(classes, runs, min(-(-class_block_size // runs), length))
+        return ClassBlocks(classes, runs, min(-(-class_block_size // runs), length))
     fewest, room = _ALONE if runs == 1 else _ON_A_MESH
     size = max(fewest, _PER_FEATURE * features)
     if isinstance(examples, int) and examples:
         size = max(size, features * classes // (_PART * examples))
         size = min(size, max(room // examples, _LANES))
-    return ClassCut(classes, runs, min(-(-size // _LANES) * _LANES, length))
+    return ClassBlocks(classes, runs, min(-(-size // _LANES) * _LANES, length))
 
 
 class Chip(NamedTuple):
@@ -305,7 +307,7 @@ class Chip(NamedTuple):
     fast: int  # bytes of its fast memory that a loop may keep its arrays in
 
 
-def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Kernel) -> float:
+def bytes_by_examples(chip: Chip, blocks: ExampleBlocks, inputs: Array, kernel: Kernel) -> float:
     """What value and both gradients of a projection move, of exclusive classes.
 
     A block reads the kernel twice. It adds to the kernel's gradient in float32, which is narrowed
@@ -326,7 +328,7 @@ def bytes_by_examples(chip: Chip, blocks: Cut, inputs: Array, kernel: Kernel) ->
     return moved
 
 
-def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Kernel) -> float:
+def bytes_by_classes(chip: Chip, blocks: ClassBlocks, inputs: Array, kernel: Kernel) -> float:
     """The same by blocks of classes, where the statistics take one pass and store no logits.
 
     The kernel is read three times and its gradient written. Each block reads the inputs twice and
@@ -346,7 +348,9 @@ def bytes_by_classes(chip: Chip, blocks: ClassCut, inputs: Array, kernel: Kernel
     return moved
 
 
-def classes_pay(chip: Chip, blocks: Choice, inputs: Array, kernel: Kernel, products: int) -> bool:
+def prefer_class_blocks(
+    chip: Chip, blocks: BlockCandidates, inputs: Array, kernel: Kernel, products: int
+) -> bool:
     """Whether blocks of classes take less time, with so many more products, than of examples.
 
     As if products and traffic never overlapped.

@@ -1,18 +1,18 @@
-"""Which way of a function a platform takes. The registry knows no platform's code.
+"""The registry of implementations: what a function is replaced by on some platform.
 
-A function of the mathematics that some platform computes in another way says so by its decorator,
-and the platform's room registers that way:
+A function that some platform computes differently says so by its decorator, and a module of
+`platforms` registers the implementation:
 
     @per_platform(statics=1)
     def label_logit(classes, ids, x): ...
 
-    @way(label_logit, "cpu", applies=...)
+    @implements(label_logit, "cpu", applies=...)
     def gathered_label_logit(classes, ids, x): ...
 
-Which platform it is shows when a program is lowered, so every way that applies is traced, once for
-the same types. What applies is decided from the types of the arguments, shapes without the axes
-that `vmap` adds. All ways of a function give results of the same types. There is one decision on
-any path: what a way calls in its turn is computed as its own platform computes it.
+The platform is known only when a program is lowered, so every implementation that applies is
+traced, once for the same types. Whether it applies is decided from the types of the arguments,
+shapes without the axes that `vmap` adds. All implementations of a function return the same types.
+There is one decision on any path: what an implementation calls is computed as on its own platform.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class Way(NamedTuple):
+class Implementation(NamedTuple):
     """How one platform computes a function."""
 
     platform: str  # as `jax.lax.platform_dependent` names it: cpu, tpu, cuda, rocm
@@ -50,13 +50,13 @@ ASSUMED = jax.make_user_context(default_value=None)
 
 
 class PerPlatform(Generic[Result]):
-    """A function in its plain spelling, which platforms without a way of their own run."""
+    """A function, its reference implementation, and those that replace it on some platforms."""
 
     every: ClassVar[list["PerPlatform[Any]"]] = []
 
-    def __init__(self, plain: Callable[..., Result], statics: int):
-        self.plain = plain
-        self.ways: list[Way] = []
+    def __init__(self, reference: Callable[..., Result], statics: int):
+        self.reference = reference
+        self.implementations: list[Implementation] = []
         self._statics = statics
 
         def in_its_place(where: _Where, *arguments: Any) -> Result:
@@ -66,55 +66,55 @@ class PerPlatform(Generic[Result]):
             finally:
                 _WHERE.reset(token)
 
-        # For the cache of what is traced: a value, then its gradient ask for the same.
-        update_wrapper(in_its_place, plain)
+        # JAX's cache of traces is keyed by it: a value and then its gradient share one trace.
+        update_wrapper(in_its_place, reference)
         self._traced = jax.jit(in_its_place, static_argnums=tuple(range(1 + statics)))
-        update_wrapper(self, plain)
+        update_wrapper(self, reference)
         self.every.append(self)
 
     def __call__(self, *arguments: Any) -> Result:
-        """The result of this platform's way."""
-        # With jit disabled each operation is run as it stands. What is spelled for a compiler has
+        """The result of this platform's implementation."""
+        # With jit disabled each operation is run as it stands. What is written for a compiler has
         # no use there, and may try a fast form whose NaN it detects and replaces, which
         # `jax.debug_nans` would report. JAX tells what is traced so from all else in its caches.
         if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-            return self.plain(*arguments)
+            return self.reference(*arguments)
         if ASSUMED.value is not None:
-            return self.taken(ASSUMED.value, *arguments)(*arguments)
+            return self.select(ASSUMED.value, *arguments)(*arguments)
         where = _WHERE.get()
         if where.only is not None:
             return self._here(*arguments)
         fixed, arrays = arguments[: self._statics], arguments[self._statics :]
         branches: dict[str, Callable[..., Any]] = {}
         firsts: dict[Callable[..., Any], str] = {}
-        for platform in dict.fromkeys(way.platform for way in self.ways):
-            function = self.taken(platform, *arguments)
+        for platform in dict.fromkeys(one.platform for one in self.implementations):
+            function = self.select(platform, *arguments)
             # What several platforms share is traced once, as on the first of them.
             first = firsts.setdefault(function, platform)
-            if platform not in where.never and function is not self.plain:
+            if platform not in where.never and function is not self.reference:
                 branches[platform] = partial(self._traced, _Where(only=first), *fixed)
         if not branches:
-            return self.plain(*arguments)
+            return self.reference(*arguments)
         others = _Where(never=where.never | set(branches))
         default = partial(self._traced, others, *fixed)
         result: Result = jax.lax.platform_dependent(*arrays, default=default, **branches)
         return result
 
     def _here(self, *arguments: Any) -> Result:
-        """The result of the known platform's way, and the plain one where none is."""
+        """The result of the known platform's implementation, or of the reference."""
         only = _WHERE.get().only
-        return (self.plain if only is None else self.taken(only, *arguments))(*arguments)
+        return (self.reference if only is None else self.select(only, *arguments))(*arguments)
 
-    def taken(self, platform: str, *arguments: Any) -> Callable[..., Result]:
+    def select(self, platform: str, *arguments: Any) -> Callable[..., Result]:
         """What a platform computes for these arguments."""
-        for way in self.ways:
-            if way.platform == platform and way.applies(*arguments):
-                return way.function
-        return self.plain
+        for one in self.implementations:
+            if one.platform == platform and one.applies(*arguments):
+                return one.function
+        return self.reference
 
 
 def per_platform(statics: int = 0) -> Callable[[Callable[..., Result]], PerPlatform[Result]]:
-    """Marks a function that a platform may compute in a way of its own.
+    """Marks a function that a platform may replace by an implementation of its own.
 
     `statics`: how many of its arguments, the first ones, are Python values; the rest are arrays.
     """
@@ -124,21 +124,21 @@ def per_platform(statics: int = 0) -> Callable[[Callable[..., Result]], PerPlatf
 _closed = False
 
 
-def way(
+def implements(
     of: PerPlatform[Any], platform: str, applies: Callable[..., bool] = lambda *_: True
 ) -> Callable[[Function], Function]:
-    """Registers a platform's way of a function; of several that apply the first one is taken."""
+    """Registers a platform's implementation; of several that apply the first one is taken."""
 
     def register(function: Function) -> Function:
         if _closed:
             raise RuntimeError(f"{function.__name__} is too late: programs may be traced already")
-        of.ways.append(Way(platform, function, applies))
+        of.implementations.append(Implementation(platform, function, applies))
         return function
 
     return register
 
 
-def close() -> None:
-    """No more ways: one that is registered after a program is traced would not be in it."""
+def freeze_registry() -> None:
+    """No more implementations: a program that is traced already would not have a later one."""
     global _closed  # noqa: PLW0603
     _closed = True

@@ -20,7 +20,7 @@ Ids = Integer[ArrayLike, "..."]
 """Class ids `[*batch]` or `[*batch, 1]`: which of them only the other arguments tell."""
 
 
-class Listed(NamedTuple):
+class WeightedIds(NamedTuple):
     """Labels as lists of weighted ids, which lie along the axis of the classes."""
 
     ids: Any  # an array; of a tangent None
@@ -29,22 +29,22 @@ class Listed(NamedTuple):
 
 # What is asked of XLA in every function that it approximates: for some chips it otherwise takes
 # forms that are 100 to 4000 ulp off. Where its functions are good, it computes them as ever.
-DIGITS = jax.lax.AccuracyMode.HIGHEST
+HIGHEST_ACCURACY = jax.lax.AccuracyMode.HIGHEST
 
 
 def exp(x: Array) -> Array:
     """e^x, with its digits on every platform."""
-    return jax.lax.exp(x, accuracy=DIGITS)
+    return jax.lax.exp(x, accuracy=HIGHEST_ACCURACY)
 
 
 def log(x: Array) -> Array:
     """The natural logarithm, with its digits on every platform."""
-    return jax.lax.log(x, accuracy=DIGITS)
+    return jax.lax.log(x, accuracy=HIGHEST_ACCURACY)
 
 
 def log1p(x: Array) -> Array:
     """log(1 + x), with its digits on every platform."""
-    return jax.lax.log1p(x, accuracy=DIGITS)
+    return jax.lax.log1p(x, accuracy=HIGHEST_ACCURACY)
 
 
 def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -56,7 +56,7 @@ def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
     return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else jnp.dtype(dtype)
 
 
-def widen(x: Array) -> Array:
+def upcast(x: Array) -> Array:
     """A floating array in the dtype that losses of it are computed in."""
     return x.astype(computing_dtype(x.dtype))
 
@@ -71,7 +71,7 @@ def largest_id(dtype: DTypeLike, classes: int) -> int:
     return min(classes - 1, int(jnp.iinfo(dtype).max))
 
 
-def bounded(x: Array) -> Array:
+def clip_posinf(x: Array) -> Array:
     """+inf brought down to the largest number, so that two of them are 0 apart."""
     return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
@@ -83,7 +83,7 @@ def gap(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, ".
     return jnp.where(equal, 0, row_max) - jnp.where(equal, 0, x)
 
 
-def zero_times(a: Array, b: Array) -> Array:
+def zero_safe_multiply(a: Array, b: Array) -> Array:
     """The product, and 0 where a is 0: no label, no loss, at an infinite logit too."""
     # Selected before the product, as tools that look for NaN would report 0 * inf.
     return a * jnp.where(a == 0, 0, b)
@@ -117,8 +117,8 @@ def zero_from(*arrays: Array) -> Array:
 @jax.custom_jvp
 def divided_by(temperature: Array, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The quotient, NaN unless the temperature is positive."""
-    # Else a constant's inverse is multiplied by, here and there in one operation with the
-    # subtraction of a maximum, which then equals none of the quotients.
+    # Without the barrier a compiler multiplies by a constant's inverse, in some fusions as one
+    # operation with the subtraction of a maximum, which then equals none of the quotients.
     temperature = jax.lax.optimization_barrier(temperature)
     return nan_unless(temperature > 0, x / temperature)
 

@@ -1,4 +1,4 @@
-"""An output projection's kernel, and one that lies in memory the other way round."""
+"""An output projection's kernel, and one that lies transposed in memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from jxent._src.core.serialization import written_as
+from jxent._src.core.serialization import register_serialization
 
 
-@written_as("jxent.Transposed")
+@register_serialization("jxent.Transposed")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Transposed:

@@ -30,15 +30,15 @@ class Option(NamedTuple):
         """The value as a Python float, or what is wrong with it."""
         if value is None and self.default is None:
             return None
-        not_traced(name, value, "number")
+        require_static(name, value, "number")
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a Python number, got {shown(value)}")
+            raise TypeError(f"{name} must be a Python number, got {short_repr(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not self.least <= number <= self.most:
-            raise ValueError(f"{name} must be in {self.range}, got {shown(value)}")
+            raise ValueError(f"{name} must be in {self.range}, got {short_repr(value)}")
         return number
 
 
@@ -82,7 +82,7 @@ def in_dtype(loss: Any, dtype: DTypeLike) -> None:
         )
 
 
-def not_traced(name: str, value: Any, kind: str) -> None:
+def require_static(name: str, value: Any, kind: str) -> None:
     """Refuses a tracer where a Python value is asked for."""
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
         raise TypeError(
@@ -91,7 +91,7 @@ def not_traced(name: str, value: Any, kind: str) -> None:
         )
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value in an error message, shortened."""
     return reprlib.repr(value)
 
@@ -109,7 +109,7 @@ _WHOLE = " None: the classes are whole, or split by `jit` alone."
 _NAMES = "Names the computation in profiles (`jax.named_scope`)."
 
 # What the docstrings say of an argument: one of these, word for word.
-WORDS: dict[str, tuple[str, ...]] = {
+OPTION_DOCS: dict[str, tuple[str, ...]] = {
     "label_smoothing": (
         "The share s, in [0, 1], by which labels move towards 1/2.",
         "The share s of the labels, in [0, 1], that is spread evenly over the C classes that are "

@@ -9,7 +9,7 @@ from jax import export
 Tree = TypeVar("Tree", bound=type)
 
 
-def written_as(name: str) -> Callable[[Tree], Tree]:
+def register_serialization(name: str) -> Callable[[Tree], Tree]:
     """Marks a class of trees of arrays: what is exported with one of them can be serialized."""
 
     def register(tree: Tree) -> Tree:

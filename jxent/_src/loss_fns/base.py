@@ -24,10 +24,10 @@ from jaxtyping import Array, Bool
 from jxent._src.core import hints
 from jxent._src.core.blocking import Block
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import zero_times
+from jxent._src.core.elementary import zero_safe_multiply
 from jxent._src.core.options import Options
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 # Labels, an array or a tree of them; logits; and a loss's own, if it has any.
 Data = tuple[Any, Array, Any]
@@ -39,7 +39,7 @@ Kind = TypeVar("Kind", bound="OfLogits")
 class OfLogits(Options):
     """What is computed from logits: where their classes are, and how a projection may cut them."""
 
-    classes: Classes
+    classes: ClassAxis
     logit_softcap: float | None = None
     # Whether blocks of classes will do once the statistics are known, and whether each class has
     # its loss from its own logit alone, so that no statistics are needed.
@@ -56,11 +56,11 @@ class OfLogits(Options):
     @property
     def unsharded(self: Kind) -> Kind:
         """The same of classes that are all on this device, or of a block of them."""
-        return replace(self, classes=Classes(-1))
+        return replace(self, classes=ClassAxis(-1))
 
     def labels_of(self, block: Block, labels: Array) -> Array:
         """The labels of a block of classes; here of class ids."""
-        return self.classes.places(block, labels)
+        return self.classes.local_ids(block, labels)
 
     def of_operands(self, labels: Any, parameters: Any) -> tuple[Any, Any]:
         """Labels and parameters of a block of logits, of what a projection has in their place."""
@@ -86,7 +86,7 @@ class Loss(OfLogits, ABC):
 
     @property
     def second_order_by_class_block(self) -> bool:
-        """Whether a block of classes has its second derivatives from itself and the `moment`."""
+        """Whether a block of classes has second derivatives from itself and `tangent_mean`."""
         return False
 
     @abstractmethod
@@ -103,7 +103,7 @@ class Loss(OfLogits, ABC):
 
     def tangent(self, data: Data, statistics: Any, tangents: Tangents) -> Array:
         """The tangent of the losses."""
-        return self.classes.across(self.local_tangent(data, statistics, tangents))
+        return self.classes.psum(self.local_tangent(data, statistics, tangents))
 
     def are_in_range(self, labels: Any, logits: Array) -> Array | None:
         """Whether each example's class ids are; None for labels that are no ids."""
@@ -113,7 +113,7 @@ class Loss(OfLogits, ABC):
         """The terms that the losses are sums of."""
         raise NotImplementedError
 
-    def moment_of_block(
+    def tangent_mean_of_block(
         self, logits: Array, dlogits: Array, statistics: Any, origin: Array | None
     ) -> Array:
         """What a block of classes adds to what the second derivatives of the others need."""
@@ -125,17 +125,19 @@ def components(loss_fn: Loss, statistics: Any) -> LossComponents | None:
     return loss_fn.components(statistics) if loss_fn.returns_components else None
 
 
-class Known(NamedTuple):
+class Residuals(NamedTuple):
     """What the rule needs of the losses' computation."""
 
     statistics: Any  # the loss_fn's
     # Which examples are not dropped: those that weigh 0 and are inf or NaN are. None: all are kept.
-    kept: Bool[Array, "..."] | None
+    keep_mask: Bool[Array, "..."] | None
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def losses(loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any) -> tuple[Array, Known]:
-    """The loss_fn's losses, unweighted, in the computing dtype, and what is known of them.
+def losses(
+    loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any
+) -> tuple[Array, Residuals]:
+    """The losses, unweighted, in the computing dtype, and their residuals.
 
     Where a weight is 0 and the loss is inf or NaN, the example is dropped: its loss and its
     statistics are 0 and nothing is passed back. All other values are as without weights.
@@ -143,19 +145,19 @@ def losses(loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any) -> 
     """
     if weights is None:
         values, statistics = loss_fn.losses(*cast(Data, data))
-        return values, Known(statistics, None)
+        return values, Residuals(statistics, None)
     labels, logits, parameters = cast(Data, data)
-    kept = weights != 0
+    keep_mask = weights != 0
     in_range: bool | Array | None = loss_fn.are_in_range(labels, logits)
     if in_range is None:
         in_range = True
     else:
         # Padding: an id out of range would make a NaN, which tools that look for it would report.
-        labels = without_dropped(loss_fn, kept | in_range)(labels)
+        labels = without_dropped(loss_fn, keep_mask | in_range)(labels)
     values, statistics = loss_fn.losses(labels, logits, parameters)
-    kept |= in_range & jnp.isfinite(values)
-    values, statistics = without_dropped(loss_fn, kept)((values, statistics))
-    return values, Known(statistics, kept)
+    keep_mask |= in_range & jnp.isfinite(values)
+    values, statistics = without_dropped(loss_fn, keep_mask)((values, statistics))
+    return values, Residuals(statistics, keep_mask)
 
 
 # The tangent is recomputed from the data as given and one normaliser an example: under
@@ -170,37 +172,41 @@ def losses(loss_fn: Loss, in_order: bool, weights: Array | None, *data: Any) -> 
 # own tangent, so that theirs are 0.
 def _losses_jvp(
     loss_fn: Loss, in_order: bool, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[tuple[Array, Known], tuple[Array, Any]]:
+) -> tuple[tuple[Array, Residuals], tuple[Array, Any]]:
     weights, *data = primals
-    values, known = losses(loss_fn, in_order, weights, *data)
-    moving = present(tangents[1:])
+    values, residuals = losses(loss_fn, in_order, weights, *data)
+    nonzero_tangents = present(tangents[1:])
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(known: Known, data: Any, moving: Any, zero: Array | None) -> Array:
-        data, statistics = hints.add_dependency(zero, data, known.statistics)
-        if known.kept is not None:
-            data, moving = without_dropped(loss_fn, known.kept)((data, moving))
-        change = loss_fn.tangent(data, statistics, moving)
-        if known.kept is None or moving[-1] is None:
-            return change
+    def tangent(
+        residuals: Residuals, data: Any, nonzero_tangents: Any, zero: Array | None
+    ) -> Array:
+        data, statistics = hints.add_dependency(zero, data, residuals.statistics)
+        if residuals.keep_mask is not None:
+            data, nonzero_tangents = without_dropped(loss_fn, residuals.keep_mask)(
+                (data, nonzero_tangents)
+            )
+        tangent_out = loss_fn.tangent(data, statistics, nonzero_tangents)
+        if residuals.keep_mask is None or nonzero_tangents[-1] is None:
+            return tangent_out
         # Parameters that examples share move the losses of cleaned data too. Of what is dropped
         # nothing may be left for the derivative to the weight.
-        return jnp.where(known.kept, change, 0)
+        return jnp.where(residuals.keep_mask, tangent_out, 0)
 
-    if not jax.tree.leaves(moving):
-        change = jnp.zeros_like(values)
+    if not jax.tree.leaves(nonzero_tangents):
+        tangent_out = jnp.zeros_like(values)
     else:
         zero = None
         if in_order and loss_fn.axis is None:
             zero = hints.ordering_zero(jnp.sum(values))
         elif in_order:
             last = values
-            found = components(loss_fn, known.statistics)
+            found = components(loss_fn, residuals.statistics)
             if found is not None:  # of another pass over the logits, maybe
                 last += hints.ordering_zero(found.correct)
             zero = loss_fn.classes.expand(hints.ordering_zero(last))
-        change = tangent(known, data, moving, zero)
-    return (values, known), (change, jax.tree.map(no_tangent, known))
+        tangent_out = tangent(residuals, data, nonzero_tangents, zero)
+    return (values, residuals), (tangent_out, jax.tree.map(no_tangent, residuals))
 
 
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
@@ -221,27 +227,27 @@ def no_tangent(x: Array) -> Any:
     return jnp.zeros_like(x, dtype=dtype)
 
 
-def without_dropped(loss_fn: Loss, kept: Array) -> Callable[[Any], Any]:
+def without_dropped(loss_fn: Loss, keep_mask: Array) -> Callable[[Any], Any]:
     """Puts 0 in place of examples that are not kept in a tree of arrays."""
 
     def clean(x: Array) -> Array:
-        along = kept
-        if x.ndim > kept.ndim:
+        along = keep_mask
+        if x.ndim > keep_mask.ndim:
             assert loss_fn.axis is not None
-            along = jnp.expand_dims(kept, loss_fn.axis)
+            along = jnp.expand_dims(keep_mask, loss_fn.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # parameters that all examples share
-        return jnp.where(class_axis.filled(along, x), x, jnp.zeros_like(x))
+        return jnp.where(class_axis.broadcast_like(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
 
 
 def weighted_losses(loss_fn: Loss, weights: Array, *data: Any) -> Array:
-    """The loss_fn's losses times their weights; exactly 0 where a weight is 0."""
+    """The losses times their weights; exactly 0 where a weight is 0."""
 
     def weighted(weights: Array, *data: Any) -> Array:
         values, _ = losses(loss_fn, True, weights, *data)
-        return weigh(weights, values)
+        return apply_weights(weights, values)
 
     if loss_fn.axis is None:
         # The losses are of the logits' size: compute them again rather than save them.
@@ -257,15 +263,17 @@ def nonzero(weights: Array) -> Array:
 
 
 @jax.custom_jvp
-def weigh(weights: Array, values: Array) -> Array:
+def apply_weights(weights: Array, values: Array) -> Array:
     """Weights * values, and 0 where the weight is 0, even for a value of inf or NaN."""
-    return zero_times(weights, values)
+    return zero_safe_multiply(weights, values)
 
 
 # To the weight the derivative is the loss, also at weight 0 where learned weights start. Where
 # that loss is not finite it is 0: an infinite factor times the tangent 0 would be NaN.
-@weigh.defjvp
-def _weigh_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+@apply_weights.defjvp
+def _apply_weights_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
     (weights, values), (dweights, dvalues) = primals, tangents
-    slope = jnp.where(jnp.isfinite(values), values, 0)
-    return weigh(weights, values), dweights * slope + weights * dvalues
+    grad = jnp.where(jnp.isfinite(values), values, 0)
+    return apply_weights(weights, values), dweights * grad + weights * dvalues

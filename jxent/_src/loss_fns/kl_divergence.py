@@ -11,7 +11,7 @@ difference of the two normalisers, and d one of the log-probabilities.
 
     d KL / d y_s = p_s - p_t = p_t expm1(d)        d KL / d y_t = p_t (-d - KL)
 
-for y = x / temperature. What is handed of a row is a cache, whose tangents are 0.
+for y = x / temperature. `Rows` is a cache of the row, whose tangents are 0.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from jaxtyping import Array, Float
 from jxent._src.core import hints
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import (
-    DIGITS,
-    bounded,
+    HIGHEST_ACCURACY,
+    clip_posinf,
     computing_dtype,
     divided_about,
     divided_by,
@@ -35,13 +35,13 @@ from jxent._src.core.elementary import (
     is_masked,
     log1p,
     nan_unless,
-    widen,
-    zero_times,
+    upcast,
+    zero_safe_multiply,
 )
 from jxent._src.loss_fns.base import Data, Loss, Tangents
 from jxent._src.numerics import logsumexp
-from jxent._src.numerics.softcap import softcap, softcap_slope
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.numerics.softcap import softcap, softcap_grad
+from jxent._src.sharding.class_axis import ClassAxis
 
 # No logarithm of 1 + S, which is not negative. Not NaN, which tools that look for it would report.
 FAR = -1.0
@@ -73,31 +73,31 @@ class Divergence(Loss):
 
     def gradient(self, data: Data, statistics: Rows) -> Array:
         _, logits, temperature = data
-        slope, _ = self._slopes(data, statistics)
-        return _per(slope, temperature) * softcap_slope(widen(logits), self.logit_softcap)
+        grad, _ = self._grads(data, statistics)
+        return _per(grad, temperature) * softcap_grad(upcast(logits), self.logit_softcap)
 
     def local_tangent(self, data: Data, statistics: Rows, tangents: Tangents) -> Array:
         teacher, logits, temperature = data
         dteacher, dlogits, dtemperature = tangents
-        of_student, of_teacher = self._slopes(data, statistics)
-        change = jnp.zeros_like(of_student)
+        of_student, of_teacher = self._grads(data, statistics)
+        tangent_out = jnp.zeros_like(of_student)
         if dlogits is not None:
-            slope = _per(of_student, temperature)
-            slope *= softcap_slope(widen(logits), self.logit_softcap)
-            change += slope * widen(dlogits)
+            grad = _per(of_student, temperature)
+            grad *= softcap_grad(upcast(logits), self.logit_softcap)
+            tangent_out += grad * upcast(dlogits)
         if dteacher is not None:
-            slope = _per(of_teacher, temperature)
-            slope *= softcap_slope(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
-            change += slope * _in_dtype_of(logits, dteacher)
+            grad = _per(of_teacher, temperature)
+            grad *= softcap_grad(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
+            tangent_out += grad * _in_dtype_of(logits, dteacher)
         if dtemperature is not None:
             y = self._scaled(data, statistics)
             by_logarithm = _by_logarithm(*y, statistics, self.classes)
-            change += _per(by_logarithm, temperature) * dtemperature
-        return jnp.sum(change, self.axis)
+            tangent_out += _per(by_logarithm, temperature) * dtemperature
+        return jnp.sum(tangent_out, self.axis)
 
     def _capped(self, teacher: Array, logits: Array) -> tuple[Array, Array]:
         x_t = softcap(_in_dtype_of(logits, teacher), self.teacher_logit_softcap)
-        x_s = softcap(widen(logits), self.logit_softcap)
+        x_s = softcap(upcast(logits), self.logit_softcap)
         x_t = x_t if self.teacher_logit_softcap is None else hints.materialize_capped(False, x_t)
         return x_t, x_s if self.logit_softcap is None else hints.materialize_capped(False, x_s)
 
@@ -116,7 +116,8 @@ class Divergence(Loss):
             (jnp.where(is_infinite, 0, row_max), rest)
             for is_infinite, (row_max, rest) in zip(infinite, pairs, strict=True)
         )
-        # Exactly a at the leader, where both have the same: b is tiny there, and not a difference.
+        # Where both have the same dominant class, this is exactly its a: its b, which is tiny, is
+        # then no difference of large numbers.
         tops = [max_t, max_s] if temperature is None else map(classes.max, capped)
         top_t, top_s = (jnp.where(i, 0, top) for i, top in zip(infinite, tops, strict=True))
         shift, lost = _difference(top_s, top_t)
@@ -124,15 +125,15 @@ class Divergence(Loss):
         none = jnp.zeros_like(shift)
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
         rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none)
-        mean = sum_apart(classes, *capped, temperature, rows) / (1 + rest_t)
+        mean = sum_logit_differences(classes, *capped, temperature, rows) / (1 + rest_t)
         # At -inf the student rules out what the teacher does not.
         infinite_mean = mean == -jnp.inf
         mean = jnp.where(infinite_mean, 0, mean)
         rows = rows._replace(mean=mean)
-        offset = (max_s - max_t) - classes.same(_per(shift, temperature)) - mean
+        offset = (max_s - max_t) - classes.replicated(_per(shift, temperature)) - mean
         # Else what both passes are made of might be stored.
         capped = self._capped(hints.reload(data[0]), data[1])
-        excess = sum_of_excess(classes, *capped, temperature, rows, offset) / (1 + rest_t)
+        excess = sum_expm1_residuals(classes, *capped, temperature, rows, offset) / (1 + rest_t)
         # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
         # overflows the two are not near.
         near = excess <= 1
@@ -146,15 +147,15 @@ class Divergence(Loss):
             divergence=nan_unless(~broken, divergence),
         )
 
-    def _slopes(self, data: Data, rows: Rows) -> tuple[Array, Array]:
+    def _grads(self, data: Data, rows: Rows) -> tuple[Array, Array]:
         """The gradient to y of the student and of the teacher."""
         teacher, logits, temperature = data
         if logits.dtype.itemsize < 4:  # else what is made of them in float32 might be stored
             teacher, logits = hints.reload((teacher, logits))
         y_t, y_s, a = self._scaled((teacher, logits, temperature), rows)
         return (
-            _student_slope(y_t, y_s, a, rows, self.classes),
-            _teacher_slope(y_t, y_s, a, rows, self.classes),
+            _student_grad(y_t, y_s, a, rows, self.classes),
+            _teacher_grad(y_t, y_s, a, rows, self.classes),
         )
 
 
@@ -172,26 +173,26 @@ def _scaled(
 
 
 @per_platform(statics=1)
-def sum_apart(
-    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+def sum_logit_differences(
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
 ) -> Array:
     """Sum of p_t a (1 + rest)."""
     y_t, _, a = _scaled(x_t, x_s, temperature, rows)
-    return classes.sum(zero_times(exp(-gap(y_t, rows.teacher[0])), a))
+    return classes.sum(zero_safe_multiply(exp(-gap(y_t, rows.teacher[0])), a))
 
 
 @per_platform(statics=1)
-def sum_of_excess(
-    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+def sum_expm1_residuals(
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
 ) -> Array:
     """S (1 + rest); the terms times e^b are exp(offset - gap) of the student."""
     y_t, y_s, a = _scaled(x_t, x_s, temperature, rows)
     odds = exp(-gap(y_t, rows.teacher[0]))
     b = a - rows.mean
     # As one exponential: of a class that the teacher rules out it is all that there is.
-    whole = exp(offset - gap(y_s, rows.student[0])) - odds - zero_times(odds, b)
+    whole = exp(offset - gap(y_s, rows.student[0])) - odds - zero_safe_multiply(odds, b)
     few = (odds > 0) & (b <= 1)
-    return classes.sum(jnp.where(few, odds * _excess(jnp.where(few, b, 0)), whole))
+    return classes.sum(jnp.where(few, odds * _expm1_residual(jnp.where(few, b, 0)), whole))
 
 
 def _per(x: Array, temperature: Array | None, origin: Array | None = None) -> Array:
@@ -229,11 +230,11 @@ def _finite(x: Array, is_infinite: Array) -> Array:
 
 def _below(row_max: Array, y: Array) -> Array:
     """How far y is below the maximum, 0 for a masked class: a factor of slopes that are 0 there."""
-    below = bounded(row_max) - bounded(y)
+    below = clip_posinf(row_max) - clip_posinf(y)
     return jnp.where(is_masked(below), 0, below)
 
 
-def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:
+def _expm1_residual(d: Float[Array, "..."]) -> Float[Array, "..."]:
     """e^d - 1 - d: by its series where that cancels."""
     near = jnp.abs(d) <= 1
     small = jnp.where(near, d, 0)
@@ -241,12 +242,12 @@ def _excess(d: Float[Array, "..."]) -> Float[Array, "..."]:
     series = jnp.ones_like(d)
     for n in range(terms, 2, -1):
         series = 1 + small * series / n
-    whole: Array = jax.lax.expm1(d, accuracy=DIGITS) - d
+    whole: Array = jax.lax.expm1(d, accuracy=HIGHEST_ACCURACY) - d
     return jnp.where(near, jnp.square(small) / 2 * series, whole)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
     """The d above, 0 where both rule a class out."""
     gap_t, gap_s = gap(y_t, rows.teacher[0]), gap(y_s, rows.student[0])
     neither = jnp.isinf(gap_t) & jnp.isinf(gap_s)
@@ -256,18 +257,20 @@ def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -
     return jnp.where(rows.more == FAR, far, a - rows.mean - rows.more)
 
 
-# The deviations from the means, each measured from its leader: see `logsumexp.deviation`.
+# The deviations from the means, each measured from its dominant class: see `logsumexp.deviation`.
 @_log_ratio.defjvp
-def _log_ratio_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _log_ratio_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     dev_t, dev_s, *_ = _deviations(classes, primals, tangents)
     return _log_ratio(*primals, classes), dev_s - dev_t
 
 
-def _deviations(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array, Array, Array]:
+def _deviations(
+    classes: ClassAxis, primals: Any, tangents: Any
+) -> tuple[Array, Array, Array, Array]:
     """Those of the teacher's and of the student's tangents, and p_t and p_s."""
     y_t, y_s, _, rows = primals
-    p_t, _ = logsumexp.chances(y_t, *rows.teacher, classes)
-    p_s, _ = logsumexp.chances(y_s, *rows.student, classes)
+    p_t, _ = logsumexp.probability_and_complement(y_t, *rows.teacher, classes)
+    p_s, _ = logsumexp.probability_and_complement(y_s, *rows.student, classes)
     (max_t, rest_t), (max_s, rest_s) = rows.teacher, rows.student
     dev_t = logsumexp.deviation(p_t, y_t, max_t, rest_t, tangents[0], classes)
     dev_s = logsumexp.deviation(p_s, y_s, max_s, rest_s, tangents[1], classes)
@@ -275,23 +278,23 @@ def _deviations(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, A
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _student_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+def _student_grad(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
     """p_s - p_t, without the cancellation: the larger of the two times -expm1(-|d|)."""
     d = _log_ratio(y_t, y_s, a, rows, classes)
-    p_t, _ = logsumexp.chances(y_t, *rows.teacher, classes)
-    p_s, _ = logsumexp.chances(y_s, *rows.student, classes)
-    part: Array = -jax.lax.expm1(-jnp.abs(d), accuracy=DIGITS)
+    p_t, _ = logsumexp.probability_and_complement(y_t, *rows.teacher, classes)
+    p_s, _ = logsumexp.probability_and_complement(y_s, *rows.student, classes)
+    part: Array = -jax.lax.expm1(-jnp.abs(d), accuracy=HIGHEST_ACCURACY)
     return jnp.where(d < 0, -p_t, p_s) * part
 
 
-@_student_slope.defjvp
-def _student_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@_student_grad.defjvp
+def _student_grad_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     dev_t, dev_s, p_t, p_s = _deviations(classes, primals, tangents)
-    return _student_slope(*primals, classes), p_s * dev_s - p_t * dev_t
+    return _student_grad(*primals, classes), p_s * dev_s - p_t * dev_t
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _teacher_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+def _teacher_grad(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
     """p_t (-d - KL); 0 in a row whose divergence is infinite.
 
     The slopes add up to 0. That of a class with more than half of the probability is what the
@@ -299,56 +302,58 @@ def _teacher_slope(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classe
     """
     d = _log_ratio(y_t, y_s, a, rows, classes)
     row_max, rest = rows.teacher
-    p_t, _ = logsumexp.chances(y_t, row_max, rest, classes)
+    p_t, _ = logsumexp.probability_and_complement(y_t, row_max, rest, classes)
     infinite = jnp.isinf(rows.divergence)
     divergence = jnp.where(infinite, 0, rows.divergence)
     infinite |= jnp.isinf(d)
-    slope = jnp.where(infinite, 0, p_t * (-jnp.where(infinite, 0, d) - divergence))
-    leads = logsumexp.leads(y_t, row_max, rest)
-    return jnp.where(leads, -classes.sum(jnp.where(leads, 0, slope)), slope)
+    grad = jnp.where(infinite, 0, p_t * (-jnp.where(infinite, 0, d) - divergence))
+    is_dominant = logsumexp.is_dominant(y_t, row_max, rest)
+    return jnp.where(is_dominant, -classes.sum(jnp.where(is_dominant, 0, grad)), grad)
 
 
-@_teacher_slope.defjvp
-def _teacher_slope_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@_teacher_grad.defjvp
+def _teacher_grad_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     dev_t, dev_s, p_t, _ = _deviations(classes, primals, tangents)
-    slope = _teacher_slope(*primals, classes)
-    of_student = _student_slope(*primals, classes)
-    dkl = classes.sum(slope * dev_t + of_student * dev_s)
-    return slope, slope * dev_t + p_t * (dev_t - dev_s - dkl)
+    grad = _teacher_grad(*primals, classes)
+    of_student = _student_grad(*primals, classes)
+    dkl = classes.sum(grad * dev_t + of_student * dev_s)
+    return grad, grad * dev_t + p_t * (dev_t - dev_s - dkl)
 
 
-def _of_slopes(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+def _of_grads(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
     """What adds up to d KL / d log T: each slope times its logits, measured from their maximum.
 
     Either slope's sum is 0, so that the logits may be measured from anywhere.
     """
-    of_student = _student_slope(y_t, y_s, a, rows, classes) * _below(rows.student[0], y_s)
-    of_teacher = _teacher_slope(y_t, y_s, a, rows, classes) * _below(rows.teacher[0], y_t)
+    of_student = _student_grad(y_t, y_s, a, rows, classes) * _below(rows.student[0], y_s)
+    of_teacher = _teacher_grad(y_t, y_s, a, rows, classes) * _below(rows.teacher[0], y_t)
     return of_student + of_teacher
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _by_logarithm(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: Classes) -> Array:
+def _by_logarithm(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
     """The same without the cancellation: a is the difference of the two gaps.
 
     Where student and teacher agree the slopes are of the order of d, and what they add up to is of
     that of d squared.
     """
     d = _log_ratio(y_t, y_s, a, rows, classes)
-    p_t, _ = logsumexp.chances(y_t, *rows.teacher, classes)
+    p_t, _ = logsumexp.probability_and_complement(y_t, *rows.teacher, classes)
     near = (jnp.abs(d) <= 1) & (p_t > 0) & (rows.more != FAR)
     d, a_near = (jnp.where(near, x, 0) for x in (d, a))
     gap_t, gap_s = _below(rows.teacher[0], y_t), _below(rows.student[0], y_s)
-    terms = p_t * (_excess(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t)
-    return jnp.where(near, terms, _of_slopes(y_t, y_s, a, rows, classes))
+    terms = p_t * (
+        _expm1_residual(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t
+    )
+    return jnp.where(near, terms, _of_grads(y_t, y_s, a, rows, classes))
 
 
 @_by_logarithm.defjvp
-def _by_logarithm_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _by_logarithm_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     y_t, y_s, a, rows = primals
 
     def of_logits(y_t: Array, y_s: Array) -> Array:
-        return _of_slopes(y_t, y_s, a, rows, classes)
+        return _of_grads(y_t, y_s, a, rows, classes)
 
-    _, change = jax.jvp(of_logits, (y_t, y_s), tuple(tangents[:2]))
-    return _by_logarithm(*primals, classes), change
+    _, tangent_out = jax.jvp(of_logits, (y_t, y_s), tuple(tangents[:2]))
+    return _by_logarithm(*primals, classes), tangent_out

@@ -13,23 +13,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import Listed, gap, largest_id, log1p, nan_unless, widen
+from jxent._src.core.elementary import WeightedIds, gap, largest_id, log1p, nan_unless, upcast
 from jxent._src.loss_fns import base
 from jxent._src.numerics import logsumexp, softmax_rows
-from jxent._src.numerics.softmax_rows import LabelsStatistics
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.numerics.softmax_rows import DenseLabelResiduals
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-def numbered(classes: Classes, labels: Listed, x: Array) -> tuple[Listed, Array]:
+def canonicalize_ids(
+    classes: ClassAxis, labels: WeightedIds, x: Array
+) -> tuple[WeightedIds, Array]:
     """The same with ids of int32, -1 for padding, whose weight is 0; and who is in range.
 
     One flag an example: whether all of its ids are.
     """
     # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
     last = largest_id(labels.ids.dtype, classes.count(x))
-    in_range = jnp.all(labels.ids <= last, axis=classes.one, keepdims=True)
+    in_range = jnp.all(labels.ids <= last, axis=classes.index, keepdims=True)
     ids = jnp.where(labels.ids < 0, -1, labels.ids).astype(jnp.int32)
-    return Listed(ids, jnp.where(ids < 0, 0, labels.weights)), in_range
+    return WeightedIds(ids, jnp.where(ids < 0, 0, labels.weights)), in_range
 
 
 class Shares(NamedTuple):
@@ -40,41 +42,41 @@ class Shares(NamedTuple):
     first: Array  # whether no entry of the same class comes before
 
 
-def shares(classes: Classes, labels: Listed) -> Shares:
+def shares(classes: ClassAxis, labels: WeightedIds) -> Shares:
     """What each entry's class has, an id that appears twice adding up, and what all others have."""
-    ids, weights = (jnp.moveaxis(a, classes.one, -1) for a in labels)
+    ids, weights = (jnp.moveaxis(a, classes.index, -1) for a in labels)
     same = ids[..., :, None] == ids[..., None, :]
     sums = (jnp.sum(jnp.where(which, weights[..., None, :], 0), -1) for which in (same, ~same))
     first = ~jnp.any(jnp.tril(same, -1), -1)
-    return Shares(*(jnp.moveaxis(a, -1, classes.one) for a in (*sums, first)))
+    return Shares(*(jnp.moveaxis(a, -1, classes.index) for a in (*sums, first)))
 
 
 # Ids up to which comparisons are written out, which compilers fuse with what reads the labels: as
-# in `sigmoid.listed_classes`. Beyond, dense labels are stored, but no mask of each id. (An H100's
+# in `sigmoid.multi_hot_mask`. Beyond, dense labels are stored, but no mask of each id. (An H100's
 # compiler stores them from 32 on: 7 to 9 passes over 4096 x 32768 bfloat16 logits in place of 3.)
 UNROLLED = 64
 
 
-def dense(classes: Classes, labels: Listed, x: Array) -> Array:
+def dense(classes: ClassAxis, labels: WeightedIds, x: Array) -> Array:
     """The labels that lists stand for, of the logits' shape; an id that appears twice adds up."""
-    if labels.ids.shape[classes.one] > UNROLLED:
+    if labels.ids.shape[classes.index] > UNROLLED:
         return _reduced(classes, labels, x, lambda number, own: number == own)
     own = shares(classes, labels).own
     return _selected(classes, labels.ids, own, jnp.zeros_like(x))
 
 
-def of_others(classes: Classes, labels: Listed, x: Array) -> Array:
+def of_others(classes: ClassAxis, labels: WeightedIds, x: Array) -> Array:
     """What all other classes have, of each."""
-    if labels.ids.shape[classes.one] > UNROLLED:
+    if labels.ids.shape[classes.index] > UNROLLED:
         return _reduced(classes, labels, x, lambda number, own: number != own)
     others = shares(classes, labels).others
-    total = jnp.sum(labels.weights, classes.one, keepdims=True)
+    total = jnp.sum(labels.weights, classes.index, keepdims=True)
     return _selected(classes, labels.ids, others, jnp.zeros_like(x) + total)
 
 
-def _selected(classes: Classes, ids: Array, values: Array, elsewhere: Array) -> Array:
+def _selected(classes: ClassAxis, ids: Array, values: Array, elsewhere: Array) -> Array:
     """`elsewhere` with the values in the places of the ids."""
-    numbers, axis = classes.numbers(elsewhere), classes.one % elsewhere.ndim
+    numbers, axis = classes.iota(elsewhere), classes.index % elsewhere.ndim
     for k in range(ids.shape[axis]):
         own, value = (jax.lax.slice_in_dim(a, k, k + 1, axis=axis) for a in (ids, values))
         elsewhere = jnp.where(numbers == own, value, elsewhere)
@@ -82,93 +84,97 @@ def _selected(classes: Classes, ids: Array, values: Array, elsewhere: Array) -> 
 
 
 def _reduced(
-    classes: Classes, labels: Listed, x: Array, takes: Callable[[Array, Array], Array]
+    classes: ClassAxis, labels: WeightedIds, x: Array, takes: Callable[[Array, Array], Array]
 ) -> Array:
     """The sum of the weights that each class takes."""
-    axis = classes.one  # that of the lists comes before it
+    axis = classes.index  # that of the lists comes before it
     ids, weights = (jnp.expand_dims(a, axis) for a in labels)
-    numbers = jnp.expand_dims(classes.numbers(x), axis - 1)
+    numbers = jnp.expand_dims(classes.iota(x), axis - 1)
     return jnp.sum(jnp.where(takes(numbers, ids), weights, 0), axis - 1)
 
 
 @per_platform(statics=1)
-def logits_of(classes: Classes, ids: Array, x: Array) -> Array:
+def logits_of(classes: ClassAxis, ids: Array, x: Array) -> Array:
     """The logits of the listed classes, 0 for padding."""
-    x, ids = jnp.expand_dims(x, classes.one - 1), jnp.expand_dims(ids, classes.one)
-    numbers = classes.numbers(x)
-    return jnp.squeeze(classes.sum(jnp.where(numbers == ids, x, 0)), classes.one)
+    x, ids = jnp.expand_dims(x, classes.index - 1), jnp.expand_dims(ids, classes.index)
+    numbers = classes.iota(x)
+    return jnp.squeeze(classes.sum(jnp.where(numbers == ids, x, 0)), classes.index)
 
 
 @per_platform(statics=3)
 def statistics(
-    classes: Classes, smoothing: float, predicts: bool, x: Float[Array, "..."], labels: Listed
-) -> LabelsStatistics:
-    """As `softmax_rows.labels_statistics`, and whether the prediction is right if asked for."""
-    z = dense(classes, labels, widen(x))
+    classes: ClassAxis,
+    smoothing: float,
+    predicts: bool,
+    x: Float[Array, "..."],
+    labels: WeightedIds,
+) -> DenseLabelResiduals:
+    """As `softmax_rows.dense_label_residuals`, and whether the prediction is right if asked for."""
+    z = dense(classes, labels, upcast(x))
     if predicts:
-        return softmax_rows.labels_statistics_and_prediction(classes, smoothing, x, z)
-    return softmax_rows.labels_statistics(classes, smoothing, x, z)
+        return softmax_rows.dense_label_residuals_and_prediction(classes, smoothing, x, z)
+    return softmax_rows.dense_label_residuals(classes, smoothing, x, z)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def slopes(
-    classes: Classes,
+def grads(
+    classes: ClassAxis,
     smoothing: float,
     x: Float[Array, "..."],
-    labels: Listed,
-    rows: LabelsStatistics,
+    labels: WeightedIds,
+    rows: DenseLabelResiduals,
 ) -> Float[Array, "..."]:
     """The gradient of the losses of smoothed labels; `rows` is a cache."""
-    return slopes_of_rows(classes, smoothing, x, labels, rows)
+    return grads_of_rows(classes, smoothing, x, labels, rows)
 
 
 @per_platform(statics=2)
-def slopes_of_rows(
-    classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
+def grads_of_rows(
+    classes: ClassAxis, smoothing: float, x: Array, labels: WeightedIds, rows: DenseLabelResiduals
 ) -> Array:
     """As of the dense labels."""
     z = dense(classes, labels, x)
-    return softmax_rows.slopes_of_labels(classes, smoothing, x, z, rows)
+    return softmax_rows.grads_of_labels(classes, smoothing, x, z, rows)
 
 
 # Linear in the weights; to the logits Z dp, as for dense labels.
-def _slopes_jvp(
-    classes: Classes, smoothing: float, primals: Any, tangents: Any
+def _grads_jvp(
+    classes: ClassAxis, smoothing: float, primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
     (x, labels, rows), (dx, dlabels, _) = primals, base.present(tangents)
-    value = slopes(classes, smoothing, *primals)
-    change = jnp.zeros_like(value)
+    value = grads(classes, smoothing, *primals)
+    tangent_out = jnp.zeros_like(value)
     if dx is not None:
-        total = jnp.sum(labels.weights, classes.one, keepdims=True)
+        total = jnp.sum(labels.weights, classes.index, keepdims=True)
         total = (1 - smoothing) * total + smoothing
-        change += total * logsumexp.softmax_tangent(x, dx, classes)
+        tangent_out += total * logsumexp.softmax_tangent(x, dx, classes)
     if dlabels.weights is not None:
         moved = labels._replace(weights=(1 - smoothing) * dlabels.weights)
-        p, q = logsumexp.chances(x, rows.row_max, rows.rest, classes)
-        change += of_others(classes, moved, x) * p - dense(classes, moved, x) * q
+        p, q = logsumexp.probability_and_complement(x, rows.row_max, rows.rest, classes)
+        tangent_out += of_others(classes, moved, x) * p - dense(classes, moved, x) * q
     # Where an id is out of range the derivatives are NaN as all else is.
-    return value, change * nan_unless(~jnp.isnan(rows.rest), jnp.ones_like(rows.rest))
+    return value, tangent_out * nan_unless(~jnp.isnan(rows.rest), jnp.ones_like(rows.rest))
 
 
-slopes.defjvp(_slopes_jvp, symbolic_zeros=True)
+grads.defjvp(_grads_jvp, symbolic_zeros=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def surprises(
-    classes: Classes, x: Float[Array, "..."], ids: Array, row_max: Array, rest: Array
+def neg_log_probs(
+    classes: ClassAxis, x: Float[Array, "..."], ids: Array, row_max: Array, rest: Array
 ) -> Array:
     """-log p of the listed classes, which their weights multiply; 0 where infinite, see there.
 
-    As `logsumexp.surprises`; 0 for padding.
+    As `logsumexp.neg_log_probs`; 0 for padding.
     """
     value = gap(logits_of(classes, ids, x), row_max) + log1p(rest)
     return jnp.where(jnp.isinf(value) | (ids < 0), 0, value)
 
 
-@surprises.defjvp
-def _surprises_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@neg_log_probs.defjvp
+def _surprises_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, ids, row_max, rest = primals
-    p, _ = logsumexp.chances(x, row_max, rest, classes)
+    p, _ = logsumexp.probability_and_complement(x, row_max, rest, classes)
     apart = logsumexp.deviation(p, x, row_max, rest, tangents[0], classes)
-    change = jnp.where(ids < 0, 0, -logits_of(classes, ids, apart))
-    return surprises(classes, *primals), change
+    tangent_out = jnp.where(ids < 0, 0, -logits_of(classes, ids, apart))
+    return neg_log_probs(classes, *primals), tangent_out

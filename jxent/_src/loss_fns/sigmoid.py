@@ -20,8 +20,8 @@ from jxent._src.core.elementary import (
     largest_id,
     nan_unless,
     of_rank,
-    widen,
-    zero_times,
+    upcast,
+    zero_safe_multiply,
 )
 from jxent._src.loss_fns import base
 from jxent._src.loss_fns.base import Data, Loss, Tangents
@@ -35,12 +35,12 @@ from jxent._src.numerics.sigmoid import (
 from jxent._src.numerics.sigmoid_terms import (
     finite,
     finite_term,
-    term,
-    term_slope,
+    focal_term,
+    focal_term_grad,
 )
-from jxent._src.numerics.softcap import softcap, softcap_slope
+from jxent._src.numerics.softcap import softcap, softcap_grad
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _Independent(Loss):
         return True
 
     @property
-    def powers(self) -> tuple[float, float]:
+    def gammas(self) -> tuple[float, float]:
         """The powers that focus the terms of present and of absent classes."""
         absent = self.focusing if self.negative_focusing is None else self.negative_focusing
         return self.focusing, absent
@@ -71,12 +71,12 @@ class Sigmoid(_Independent):
     @property
     def per_class(self) -> "Sigmoid":
         """The same per class."""
-        return replace(self, classes=Classes(None))
+        return replace(self, classes=ClassAxis(None))
 
     def total_of(self, ndim: int) -> "Sigmoid":
         """The sum over all axes of logits of this rank."""
         axes = tuple(range(-ndim, 0))  # from the end: vmap adds axes in front
-        return replace(self, classes=Classes(axes))
+        return replace(self, classes=ClassAxis(axes))
 
     def labels_of(self, block: Block, labels: Array) -> Array:
         own: Array = block.of(labels)
@@ -85,10 +85,10 @@ class Sigmoid(_Independent):
     def losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, None]:
         if self.axis is not None:
             return self.weighted_sum(labels, logits, pos_weight, None), None
-        x = softcap(widen(logits), self.logit_softcap)
+        x = softcap(upcast(logits), self.logit_softcap)
         z = self.smoothed(labels, x.dtype)
-        if any(self.powers):
-            return focused_losses(self.powers, z, pos_weight, x), None
+        if any(self.gammas):
+            return focused_losses(self.gammas, z, pos_weight, x), None
         return class_losses(z, pos_weight, x), None
 
     def weighted_sum(
@@ -101,36 +101,38 @@ class Sigmoid(_Independent):
 
     def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
-        x = widen(logits)
+        x = upcast(logits)
         z = self.smoothed(labels, x.dtype)
         positive = z if pos_weight is None else finite(pos_weight) * z
         capped = softcap(x, self.logit_softcap)
-        if any(self.powers):
-            present, absent = self.powers
-            slope = (1 - z) * term_slope(absent, capped) - positive * term_slope(present, -capped)
+        if any(self.gammas):
+            present, absent = self.gammas
+            grad = (1 - z) * focal_term_grad(absent, capped) - positive * focal_term_grad(
+                present, -capped
+            )
         else:
-            slope = logits_grad(1 - z, positive, capped)
-        return slope * softcap_slope(x, self.logit_softcap)
+            grad = logits_grad(1 - z, positive, capped)
+        return grad * softcap_grad(x, self.logit_softcap)
 
     def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, pos_weight = data
         dlabels, dlogits, dpos_weight = tangents
-        x = softcap(widen(logits), self.logit_softcap)
+        x = softcap(upcast(logits), self.logit_softcap)
         q = jnp.ones_like(x, shape=()) if pos_weight is None else pos_weight
-        change = jnp.zeros_like(x)
+        tangent_out = jnp.zeros_like(x)
         if dlogits is not None:
-            change += self.gradient(data, statistics) * widen(dlogits)
+            tangent_out += self.gradient(data, statistics) * upcast(dlogits)
         if dlabels is not None:
-            slope = label_grad(x, q)
-            if any(self.powers):
-                present, absent = self.powers
-                slope = finite(q) * finite_term(present, -x) - finite_term(absent, x)
-                slope = jnp.where(jnp.isinf(q), 0, slope)
-            change += (1 - self.label_smoothing) * slope * widen(dlabels)
+            grad = label_grad(x, q)
+            if any(self.gammas):
+                present, absent = self.gammas
+                grad = finite(q) * finite_term(present, -x) - finite_term(absent, x)
+                grad = jnp.where(jnp.isinf(q), 0, grad)
+            tangent_out += (1 - self.label_smoothing) * grad * upcast(dlabels)
         if dpos_weight is not None:
             z = self.smoothed(labels, x.dtype)
-            change += z * finite_term(self.focusing, -x) * dpos_weight
-        return change if self.axis is None else jnp.sum(change, self.axis)
+            tangent_out += z * finite_term(self.focusing, -x) * dpos_weight
+        return tangent_out if self.axis is None else jnp.sum(tangent_out, self.axis)
 
     def smoothed(self, labels: Array, dtype: DTypeLike) -> Array:
         z = labels.astype(dtype)
@@ -161,13 +163,13 @@ def weighted_class_losses(
     weights: Array | None,
 ) -> Array:
     """The losses of all classes times their weights."""
-    x = softcap(widen(logits), loss_fn.logit_softcap)
+    x = softcap(upcast(logits), loss_fn.logit_softcap)
     z = loss_fn.smoothed(labels, x.dtype)
-    if any(loss_fn.powers):
-        each = focused_losses(loss_fn.powers, z, pos_weight, x)
+    if any(loss_fn.gammas):
+        each = focused_losses(loss_fn.gammas, z, pos_weight, x)
     else:
-        each = class_losses.plain(z, pos_weight, x)
-    return each if weights is None else base.weigh(weights, each)
+        each = class_losses.reference(z, pos_weight, x)
+    return each if weights is None else base.apply_weights(weights, each)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -183,29 +185,31 @@ def _weighted_total_jvp(
     loss_fn: Sigmoid, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
     total = weighted_total(loss_fn, *primals)
-    dweights, *moving = base.present(tangents)
+    dweights, *nonzero_tangents = base.present(tangents)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(
-        weights: Array, data: Any, dweights: Array | None, moving: Any, zero: Array
+        weights: Array, data: Any, dweights: Array | None, nonzero_tangents: Any, zero: Array
     ) -> Array:
         data, _ = hints.add_dependency(zero, data)
-        change = jnp.zeros_like(total)
-        if jax.tree.leaves(moving):
+        tangent_out = jnp.zeros_like(total)
+        if jax.tree.leaves(nonzero_tangents):
             size = reduce(jnp.add, (x.astype(total.dtype) for x in data if x is not None))
-            kept = (weights != 0) | jnp.isfinite(size)
-            clean = base.without_dropped(loss_fn.per_class, kept)
-            each = loss_fn.per_class.tangent(clean(data), None, clean(moving))
-            if moving[-1] is not None:  # as in `losses`
-                each = jnp.where(kept, each, 0)
-            change += loss_fn.classes.total(weights * each)
+            keep_mask = (weights != 0) | jnp.isfinite(size)
+            clean = base.without_dropped(loss_fn.per_class, keep_mask)
+            each = loss_fn.per_class.tangent(clean(data), None, clean(nonzero_tangents))
+            if nonzero_tangents[-1] is not None:  # as in `losses`
+                each = jnp.where(keep_mask, each, 0)
+            tangent_out += loss_fn.classes.total(weights * each)
         if dweights is not None:
             values, _ = base.losses(loss_fn.per_class, False, weights, *data)
-            change += loss_fn.classes.total(jnp.where(jnp.isfinite(values), values, 0) * dweights)
-        return change
+            tangent_out += loss_fn.classes.total(
+                jnp.where(jnp.isfinite(values), values, 0) * dweights
+            )
+        return tangent_out
 
     weights, *data = primals
-    return total, tangent(weights, data, dweights, moving, hints.ordering_zero(total))
+    return total, tangent(weights, data, dweights, nonzero_tangents, hints.ordering_zero(total))
 
 
 weighted_total.defjvp(_weighted_total_jvp, symbolic_zeros=True)
@@ -227,62 +231,62 @@ class SparseSigmoid(_Independent):
 
     def class_losses(self, labels: Array, logits: Array, pos_weight: Array | None) -> Array:
         """The losses of all classes; of ids out of range as if they were not there."""
-        x = softcap(widen(logits), self.logit_softcap)
-        listed = listed_classes(self.classes, labels, x)
+        x = softcap(upcast(logits), self.logit_softcap)
+        listed = multi_hot_mask(self.classes, labels, x)
         a, b = self._factors(listed, x, pos_weight)
         v = jnp.where(listed, -x, x)
-        own = self._by_label(term, listed, v)
-        product = zero_times if pos_weight is None else weighted_term
+        own = self._by_label(focal_term, listed, v)
+        product = zero_safe_multiply if pos_weight is None else weighted_term
         losses = own if a is None else product(a, own)
         if b is not None:
-            losses += product(b, self._by_label(term, ~listed, -v))
+            losses += product(b, self._by_label(focal_term, ~listed, -v))
         return losses
 
     def gradient(self, data: Data, statistics: None) -> Array:
         labels, logits, pos_weight = data
-        x = widen(logits)
+        x = upcast(logits)
         capped = softcap(x, self.logit_softcap)
-        listed = listed_classes(self.classes, hints.reload(labels), x)
+        listed = multi_hot_mask(self.classes, hints.reload(labels), x)
         a, b = self._factors(listed, x, None if pos_weight is None else finite(pos_weight))
         v = jnp.where(listed, -capped, capped)
         if a is None:
-            slope = self._by_label(term_slope, listed, v)
+            grad = self._by_label(focal_term_grad, listed, v)
         elif b is None:
-            slope = a * self._by_label(term_slope, listed, v)
-        elif any(self.powers):
-            slope = a * self._by_label(term_slope, listed, v)
-            slope -= b * self._by_label(term_slope, ~listed, -v)
+            grad = a * self._by_label(focal_term_grad, listed, v)
+        elif any(self.gammas):
+            grad = a * self._by_label(focal_term_grad, listed, v)
+            grad -= b * self._by_label(focal_term_grad, ~listed, -v)
         else:
-            slope = logits_grad(a, b, v)
+            grad = logits_grad(a, b, v)
         # A product: in a select between the two, compilers store the slope.
-        slope *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
-        slope *= softcap_slope(x, self.logit_softcap)
+        grad *= jnp.where(listed, -jnp.ones_like(x, shape=()), 1)
+        grad *= softcap_grad(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.
-        known = nan_unless(self.are_in_range(labels, x), jnp.ones_like(x, shape=()))
-        return slope * class_axis.filled(known[..., None], x)
+        factor = nan_unless(self.are_in_range(labels, x), jnp.ones_like(x, shape=()))
+        return grad * class_axis.broadcast_like(factor[..., None], x)
 
     def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, _ = data
         _, dlogits, dpos_weight = tangents
-        x = softcap(widen(logits), self.logit_softcap)
-        change = jnp.zeros_like(x)
+        x = softcap(upcast(logits), self.logit_softcap)
+        tangent_out = jnp.zeros_like(x)
         if dlogits is not None:
-            change += self.gradient(data, statistics) * widen(dlogits)
+            tangent_out += self.gradient(data, statistics) * upcast(dlogits)
         if dpos_weight is not None:
             share = self.label_smoothing / 2
-            positive = jnp.where(listed_classes(self.classes, labels, x), 1 - share, share).astype(
+            positive = jnp.where(multi_hot_mask(self.classes, labels, x), 1 - share, share).astype(
                 x.dtype
             )
-            in_range = class_axis.filled(self.are_in_range(labels, x)[..., None], x)
+            in_range = class_axis.broadcast_like(self.are_in_range(labels, x)[..., None], x)
             positive = nan_unless(in_range, positive)
-            change += positive * finite_term(self.focusing, -x) * dpos_weight
-        return jnp.sum(change, self.axis)
+            tangent_out += positive * finite_term(self.focusing, -x) * dpos_weight
+        return jnp.sum(tangent_out, self.axis)
 
     def _by_label(
         self, function: Callable[[float, Array], Array], listed: Array, v: Array
     ) -> Array:
         """A function of a power and `v`, with the power of listed classes and of the others."""
-        present, absent = self.powers
+        present, absent = self.gammas
         if present == absent:
             return function(present, v)
         return jnp.where(listed, function(present, v), function(absent, v))
@@ -312,14 +316,14 @@ def summed_losses_of_ids(
 
 
 @per_platform(statics=1)
-def listed_classes(classes: Classes, ids: Integer[Array, "*batch ids"], x: Array) -> Array:
+def multi_hot_mask(classes: ClassAxis, ids: Integer[Array, "*batch ids"], x: Array) -> Array:
     """Which classes are listed, as booleans of the shape of `x` that need not be stored.
 
     One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
     scatter is slower still where the classes are split or the chip is wide. Long lists take a
     loop, which keeps the program small.
     """
-    numbers = classes.numbers(x)
+    numbers = classes.iota(x)
     # An id out of range may wrap here; its example is NaN in any case.
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
 

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core import hints
-from jxent._src.core.elementary import Listed, log1p, nan_unless, widen
+from jxent._src.core.elementary import WeightedIds, log1p, nan_unless, upcast
 from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES
 from jxent._src.loss_fns import label_lists
 from jxent._src.loss_fns.base import Data, Loss, LossComponents, Tangents
 from jxent._src.numerics import logsumexp, softmax_rows
-from jxent._src.numerics.focal import focused, focused_slope
-from jxent._src.numerics.logsumexp import LabelNormalizer, Moment
-from jxent._src.numerics.softcap import softcap, softcap_slope
-from jxent._src.numerics.softmax_rows import LabelsStatistics
+from jxent._src.numerics.focal import focused, focused_grad
+from jxent._src.numerics.logsumexp import SparseLabelResiduals, TangentMean
+from jxent._src.numerics.softcap import softcap, softcap_grad
+from jxent._src.numerics.softmax_rows import DenseLabelResiduals
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Exclusive(Loss):
         return logits if self.logit_softcap is None else self._capped(logits)
 
     def _capped(self, logits: Array) -> Array:
-        x = softcap(widen(logits), self.logit_softcap)
+        x = softcap(upcast(logits), self.logit_softcap)
         if self.logit_softcap is None:
             return x
         return hints.materialize_capped(self._has_ids, x)
@@ -55,11 +55,11 @@ class _Exclusive(Loss):
         every = (loss, z_loss, cast(Array, right))
         return LossComponents(*(jnp.squeeze(x, self.axis) for x in every))
 
-    def _z_slope(
-        self, x: Array, p: Array, log_normalizer: Array, moment: Moment | None = None
+    def _z_loss_grad(
+        self, x: Array, p: Array, log_normalizer: Array, tangent_mean: TangentMean | None = None
     ) -> Array:
         """d/dx of z_loss * logsumexp^2; a logsumexp of inf has no slope worth following."""
-        log_normalizer = logsumexp.log_normalizer(x, log_normalizer, self.classes, moment)
+        log_normalizer = logsumexp.log_normalizer(x, log_normalizer, self.classes, tangent_mean)
         return 2 * self.z_loss * jnp.where(jnp.isinf(log_normalizer), 0, log_normalizer) * p
 
 
@@ -69,60 +69,66 @@ class Softmax(_Exclusive):
 
     def losses(
         self, labels: Any, logits: Array, parameters: Array | None
-    ) -> tuple[Array, LabelsStatistics]:
-        known = self._statistics(self._of_statistics(logits), labels)
-        loss = known.loss
+    ) -> tuple[Array, DenseLabelResiduals]:
+        residuals = self._statistics(self._of_statistics(logits), labels)
+        loss = residuals.loss
         if self.z_loss:
-            loss += self.z_loss * jnp.square(known.row_max + log1p(known.rest))
-        return jnp.squeeze(loss, self.axis), known
+            loss += self.z_loss * jnp.square(residuals.row_max + log1p(residuals.rest))
+        return jnp.squeeze(loss, self.axis), residuals
 
-    def _statistics(self, x: Array, labels: Any) -> LabelsStatistics:
-        statistics = softmax_rows.labels_statistics
+    def _statistics(self, x: Array, labels: Any) -> DenseLabelResiduals:
+        statistics = softmax_rows.dense_label_residuals
         if self.has_aux:
-            statistics = softmax_rows.labels_statistics_and_prediction
-        known = statistics(self.classes, self.label_smoothing, x, labels)
-        return self._with_smoothed_total(known)
+            statistics = softmax_rows.dense_label_residuals_and_prediction
+        residuals = statistics(self.classes, self.label_smoothing, x, labels)
+        return self._with_smoothed_total(residuals)
 
-    def _with_smoothed_total(self, known: LabelsStatistics) -> LabelsStatistics:
-        if known.share is None:
-            return known
-        total = (1 - self.label_smoothing) * known.total + self.label_smoothing
-        return known._replace(total=total)
+    def _with_smoothed_total(self, residuals: DenseLabelResiduals) -> DenseLabelResiduals:
+        if residuals.share is None:
+            return residuals
+        total = (1 - self.label_smoothing) * residuals.total + self.label_smoothing
+        return residuals._replace(total=total)
 
-    def components(self, known: LabelsStatistics) -> LossComponents:
-        return self._components(known.loss, known.row_max + log1p(known.rest), known.right)
+    def components(self, residuals: DenseLabelResiduals) -> LossComponents:
+        return self._components(
+            residuals.loss, residuals.row_max + log1p(residuals.rest), residuals.right
+        )
 
-    def gradient(self, data: Data, statistics: LabelsStatistics) -> Array:
+    def gradient(self, data: Data, statistics: DenseLabelResiduals) -> Array:
         labels, logits, _ = data
         row_max, rest, *_ = statistics
         x = self._capped(logits)
-        slope = self._slopes(x, labels, statistics)
+        grad = self._grads(x, labels, statistics)
         if self.z_loss:
-            p, _ = logsumexp.chances(x, row_max, rest, self.classes)
-            slope += self._z_slope(x, p, row_max + log1p(rest))
-        return slope * softcap_slope(widen(logits), self.logit_softcap)
+            p, _ = logsumexp.probability_and_complement(x, row_max, rest, self.classes)
+            grad += self._z_loss_grad(x, p, row_max + log1p(rest))
+        return grad * softcap_grad(upcast(logits), self.logit_softcap)
 
-    def _slopes(self, x: Array, labels: Any, statistics: LabelsStatistics) -> Array:
+    def _grads(self, x: Array, labels: Any, statistics: DenseLabelResiduals) -> Array:
         given = labels.astype(x.dtype)
-        return softmax_rows.slopes_of_labels(
+        return softmax_rows.grads_of_labels(
             self.classes, self.label_smoothing, x, given, statistics
         )
 
-    def local_tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+    def local_tangent(
+        self, data: Data, statistics: DenseLabelResiduals, tangents: Tangents
+    ) -> Array:
         dlabels, dlogits, _ = tangents
-        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
         if dlogits is not None:
-            slope = self.gradient(data, statistics)
-            change += jnp.sum(slope * widen(dlogits), self.axis)
+            grad = self.gradient(data, statistics)
+            tangent_out += jnp.sum(grad * upcast(dlogits), self.axis)
         if jax.tree.leaves(dlabels):
-            change += self._change_of_labels(data, statistics, dlabels)
-        return change
+            tangent_out += self._tangent_of_labels(data, statistics, dlabels)
+        return tangent_out
 
-    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Any) -> Array:
+    def _tangent_of_labels(
+        self, data: Data, statistics: DenseLabelResiduals, dlabels: Any
+    ) -> Array:
         row_max, rest, *_ = statistics
-        slope = logsumexp.surprises(self._capped(data[1]), row_max, rest, self.classes)
-        slope = (1 - self.label_smoothing) * slope
-        return jnp.sum(slope * widen(dlabels), self.axis)
+        grad = logsumexp.neg_log_probs(self._capped(data[1]), row_max, rest, self.classes)
+        grad = (1 - self.label_smoothing) * grad
+        return jnp.sum(grad * upcast(dlabels), self.axis)
 
 
 @dataclass(frozen=True)
@@ -136,38 +142,42 @@ class ListedSoftmax(Softmax):
         if self.focusing:
             raise ValueError(f"focusing must be 0 with label_weights, got {self.focusing}")
 
-    def _statistics(self, x: Array, labels: Listed) -> LabelsStatistics:
-        labels, in_range = label_lists.numbered(self.classes, labels, x)
-        known = label_lists.statistics(self.classes, self.label_smoothing, self.has_aux, x, labels)
-        loss, rest = (nan_unless(in_range, a) for a in (known.loss, known.rest))
-        right = None if known.right is None else jnp.where(in_range, known.right, 0)
-        return self._with_smoothed_total(known._replace(loss=loss, rest=rest, right=right))
+    def _statistics(self, x: Array, labels: WeightedIds) -> DenseLabelResiduals:
+        labels, in_range = label_lists.canonicalize_ids(self.classes, labels, x)
+        residuals = label_lists.statistics(
+            self.classes, self.label_smoothing, self.has_aux, x, labels
+        )
+        loss, rest = (nan_unless(in_range, a) for a in (residuals.loss, residuals.rest))
+        right = None if residuals.right is None else jnp.where(in_range, residuals.right, 0)
+        return self._with_smoothed_total(residuals._replace(loss=loss, rest=rest, right=right))
 
-    def are_in_range(self, labels: Listed, logits: Array) -> Array:
-        _, in_range = label_lists.numbered(self.classes, labels, logits)
+    def are_in_range(self, labels: WeightedIds, logits: Array) -> Array:
+        _, in_range = label_lists.canonicalize_ids(self.classes, labels, logits)
         return jnp.squeeze(in_range, self.axis)
 
-    def _slopes(self, x: Array, labels: Listed, statistics: LabelsStatistics) -> Array:
-        labels, _ = label_lists.numbered(self.classes, labels, x)
-        return label_lists.slopes(self.classes, self.label_smoothing, x, labels, statistics)
+    def _grads(self, x: Array, labels: WeightedIds, statistics: DenseLabelResiduals) -> Array:
+        labels, _ = label_lists.canonicalize_ids(self.classes, labels, x)
+        return label_lists.grads(self.classes, self.label_smoothing, x, labels, statistics)
 
     # Every chip has all entries of a list: nothing of theirs is added up across the chips.
-    def tangent(self, data: Data, statistics: LabelsStatistics, tangents: Tangents) -> Array:
+    def tangent(self, data: Data, statistics: DenseLabelResiduals, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
-        change = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
         if dlogits is not None:
-            change = super().tangent(data, statistics, (None, dlogits, None))
+            tangent_out = super().tangent(data, statistics, (None, dlogits, None))
         if jax.tree.leaves(dlabels):
-            change += self._change_of_labels(data, statistics, dlabels)
-        return change
+            tangent_out += self._tangent_of_labels(data, statistics, dlabels)
+        return tangent_out
 
-    def _change_of_labels(self, data: Data, statistics: LabelsStatistics, dlabels: Listed) -> Array:
+    def _tangent_of_labels(
+        self, data: Data, statistics: DenseLabelResiduals, dlabels: WeightedIds
+    ) -> Array:
         x = self._capped(data[1])
-        labels, _ = label_lists.numbered(self.classes, data[0], x)
+        labels, _ = label_lists.canonicalize_ids(self.classes, data[0], x)
         row_max, rest, *_ = statistics
-        slope = label_lists.surprises(self.classes, x, labels.ids, row_max, rest)
-        slope = (1 - self.label_smoothing) * slope
-        return jnp.sum(slope * dlabels.weights, self.axis)
+        grad = label_lists.neg_log_probs(self.classes, x, labels.ids, row_max, rest)
+        grad = (1 - self.label_smoothing) * grad
+        return jnp.sum(grad * dlabels.weights, self.axis)
 
 
 @dataclass(frozen=True)
@@ -192,29 +202,29 @@ class SparseSoftmax(_Exclusive):
         return not self.focusing and SECOND_ORDER_BY_CLASSES
 
     def are_in_range(self, labels: Array, logits: Array) -> Array:
-        return jnp.squeeze(self.classes.has(labels, logits), self.axis)
+        return jnp.squeeze(self.classes.contains(labels, logits), self.axis)
 
     def losses(
         self, labels: Array, logits: Array, parameters: Array | None
-    ) -> tuple[Array, LabelNormalizer]:
+    ) -> tuple[Array, SparseLabelResiduals]:
         x = self._of_statistics(logits)
         ids = self.classes.ids(labels, x)
-        statistics = softmax_rows.label_statistics
+        statistics = softmax_rows.sparse_label_residuals
         if self.has_aux:
-            statistics = softmax_rows.label_statistics_and_prediction
+            statistics = softmax_rows.sparse_label_residuals_and_prediction
         normalizer = statistics(self.classes, self.label_smoothing, x, ids)
         loss = normalizer.loss
         if self.focusing:
             loss = focused(self.focusing, loss)
         if self.z_loss:
             loss += self.z_loss * jnp.square(normalizer.log_normalizer)
-        in_range = self.classes.has(labels, x)
+        in_range = self.classes.contains(labels, x)
 
-        known = partial(nan_unless, in_range)
+        valid = partial(nan_unless, in_range)
         scale, complement = normalizer.scale, normalizer.complement
-        scale, complement = map(known, (scale, complement))
+        scale, complement = map(valid, (scale, complement))
         if self.has_aux or self.focusing:
-            normalizer = normalizer._replace(loss=known(normalizer.loss))
+            normalizer = normalizer._replace(loss=valid(normalizer.loss))
         if normalizer.right is not None:
             normalizer = normalizer._replace(right=jnp.where(in_range, normalizer.right, 0))
         normalizer = normalizer._replace(scale=scale, complement=complement)
@@ -222,35 +232,37 @@ class SparseSoftmax(_Exclusive):
         loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
         return nan_unless(in_range, loss), normalizer
 
-    def components(self, normalizer: LabelNormalizer) -> LossComponents:
+    def components(self, normalizer: SparseLabelResiduals) -> LossComponents:
         loss = normalizer.loss
         if self.focusing:
             loss = focused(self.focusing, loss)
         return self._components(loss, normalizer.log_normalizer, normalizer.right)
 
-    def gradient(self, data: Data, statistics: LabelNormalizer) -> Array:
+    def gradient(self, data: Data, statistics: SparseLabelResiduals) -> Array:
         labels, logits, _ = data
         x = self._capped(logits)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
         ids = self.classes.expand(jnp.where(labels < 0, -1, labels).astype(jnp.int32))
-        slope = logsumexp.label_slopes(self.classes, self.label_smoothing, x, ids, statistics)
+        grad = logsumexp.label_grads(self.classes, self.label_smoothing, x, ids, statistics)
         if self.focusing:
             loss = logsumexp.label_loss(self.classes, x, ids, statistics)
-            slope *= focused_slope(self.focusing, loss)
+            grad *= focused_grad(self.focusing, loss)
         if self.z_loss:
             p = logsumexp.probabilities(x, statistics, self.classes)
-            slope += self._z_slope(x, p, statistics.log_normalizer, statistics.moment)
-        return slope * softcap_slope(widen(logits), self.logit_softcap)
+            grad += self._z_loss_grad(x, p, statistics.log_normalizer, statistics.tangent_mean)
+        return grad * softcap_grad(upcast(logits), self.logit_softcap)
 
-    def local_tangent(self, data: Data, statistics: LabelNormalizer, tangents: Tangents) -> Array:
-        dlogits = cast(Array, tangents[1])  # of ids there is none
-        slope = self.gradient(data, statistics)
-        return jnp.sum(slope * widen(dlogits), self.axis)
-
-    def moment_of_block(
-        self, logits: Array, dlogits: Array, statistics: LabelNormalizer, origin: Array | None
+    def local_tangent(
+        self, data: Data, statistics: SparseLabelResiduals, tangents: Tangents
     ) -> Array:
-        """What a block of classes adds to the moment: to its mean, if the origin is known."""
+        dlogits = cast(Array, tangents[1])  # of ids there is none
+        grad = self.gradient(data, statistics)
+        return jnp.sum(grad * upcast(dlogits), self.axis)
+
+    def tangent_mean_of_block(
+        self, logits: Array, dlogits: Array, statistics: SparseLabelResiduals, origin: Array | None
+    ) -> Array:
+        """What a block of classes adds to the origin of `TangentMean`, or with it to the mean."""
         x, dx = jax.jvp(self._capped, (logits,), (dlogits,))
         p = logsumexp.probabilities(x, statistics, self.classes)
         if origin is None:
@@ -258,7 +270,7 @@ class SparseSoftmax(_Exclusive):
         return logsumexp.mean_of(p, dx, origin, self.classes)
 
 
-def of_ids(labels: Array | Listed, **options: Any) -> SparseSoftmax | ListedSoftmax:
+def of_ids(labels: Array | WeightedIds, **options: Any) -> SparseSoftmax | ListedSoftmax:
     """The loss that takes one id per example, or a list of weighted ones."""
-    loss_fn = ListedSoftmax if isinstance(labels, Listed) else SparseSoftmax
+    loss_fn = ListedSoftmax if isinstance(labels, WeightedIds) else SparseSoftmax
     return loss_fn(**options)

@@ -6,7 +6,7 @@ With y the logits, capped and divided by the temperature, p their softmax, m the
     entropy = log1p(rest) + E                d entropy / d y = p (gap - E)
 
 From log-softmax it would lose its digits: on a confident row the entropy is 1e-20, and log p of the
-leader rounds to 0.
+dominant class rounds to 0.
 """
 
 import math
@@ -19,17 +19,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jxent._src.core import hints
-from jxent._src.core.elementary import bounded, divided_about, divided_by, log1p, nan_unless, widen
-from jxent._src.core.serialization import written_as
+from jxent._src.core.elementary import (
+    clip_posinf,
+    divided_about,
+    divided_by,
+    log1p,
+    nan_unless,
+    upcast,
+)
+from jxent._src.core.serialization import register_serialization
 from jxent._src.loss_fns import base
 from jxent._src.loss_fns.base import OfLogits
 from jxent._src.numerics import logsumexp, softmax_rows
-from jxent._src.numerics.logsumexp import LabelNormalizer
+from jxent._src.numerics.logsumexp import SparseLabelResiduals
 from jxent._src.numerics.softcap import softcap
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-@written_as("jxent.SoftmaxStatistics")
+@register_serialization("jxent.SoftmaxStatistics")
 class SoftmaxStatistics(NamedTuple):
     """What a softmax predicts of each example, `[*batch]`, in float32 at least.
 
@@ -52,12 +59,12 @@ class SoftmaxStatistics(NamedTuple):
 class Row(NamedTuple):
     """What is kept of each example, the class axis of size 1; a cache, whose tangents are 0."""
 
-    normalizer: LabelNormalizer
+    normalizer: SparseLabelResiduals
     mean_gap: Array  # E above
-    spread: Array | None = None  # see `softmax_statistics`
+    gap_tangent_covariance: Array | None = None  # see `softmax_statistics`
 
 
-Found = tuple[SoftmaxStatistics, Row]
+Outputs = tuple[SoftmaxStatistics, Row]
 FIELDS = ("log_prob", "entropy", "log_normalizer")  # those with a derivative
 
 
@@ -71,7 +78,7 @@ class Predictor(OfLogits):
         self, logits: Array, temperature: Array | None, origin: Array | None = None
     ) -> Array:
         """What the softmax is taken of; its derivatives as those of `divided_about`."""
-        y = softcap(widen(logits), self.logit_softcap)
+        y = softcap(upcast(logits), self.logit_softcap)
         if self.logit_softcap is not None:
             y = hints.materialize_capped(False, y)
         if temperature is None:
@@ -80,14 +87,14 @@ class Predictor(OfLogits):
             return divided_by(temperature, y)
         return divided_about(temperature, y, origin)
 
-    def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Found:
+    def statistics(self, labels: Array, logits: Array, temperature: Array | None) -> Outputs:
         """All of them, and what their derivatives are made of."""
         as_given = self.logit_softcap is None and temperature is None
         y = logits if as_given else self.scaled(logits, temperature)
         found = softmax_rows.of_prediction(self.classes, y, self.classes.ids(labels, y))
-        row_max, rest = logsumexp.defined(found.row_max, found.rest)
+        row_max, rest = logsumexp.nan_if_invalid(found.row_max, found.rest)
         normalizer = softmax_rows.of_pair(found.logit, row_max, rest)
-        in_range = self.classes.has(labels, y)
+        in_range = self.classes.contains(labels, y)
         log_prob = nan_unless(in_range, -normalizer.loss)
         # An id out of range is of the log-probability alone: the other fields stay.
         complement = nan_unless(in_range, normalizer.complement)
@@ -98,116 +105,116 @@ class Predictor(OfLogits):
         row = Row(normalizer._replace(complement=complement), mean_gap)
         return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
 
-    def moved(self, data: Any, moving: Any, row: Row) -> tuple[Array, Array]:
+    def moved(self, data: Any, nonzero_tangents: Any, row: Row) -> tuple[Array, Array]:
         """What the softmax is taken of, and its tangent but for a constant of the row."""
         scaled = partial(self.scaled, origin=_origin(row))
-        return cast(tuple[Array, Array], _pushed_through(scaled, data, moving))
+        return cast(tuple[Array, Array], _jvp_with_zeros(scaled, data, nonzero_tangents))
 
     def with_constant(
-        self, changes: dict[str, Array], temperature: Any, dtemperature: Any, row: Row
+        self, tangents_out: dict[str, Array], temperature: Any, dtemperature: Any, row: Row
     ) -> dict[str, Array]:
         """The tangents of the fields with what a constant of the row makes of them."""
         if temperature is None or dtemperature is None:
-            return changes
+            return tangents_out
         fixed = jax.lax.stop_gradient(_origin(row) * temperature)
         _, constant = jax.jvp(lambda t: divided_by(t, fixed), (temperature,), (dtemperature,))
-        moved = changes["log_normalizer"] + jnp.squeeze(constant, self.axis)
-        return {**changes, "log_normalizer": moved}
+        moved = tangents_out["log_normalizer"] + jnp.squeeze(constant, self.axis)
+        return {**tangents_out, "log_normalizer": moved}
 
-    def changes(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
+    def tangents_out(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
         """The tangents of the fields along `dy`, of whole rows or of a block of their classes."""
         p = logsumexp.probabilities(y, row.normalizer, self.classes)
         scale = row.normalizer.scale
         scale = nan_unless(~jnp.isnan(row.normalizer.complement), scale)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
         ids = self.classes.expand(jnp.where(labels < 0, -1, labels).astype(jnp.int32))
-        of_label = logsumexp.label_slopes(
+        of_label = logsumexp.label_grads(
             self.classes, 0.0, y, ids, row.normalizer._replace(scale=scale)
         )
-        slopes = {
+        grads = {
             "log_prob": -of_label,
-            "entropy": p * surplus(y, row, self.classes),
+            "entropy": p * gap_minus_mean(y, row, self.classes),
             "log_normalizer": p,
         }
-        return {name: self.classes.total(slope * dy) for name, slope in slopes.items()}
+        return {name: self.classes.total(grad * dy) for name, grad in grads.items()}
 
 
 def _origin(row: Row) -> Array:
     """What tangents to the temperature are measured from: the row's largest logit, or 0."""
     shift = row.normalizer.shift
-    # Of a leader at +inf the shift is the largest number.
+    # Of a dominant class at +inf the shift is the largest number.
     return jnp.where(jnp.abs(shift) < jnp.finfo(shift.dtype).max, shift, 0)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def surplus(y: Array, row: Row, classes: Classes) -> Array:
+def gap_minus_mean(y: Array, row: Row, classes: ClassAxis) -> Array:
     """The difference gap - E; -E where a class has no probability.
 
     Where it has none the gap may be so large that its product with a tangent overflows.
     """
-    gap = row.normalizer.shift - bounded(y)
+    gap = row.normalizer.shift - clip_posinf(y)
     least = float(jnp.finfo(y.dtype).smallest_subnormal)  # the least that any exponential is
     return jnp.where(gap > -math.log(least), 0, gap) - row.mean_gap
 
 
 # With dev = t - sum p t: d gap = -dev up to a constant of the row, d E = sum p dev gap + the same.
-@surplus.defjvp
-def _surplus_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
+@gap_minus_mean.defjvp
+def _gap_minus_mean_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     y, row = primals
     dy, drow = tangents
-    value = surplus(y, row, classes)
-    if drow.spread is not None:
+    value = gap_minus_mean(y, row, classes)
+    if drow.gap_tangent_covariance is not None:
         p = logsumexp.probabilities(y, row.normalizer, classes)
-        dev = logsumexp.deviation_in_block(p, dy, drow.normalizer.moment)
-        return value, -(dev + drow.spread)
+        dev = logsumexp.deviation_in_block(p, dy, drow.normalizer.tangent_mean)
+        return value, -(dev + drow.gap_tangent_covariance)
     pair = logsumexp.pair(y, classes)
-    p, _ = logsumexp.chances(y, *pair, classes)
+    p, _ = logsumexp.probability_and_complement(y, *pair, classes)
     dev = logsumexp.deviation(p, y, *pair, dy, classes)
-    # Something between product and sum, for the same reason as in `logsumexp.deviation`.
+    # The `where` keeps product and sum apart: see `logsumexp.deviation`.
     return value, -(dev + classes.sum(jnp.where(p == 0, 0, p * (value * dev))))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def predicted(
     predictor: Predictor, labels: Array, logits: Array, temperature: Array | None
-) -> Found:
+) -> Outputs:
     """The statistics of logits in memory."""
     return predictor.statistics(labels, logits, temperature)
 
 
 # The tangent of each field is recomputed from the data as given, under a checkpoint of its own:
 # reverse mode saves no second array of the logits' size, and one field alone costs no other.
-def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[Found, Found]:
+def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[Outputs, Outputs]:
     labels, *data = primals
     found = predicted(predictor, *primals)
-    moving = base.present(tangents[1:])
+    nonzero_tangents = base.present(tangents[1:])
 
-    def change(name: str, value: Array, row: Row, data: Any, moving: Any) -> Array:
+    def tangent_out(name: str, value: Array, row: Row, data: Any, nonzero_tangents: Any) -> Array:
         # After the field itself, see `base`: a step writes the new logits over the old ones.
         zero = predictor.classes.expand(hints.ordering_zero(value))
         (_, *data), row = hints.add_dependency(zero, (labels, *data), row)
-        found = predictor.changes(labels, *predictor.moved(data, moving, row), row)
-        return predictor.with_constant(found, data[1], moving[1], row)[name]
+        found = predictor.tangents_out(labels, *predictor.moved(data, nonzero_tangents, row), row)
+        return predictor.with_constant(found, data[1], nonzero_tangents[1], row)[name]
 
-    changes = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
-    if jax.tree.leaves(moving):
+    tangents_out = {name: jnp.zeros_like(getattr(found[0], name)) for name in FIELDS}
+    if jax.tree.leaves(nonzero_tangents):
         for name in FIELDS:
-            tangent = jax.checkpoint(partial(change, name), prevent_cse=False)
-            changes[name] = tangent(getattr(found[0], name), found[1], data, moving)
-    return found, with_changes(changes, found)
+            tangent = jax.checkpoint(partial(tangent_out, name), prevent_cse=False)
+            tangents_out[name] = tangent(getattr(found[0], name), found[1], data, nonzero_tangents)
+    return found, with_tangents(tangents_out, found)
 
 
 predicted.defjvp(_predicted_jvp, symbolic_zeros=True)
 
 
-def _pushed_through(function: Any, primals: Any, tangents: Any) -> Any:
+def _jvp_with_zeros(function: Any, primals: Any, tangents: Any) -> Any:
     """As `jax.jvp`, of tangents of which some are None, for zero."""
     still = [jnp.zeros_like(x) if t is None and x is not None else t
              for x, t in zip(primals, tangents, strict=True)]  # fmt: skip
     return jax.jvp(function, tuple(primals), tuple(still))
 
 
-def with_changes(changes: dict[str, Array], found: Found) -> Found:
+def with_tangents(tangents_out: dict[str, Array], found: Outputs) -> Outputs:
     """The tangents of all that was found: those of the cache and of the prediction are 0."""
     values, row = jax.tree.map(base.no_tangent, found)
-    return values._replace(**changes), row
+    return values._replace(**tangents_out), row

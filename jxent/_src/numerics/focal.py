@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._src.core.elementary import DIGITS, exp, log, zero_times
+from jxent._src.core.elementary import HIGHEST_ACCURACY, exp, log, zero_safe_multiply
 
 
 def _expm1(x: Array) -> Array:
-    value: Array = jax.lax.expm1(x, accuracy=DIGITS)
+    value: Array = jax.lax.expm1(x, accuracy=HIGHEST_ACCURACY)
     return value
 
 
@@ -41,26 +41,26 @@ def focused(g: float, loss: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def focused_slope(g: float, loss: Float[Array, "..."]) -> Float[Array, "..."]:
+def focused_grad(g: float, loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """F', one factor an example: 0 at 0 and 1 at inf, its limits."""
     return _power(g, _complement(loss)) * (1 + g * _ratio(loss))
 
 
-@focused_slope.defjvp
-def _focused_slope_jvp(
+@focused_grad.defjvp
+def _focused_grad_jvp(
     g: float, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (loss,), (t,) = primals, tangents
     finite = jnp.where(jnp.isinf(loss), 0, loss)
     curve = g * _decay(g, loss) * (2 - finite + (g - 1) * _ratio(loss))
-    return focused_slope(g, loss), curve * t
+    return focused_grad(g, loss), curve * t
 
 
 @jax.custom_jvp
 def _ratio(loss: Float[Array, "..."]) -> Float[Array, "..."]:
     """The h above: 1 at 0, 0 at inf."""
     positive = jnp.where(loss == 0, 1, loss)
-    return jnp.where(loss == 0, 1, zero_times(exp(-loss), loss) / _complement(positive))
+    return jnp.where(loss == 0, 1, zero_safe_multiply(exp(-loss), loss) / _complement(positive))
 
 
 # 1 - h cancels where l is small: there dh = -1/2 + l/6 - l^3/180 + ..., by Bernoulli's numbers.
@@ -71,8 +71,8 @@ def _ratio_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     k = exp(-loss) / _complement(jnp.where(loss == 0, 1, loss))
     l2 = jnp.square(jnp.minimum(loss, 1))
     series = 1 / 6 - l2 * (1 / 180 - l2 * (1 / 5040 - l2 * (1 / 151200 - l2 / 4790016)))
-    slope = jnp.where(loss < 0.2, -0.5 + loss * series, k * (1 - h) - h)
-    return h, slope * t
+    grad = jnp.where(loss < 0.2, -0.5 + loss * series, k * (1 - h) - h)
+    return h, grad * t
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

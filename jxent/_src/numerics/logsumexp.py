@@ -20,38 +20,38 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import bounded, exp, gap, log1p, nan_unless, widen
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.core.elementary import clip_posinf, exp, gap, log1p, nan_unless, upcast
+from jxent._src.sharding.class_axis import ClassAxis
 
 Arrays = tuple[Array, ...]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def pair(x: Float[Array, "..."], classes: Classes) -> tuple[Array, Array]:
+def pair(x: Float[Array, "..."], classes: ClassAxis) -> tuple[Array, Array]:
     """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
-    return defined(*pair_of_rows(classes, x))
+    return nan_if_invalid(*pair_of_rows(classes, x))
 
 
-def defined(row_max: Array, rest: Array) -> tuple[Array, Array]:
+def nan_if_invalid(row_max: Array, rest: Array) -> tuple[Array, Array]:
     """The pair, NaN where the row has a NaN or no class left."""
     # Some compilers' maximum drops NaN, so the sum says where one is.
-    is_defined = (row_max != -jnp.inf) & ~jnp.isnan(rest)
-    return nan_unless(is_defined, row_max), nan_unless(is_defined, rest)
+    is_valid = (row_max != -jnp.inf) & ~jnp.isnan(rest)
+    return nan_unless(is_valid, row_max), nan_unless(is_valid, rest)
 
 
 # 0: all of d logsumexp = sum_j p_j t_j is in the rules of the functions that take the pair.
 @pair.defjvp
 def _pair_jvp(
-    classes: Classes, primals: tuple[Array], tangents: tuple[Array]
+    classes: ClassAxis, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     row_max, rest = pair(*primals, classes)
     return (row_max, rest), (jnp.zeros_like(row_max), jnp.zeros_like(rest))
 
 
 @per_platform(statics=1)
-def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
+def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
     """The pair as it is defined; NaN reaches `rest` through its sum."""
-    x = widen(x)
+    x = upcast(x)
     row_max = classes.max(x)
     at_top = x == row_max
     others = classes.sum(jnp.where(at_top, 0, exp(-gap(x, row_max))))
@@ -60,33 +60,33 @@ def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def classes_left(x: Float[Array, "..."], classes: Classes) -> Array:
+def num_unmasked_classes(x: Float[Array, "..."], classes: ClassAxis) -> Array:
     """The number of classes that are not ruled out, by -inf."""
-    return counted(classes, x)
+    return count_unmasked(classes, x)
 
 
-@classes_left.defjvp
-def _classes_left_jvp(
-    classes: Classes, primals: tuple[Array], tangents: tuple[Array]
+@num_unmasked_classes.defjvp
+def _num_unmasked_classes_jvp(
+    classes: ClassAxis, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
-    count = classes_left(*primals, classes)
+    count = num_unmasked_classes(*primals, classes)
     return count, jnp.zeros_like(count)
 
 
 @per_platform(statics=1)
-def counted(classes: Classes, x: Array) -> Array:
+def count_unmasked(classes: ClassAxis, x: Array) -> Array:
     """The number of classes that are not at -inf."""
-    x = widen(x)
+    x = upcast(x)
     return classes.sum((x > -jnp.inf).astype(x.dtype))
 
 
-def even_share(x: Float[Array, "..."], smoothing: float, classes: Classes) -> Array | None:
+def uniform_mass(x: Float[Array, "..."], smoothing: float, classes: ClassAxis) -> Array | None:
     """What smoothing adds to the label of each class that is not ruled out; None without it."""
-    return smoothing / jnp.maximum(classes_left(x, classes), 1) if smoothing else None
+    return smoothing / jnp.maximum(num_unmasked_classes(x, classes), 1) if smoothing else None
 
 
 @per_platform()
-def leads(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
+def is_dominant(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
     """Marks the class that holds more than half of the probability, in rows that have one.
 
     A second class at the maximum would make `rest` at least 1, so no row has two marks.
@@ -95,36 +95,36 @@ def leads(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def chances(
-    x: Float[Array, "..."], row_max: Array, rest: Array, classes: Classes
+def probability_and_complement(
+    x: Float[Array, "..."], row_max: Array, rest: Array, classes: ClassAxis
 ) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
     p = exp(-gap(x, row_max)) / (1 + rest)
-    return p, jnp.where(leads(x, row_max, rest), rest / (1 + rest), 1 - p)
+    return p, jnp.where(is_dominant(x, row_max, rest), rest / (1 + rest), 1 - p)
 
 
 # dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
 # the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
 # mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
-@chances.defjvp
+@probability_and_complement.defjvp
 def _chances_jvp(
-    classes: Classes, primals: Arrays, tangents: Arrays
+    classes: ClassAxis, primals: Arrays, tangents: Arrays
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     x, row_max, rest = primals
-    p, q = chances(x, row_max, rest, classes)
+    p, q = probability_and_complement(x, row_max, rest, classes)
     dp = p * deviation(p, x, row_max, rest, tangents[0], classes)
     return (p, q), (dp, -dp)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(6,))
-def slopes(
+def grads(
     x: Float[Array, "..."],
     z: Float[Array, "..."],
     total: Array,
     others: Array,
     row_max: Array,
     rest: Array,
-    classes: Classes,
+    classes: ClassAxis,
 ) -> Array:
     """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels, `total`.
 
@@ -134,56 +134,56 @@ def slopes(
     """
     scale = 1 / (1 + rest)
     of_leader = others * scale - z * (rest * scale)
-    p = exp(bounded(x) - bounded(row_max)) * scale
-    return jnp.where(leads(x, row_max, rest), of_leader, total * p - z)
+    p = exp(clip_posinf(x) - clip_posinf(row_max)) * scale
+    return jnp.where(is_dominant(x, row_max, rest), of_leader, total * p - z)
 
 
 # `total` and `others` are caches as well: their share of the second derivative is in `by_labels`.
 # For the third one the factor of the last term must be a function of the labels: summed once more.
-@slopes.defjvp
-def _slopes_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+@grads.defjvp
+def _grads_jvp(classes: ClassAxis, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, z, _, _, row_max, rest = primals
     dx, dz, *_ = tangents
-    p, q = chances(x, row_max, rest, classes)
-    leader = leads(x, row_max, rest)
-    of_others = jnp.where(leader, classes.sum(jnp.where(leader, 0, dz)), classes.sum(dz) - dz)
+    p, q = probability_and_complement(x, row_max, rest, classes)
+    dominant = is_dominant(x, row_max, rest)
+    of_others = jnp.where(dominant, classes.sum(jnp.where(dominant, 0, dz)), classes.sum(dz) - dz)
     by_labels = of_others * p - dz * q
-    return slopes(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
+    return grads(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
 
 
 def softmax_tangent(
-    x: Float[Array, "..."], t: Float[Array, "..."], classes: Classes
+    x: Float[Array, "..."], t: Float[Array, "..."], classes: ClassAxis
 ) -> Float[Array, "..."]:
     """The tangent of the probabilities of `x` along `t`."""
     row_max, rest = pair(x, classes)
-    p, _ = chances(x, row_max, rest, classes)
+    p, _ = probability_and_complement(x, row_max, rest, classes)
     return p * deviation(p, x, row_max, rest, t, classes)
 
 
 def deviation(
-    p: Array, x: Array, row_max: Array, rest: Array, t: Float[Array, "..."], classes: Classes
+    p: Array, x: Array, row_max: Array, rest: Array, t: Float[Array, "..."], classes: ClassAxis
 ) -> Float[Array, "..."]:
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
-    leader = leads(x, row_max, rest)
-    origin = classes.sum(jnp.where(leader, t, 0))  # 0 where nobody leads
+    dominant = is_dominant(x, row_max, rest)
+    origin = classes.sum(jnp.where(dominant, t, 0))  # 0 without a dominant class
     beyond = t - origin
     # Not `t - sum(p t)`: where `vmap` goes over t alone, a fusion of jaxlib 0.10.2 goes wrong from
     # 2^15 numbers on (jax issue 39103). With something between product and sum there is none.
-    mean = classes.sum(jnp.where(leader, 0, p * beyond))
-    return jnp.where(leader, 0, beyond) - mean
+    mean = classes.sum(jnp.where(dominant, 0, p * beyond))
+    return jnp.where(dominant, 0, beyond) - mean
 
 
-class Moment(NamedTuple):
-    """Of rows in blocks of classes: 0, whose tangents add up to that of logsumexp.
+class TangentMean(NamedTuple):
+    """Of rows in blocks of classes: 0; the sum of its tangents is that of logsumexp.
 
-    What the leader has, and the mean of what the others have beyond it, as in `deviation`.
+    The tangent of the dominant class, and the mean of the others' less it, as in `deviation`.
     """
 
     origin: Array
     mean: Array
 
 
-class LabelNormalizer(NamedTuple):
+class SparseLabelResiduals(NamedTuple):
     """One number an example each; the class axis is kept, of size 1.
 
     Their tangents are 0, as those of the pair are.
@@ -196,83 +196,99 @@ class LabelNormalizer(NamedTuple):
     complement: Array  # 1 - p of the label
     share: Array | None = None  # what smoothing adds to every label, if there is smoothing
     right: Array | None = None  # 1 where the label is the predicted class, if that is asked for
-    moment: Moment | None = None  # for a block of classes, whose row sums are those of all blocks
+    tangent_mean: TangentMean | None = (
+        None  # for a block of classes, whose row sums are those of all blocks
+    )
 
-    def smoothed(self, smoothing: float, share: Array, evenly: Array) -> "LabelNormalizer":
-        """The same of a smoothed label; `evenly` is what the shares of all classes cost."""
+    def smoothed(
+        self, smoothing: float, share: Array, uniform_cross_entropy: Array
+    ) -> "SparseLabelResiduals":
+        """The same of a smoothed label, given the cross-entropy of the uniform part."""
         # At s = 1 the label has no part in it, at -inf neither.
-        loss = evenly + (1 - smoothing) * self.loss if smoothing < 1 else evenly
+        loss = (
+            uniform_cross_entropy + (1 - smoothing) * self.loss
+            if smoothing < 1
+            else uniform_cross_entropy
+        )
         return self._replace(loss=loss, share=share)
 
 
 def log_normalizer(
-    x: Float[Array, "..."], known: Array, classes: Classes, moment: Moment | None = None
+    x: Float[Array, "..."],
+    known: Array,
+    classes: ClassAxis,
+    tangent_mean: TangentMean | None = None,
 ) -> Array:
     """logsumexp, which is known; `x` is there to be differentiated."""
-    if moment is not None:
-        return known + (moment.origin + moment.mean)
+    if tangent_mean is not None:
+        return known + (tangent_mean.origin + tangent_mean.mean)
     return _log_normalizer(x, known, classes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _log_normalizer(x: Float[Array, "..."], known: Array, classes: Classes) -> Array:
+def _log_normalizer(x: Float[Array, "..."], known: Array, classes: ClassAxis) -> Array:
     return known
 
 
 # d logsumexp = sum_j p_j t_j: positive weights on the tangent, nothing to protect.
 @_log_normalizer.defjvp
-def _log_normalizer_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+def _log_normalizer_jvp(
+    classes: ClassAxis, primals: Arrays, tangents: Arrays
+) -> tuple[Array, Array]:
     x, known = primals
-    p, _ = chances(x, *pair(x, classes), classes)
-    # Something between product and sum, for the same reason as in `deviation`.
+    p, _ = probability_and_complement(x, *pair(x, classes), classes)
+    # The `where` keeps product and sum apart: see `deviation`.
     terms = jnp.where(p == 0, 0, p * tangents[0])
     return _log_normalizer(x, known, classes), classes.sum(terms)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def probabilities(x: Float[Array, "..."], normalizer: LabelNormalizer, classes: Classes) -> Array:
+def probabilities(
+    x: Float[Array, "..."], normalizer: SparseLabelResiduals, classes: ClassAxis
+) -> Array:
     """Probabilities from any normaliser: exp(x - shift) * scale."""
-    return exp(bounded(x) - normalizer.shift) * normalizer.scale
+    return exp(clip_posinf(x) - normalizer.shift) * normalizer.scale
 
 
 @probabilities.defjvp
-def _probabilities_jvp(classes: Classes, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return probabilities(*primals, classes), _change(classes, primals, tangents)
+def _probabilities_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    return probabilities(*primals, classes), _logsumexp_tangent(classes, primals, tangents)
 
 
-def _change(classes: Classes, primals: Any, tangents: Any) -> Array:
+def _logsumexp_tangent(classes: ClassAxis, primals: Any, tangents: Any) -> Array:
     """The tangent of the probabilities, of whole rows or of a block of their classes."""
     (x, normalizer), (t, dnormalizer) = primals, tangents
-    if dnormalizer.moment is None:
+    if dnormalizer.tangent_mean is None:
         return softmax_tangent(x, t, classes)
     p: Array = probabilities(x, normalizer, classes)
-    change: Array = p * deviation_in_block(p, t, dnormalizer.moment)
-    return change
+    tangent_out: Array = p * deviation_in_block(p, t, dnormalizer.tangent_mean)
+    return tangent_out
 
 
-def deviation_in_block(p: Array, t: Array, moment: Moment) -> Array:
+def deviation_in_block(p: Array, t: Array, tangent_mean: TangentMean) -> Array:
     """As `deviation`, for a block of classes."""
-    return beyond(p, t, moment.origin) - moment.mean
+    return beyond(p, t, tangent_mean.origin) - tangent_mean.mean
 
 
-# Passes differ in the last digits: who leads here, above 0.9, was the origin there, above 0.6.
-def origin_of(p: Array, t: Array, classes: Classes) -> Array:
+# Two passes may differ in the last digits, so the thresholds do: a class that is dominant here,
+# above 0.9, was so where the origin was chosen, above 0.6.
+def origin_of(p: Array, t: Array, classes: ClassAxis) -> Array:
     """What a block adds to the moment's `origin`."""
     return classes.sum(jnp.where(p > 0.6, t, 0))
 
 
-def mean_of(p: Array, t: Array, origin: Array, classes: Classes) -> Array:
+def mean_of(p: Array, t: Array, origin: Array, classes: ClassAxis) -> Array:
     """What a block adds to the moment's `mean`."""
     return classes.sum(p * beyond(p, t, origin))
 
 
 def beyond(p: Array, t: Array, origin: Array) -> Array:
-    """What `t` has beyond the leader."""
+    """`t` less its value at the dominant class."""
     return jnp.where(p > 0.9, 0, t - origin)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def surprises(x: Float[Array, "..."], row_max: Array, rest: Array, classes: Classes) -> Array:
+def neg_log_probs(x: Float[Array, "..."], row_max: Array, rest: Array, classes: ClassAxis) -> Array:
     """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
 
     A derivative of 0 for the label of a class that is masked out: the true one is infinite,
@@ -283,22 +299,22 @@ def surprises(x: Float[Array, "..."], row_max: Array, rest: Array, classes: Clas
 
 
 # d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
-@surprises.defjvp
-def _surprises_jvp(classes: Classes, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+@neg_log_probs.defjvp
+def _surprises_jvp(classes: ClassAxis, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
     x, row_max, rest = primals
-    p, _ = chances(x, row_max, rest, classes)
-    return surprises(x, row_max, rest, classes), -deviation(
+    p, _ = probability_and_complement(x, row_max, rest, classes)
+    return neg_log_probs(x, row_max, rest, classes), -deviation(
         p, x, row_max, rest, tangents[0], classes
     )
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def label_slopes(
-    classes: Classes,
+def label_grads(
+    classes: ClassAxis,
     smoothing: float,
     x: Float[Array, "..."],
     ids: Integer[Array, "..."],
-    normalizer: LabelNormalizer,
+    normalizer: SparseLabelResiduals,
 ) -> Float[Array, "..."]:
     """The gradient of the losses: p - z, for labels z of the class alone, then smoothed.
 
@@ -306,7 +322,7 @@ def label_slopes(
     taken as (1 - z) p - z (1 - p): neither of these loses digits where p is near 0 or 1.
     """
     p = probabilities(x, normalizer, classes)
-    labelled = classes.numbers(x) == ids
+    labelled = classes.iota(x) == ids
     if normalizer.share is None:
         return jnp.where(labelled, -normalizer.complement, p)
     share = jnp.where(x > -jnp.inf, normalizer.share, 0)
@@ -315,27 +331,27 @@ def label_slopes(
 
 
 # p, p - 1 and p - z have one derivative; for an id out of range it is NaN as all else is.
-@label_slopes.defjvp
-def _label_slopes_jvp(
-    classes: Classes,
+@label_grads.defjvp
+def _label_grads_jvp(
+    classes: ClassAxis,
     smoothing: float,
-    primals: tuple[Array, Array, LabelNormalizer],
-    tangents: tuple[Array, Any, LabelNormalizer],
+    primals: tuple[Array, Array, SparseLabelResiduals],
+    tangents: tuple[Array, Any, SparseLabelResiduals],
 ) -> tuple[Array, Array]:
     x, _, normalizer = primals
     dx, _, dnormalizer = tangents
     complement = normalizer.complement
-    known = nan_unless(~jnp.isnan(complement), jnp.ones_like(complement))
-    change = known * _change(classes, (x, normalizer), (dx, dnormalizer))
-    return label_slopes(classes, smoothing, *primals), change
+    factor = nan_unless(~jnp.isnan(complement), jnp.ones_like(complement))
+    tangent_out = factor * _logsumexp_tangent(classes, (x, normalizer), (dx, dnormalizer))
+    return label_grads(classes, smoothing, *primals), tangent_out
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def label_loss(
-    classes: Classes,
+    classes: ClassAxis,
     x: Float[Array, "..."],
     ids: Integer[Array, "..."],
-    normalizer: LabelNormalizer,
+    normalizer: SparseLabelResiduals,
 ) -> Array:
     """-log p of the label, unsmoothed, which is known; `x` is there to be differentiated."""
     return normalizer.loss
@@ -344,10 +360,10 @@ def label_loss(
 # Of whole rows: there is no moment for what a block of classes would need of the others.
 @label_loss.defjvp
 def _label_loss_jvp(
-    classes: Classes,
-    primals: tuple[Array, Array, LabelNormalizer],
-    tangents: tuple[Array, Any, LabelNormalizer],
+    classes: ClassAxis,
+    primals: tuple[Array, Array, SparseLabelResiduals],
+    tangents: tuple[Array, Any, SparseLabelResiduals],
 ) -> tuple[Array, Array]:
-    slopes = label_slopes(classes, 0.0, *primals)
-    terms = jnp.where(slopes == 0, 0, slopes * tangents[0])  # as in `_log_normalizer`
+    grads = label_grads(classes, 0.0, *primals)
+    terms = jnp.where(grads == 0, 0, grads * tangents[0])  # as in `_log_normalizer`
     return label_loss(classes, *primals), classes.sum(terms)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import exp, log1p, zero_times
-from jxent._src.numerics.sigmoid_terms import finite, finite_term, sigmoid, softplus, term
+from jxent._src.core.elementary import exp, log1p, zero_safe_multiply
+from jxent._src.numerics.sigmoid_terms import finite, finite_term, focal_term, sigmoid, softplus
 
 
 @per_platform()
@@ -16,27 +16,27 @@ def class_losses(z: Array, q: Array | None, x: Float[Array, "..."]) -> Float[Arr
 
 
 def focused_losses(
-    powers: tuple[float, float], z: Array, q: Array | None, x: Float[Array, "..."]
+    gammas: tuple[float, float], z: Array, q: Array | None, x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """The same of focused terms."""
-    present, absent = powers
-    return _weighted_terms(z, q, term(absent, x), term(present, -x), x)
+    present, absent = gammas
+    return _weighted_terms(z, q, focal_term(absent, x), focal_term(present, -x), x)
 
 
 def _weighted_terms(z: Array, q: Array | None, absent: Array, present: Array, x: Array) -> Array:
     """(1 - z) absent + q z present."""
     if q is None:
-        positive = zero_times(z, present)
+        positive = zero_safe_multiply(z, present)
     else:
         # Without a label there is no positive term, be its weight infinite.
         positive = weighted_term(z * jnp.where((z == 0) & jnp.isinf(q), 0, q), present)
-    loss = zero_times(1 - z, absent) + positive
+    loss = zero_safe_multiply(1 - z, absent) + positive
     return jnp.where(jnp.isnan(x), x, loss)
 
 
 def weighted_term(a: Array, b: Array) -> Array:
     """The product, and 0 where one of the two is: either may be infinite."""
-    return zero_times(jnp.where(b == 0, 0, a), b)
+    return zero_safe_multiply(jnp.where(b == 0, 0, a), b)
 
 
 @jax.custom_jvp
@@ -59,17 +59,17 @@ def _logits_grad_jvp(
     primals: tuple[Array, Array, Array], tangents: tuple[Array, Array, Array]
 ) -> tuple[Array, Array]:
     (negative, positive, x), (dnegative, dpositive, dx) = primals, tangents
-    change = (negative + positive) * (sigmoid(x) * sigmoid(-x)) * dx
-    change += dnegative * sigmoid(x) - dpositive * sigmoid(-x)
-    return logits_grad(negative, positive, x), change
+    tangent_out = (negative + positive) * (sigmoid(x) * sigmoid(-x)) * dx
+    tangent_out += dnegative * sigmoid(x) - dpositive * sigmoid(-x)
+    return logits_grad(negative, positive, x), tangent_out
 
 
 @jax.custom_jvp
 def label_grad(x: Float[Array, "..."], q: Array) -> Float[Array, "..."]:
     """D loss / d label = q softplus(-x) - softplus(x), 0 where infinite; exactly -x for q = 1."""
     linear = q * jnp.maximum(-x, 0) - jnp.maximum(x, 0)
-    slope = linear + (q - 1) * log1p(exp(-jnp.abs(x)))
-    return jnp.where(jnp.isinf(x) | jnp.isinf(q), 0, slope)
+    grad = linear + (q - 1) * log1p(exp(-jnp.abs(x)))
+    return jnp.where(jnp.isinf(x) | jnp.isinf(q), 0, grad)
 
 
 @label_grad.defjvp
@@ -77,5 +77,5 @@ def _label_grad_jvp(
     primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     (x, q), (dx, dq) = primals, tangents
-    change = dq * finite_term(0.0, -x) - (finite(q) * sigmoid(-x) + sigmoid(x)) * dx
-    return label_grad(x, q), change
+    tangent_out = dq * finite_term(0.0, -x) - (finite(q) * sigmoid(-x) + sigmoid(x)) * dx
+    return label_grad(x, q), tangent_out

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import exp, log1p, zero_times
+from jxent._src.core.elementary import exp, log1p, zero_safe_multiply
 
 
 @jax.custom_jvp
@@ -37,7 +37,7 @@ def softplus(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.maximum(x, 0) + log1p(exp(-jnp.abs(x)))
 
 
-def whole_part(g: float) -> int:
+def integer_exponent(g: float) -> int:
     """What of a power is taken by products, which are off by as many units as it says."""
     return int(g) if g <= 16 else 0
 
@@ -45,7 +45,7 @@ def whole_part(g: float) -> int:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _power(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """sigmoid(x)^g: by products, and what is left of g as an exponential, f |x| units off."""
-    whole = whole_part(g)
+    whole = integer_exponent(g)
     value: Array = jax.lax.integer_pow(sigmoid(x), whole)
     if g > whole:
         value *= exp(-(g - whole) * softplus(-x))
@@ -62,7 +62,7 @@ def _power_jvp(g: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple
 @jax.custom_jvp
 def _share(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """sigmoid(-x) softplus(x), 0 at inf."""
-    return zero_times(sigmoid(-x), softplus(x))
+    return zero_safe_multiply(sigmoid(-x), softplus(x))
 
 
 @_share.defjvp
@@ -72,12 +72,12 @@ def _share_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     return s, sigmoid(x) * (sigmoid(-x) - s) * t
 
 
-def term(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def focal_term(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """What an absent class costs; a present one with -x."""
     return softplus(x) if g == 0 else _power(g, x) * softplus(x)
 
 
-def term_slope(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
+def focal_term_grad(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Its derivative."""
     return sigmoid(x) if g == 0 else _power(g, x) * (g * _share(x) + sigmoid(x))
 
@@ -85,7 +85,7 @@ def term_slope(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def finite_term(g: float, x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The term, and 0 where that is infinite: a factor of tangents, which may be 0."""
-    return jnp.where(jnp.isinf(x), 0, term(g, x))
+    return jnp.where(jnp.isinf(x), 0, focal_term(g, x))
 
 
 @finite_term.defjvp
@@ -93,7 +93,7 @@ def _finite_term_jvp(
     g: float, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[Array, Array]:
     (x,), (t,) = primals, tangents
-    return finite_term(g, x), term_slope(g, x) * t
+    return finite_term(g, x), focal_term_grad(g, x) * t
 
 
 @jax.custom_jvp

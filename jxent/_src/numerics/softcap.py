@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._src.core.elementary import DIGITS, exp
+from jxent._src.core.elementary import HIGHEST_ACCURACY, exp
 
 
 @jax.custom_jvp
 def tanh(y: Float[Array, "..."]) -> Float[Array, "..."]:
-    value: Array = jax.lax.tanh(y, accuracy=DIGITS)
+    value: Array = jax.lax.tanh(y, accuracy=HIGHEST_ACCURACY)
     return value
 
 
@@ -41,6 +41,6 @@ def softcap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
     return jnp.where(x == -jnp.inf, -jnp.inf, cap * tanh(x / cap))
 
 
-def softcap_slope(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
+def softcap_grad(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."] | float:
     """D softcap / d x, 0 at -inf."""
     return 1.0 if cap is None else _sech2(x / cap)

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import bounded, exp, gap, log1p, widen, zero_times
-from jxent._src.numerics.logsumexp import LabelNormalizer, even_share, pair, slopes
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.core.elementary import clip_posinf, exp, gap, log1p, upcast, zero_safe_multiply
+from jxent._src.numerics.logsumexp import SparseLabelResiduals, grads, pair, uniform_mass
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 @per_platform(statics=1)
-def labels_sums(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
+def labels_sums(classes: ClassAxis, z: Array, rest: Array) -> tuple[Array, Array]:
     """The largest label, and the sum of all but one of its size.
 
     Any other one does where the largest is not more than all others together. `rest` is there for
-    a way that must not be fused with the gradient.
+    an implementation that must not be fused with the gradient.
     """
     z = z.astype(rest.dtype)
     largest = classes.max(z)
@@ -39,7 +39,7 @@ def smoothed(smoothing: float, x: Array, share: Array | None, z: Array | None = 
 
 @per_platform(statics=2)
 def expected(
-    classes: Classes,
+    classes: ClassAxis,
     smoothing: float,
     x: Array,
     row_max: Array,
@@ -48,22 +48,22 @@ def expected(
     z: Array | None,
 ) -> Array:
     """sum_j z_j (-log p_j) with the smoothed labels; a label of 0 costs nothing at -inf."""
-    x = widen(x)
+    x = upcast(x)
     z = None if z is None else z.astype(x.dtype)
-    surprises = gap(x, row_max) + more
-    total = classes.sum(zero_times(smoothed(smoothing, x, share, z), surprises))
+    neg_log_probs = gap(x, row_max) + more
+    total = classes.sum(zero_safe_multiply(smoothed(smoothing, x, share, z), neg_log_probs))
     # The row of a NaN is NaN even if its labels are all 0.
     return jnp.where(jnp.isnan(more), more, total)
 
 
 @per_platform(statics=1)
-def first_largest(classes: Classes, x: Float[Array, "..."]) -> Integer[Array, "..."]:
+def first_largest(classes: ClassAxis, x: Float[Array, "..."]) -> Integer[Array, "..."]:
     """The class of the largest logit, the lowest number among equals; any for a row with a NaN."""
-    numbers = jnp.where(x == classes.max(x), classes.numbers(x), classes.count(x))
+    numbers = jnp.where(x == classes.max(x), classes.iota(x), classes.count(x))
     return classes.min(numbers)
 
 
-class LabelsStatistics(NamedTuple):
+class DenseLabelResiduals(NamedTuple):
     """Of dense labels, the class axis kept, of size 1; their tangents are 0, as the pair's are."""
 
     row_max: Array
@@ -77,34 +77,34 @@ class LabelsStatistics(NamedTuple):
 
 
 @per_platform(statics=2)
-def labels_statistics(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Array
-) -> LabelsStatistics:
+def dense_label_residuals(
+    classes: ClassAxis, smoothing: float, x: Float[Array, "..."], z: Array
+) -> DenseLabelResiduals:
     """From the logits and the labels, which are smoothed here."""
     row_max, rest = pair(x, classes)
-    share = even_share(x, smoothing, classes)
+    share = uniform_mass(x, smoothing, classes)
     loss = expected(classes, smoothing, x, row_max, log1p(rest), share, z)
     largest, others = labels_sums(classes, z, rest)
-    return LabelsStatistics(row_max, rest, share, largest + others, largest, others, loss)
+    return DenseLabelResiduals(row_max, rest, share, largest + others, largest, others, loss)
 
 
 @per_platform(statics=2)
-def labels_statistics_and_prediction(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], z: Array
-) -> LabelsStatistics:
+def dense_label_residuals_and_prediction(
+    classes: ClassAxis, smoothing: float, x: Float[Array, "..."], z: Array
+) -> DenseLabelResiduals:
     """The same, and whether the prediction is right."""
-    known = labels_statistics(classes, smoothing, x, z)
-    z = z.astype(known.rest.dtype)
+    residuals = dense_label_residuals(classes, smoothing, x, z)
+    z = z.astype(residuals.rest.dtype)
     of_predicted = label_logit(classes, first_largest(classes, x), z)
-    return known._replace(right=as_right(of_predicted == classes.max(z), known.rest))
+    return residuals._replace(right=as_right(of_predicted == classes.max(z), residuals.rest))
 
 
-def slopes_of_labels(
-    classes: Classes,
+def grads_of_labels(
+    classes: ClassAxis,
     smoothing: float,
     x: Float[Array, "..."],
     given: Float[Array, "..."],
-    rows: LabelsStatistics,
+    rows: DenseLabelResiduals,
 ) -> Float[Array, "..."]:
     """The gradient of the losses of the given labels, smoothed here."""
     z = smoothed(smoothing, x, rows.share, given)
@@ -112,7 +112,7 @@ def slopes_of_labels(
     others = jnp.where(given == rows.largest, rows.others, rows.largest + rows.others - given)
     if rows.share is not None:
         others = (1 - smoothing) * others + (smoothing - rows.share)
-    return slopes(x, z, rows.total, others, rows.row_max, rows.rest, classes)
+    return grads(x, z, rows.total, others, rows.row_max, rows.rest, classes)
 
 
 def as_right(right: Array, rest: Array) -> Array:
@@ -121,31 +121,31 @@ def as_right(right: Array, rest: Array) -> Array:
 
 
 @per_platform(statics=2)
-def label_statistics(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
-) -> LabelNormalizer:
+def sparse_label_residuals(
+    classes: ClassAxis, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> SparseLabelResiduals:
     """From the logits and the labels' ids in range."""
     logit = label_logit(classes, ids, x)
     row_max, rest = pair(x, classes)
-    share = even_share(x, smoothing, classes)
+    share = uniform_mass(x, smoothing, classes)
     normalizer = of_pair(logit, row_max, rest)
     if share is None:
         return normalizer
-    evenly = expected(classes, smoothing, x, row_max, log1p(rest), share, None)
-    return normalizer.smoothed(smoothing, share, evenly)
+    uniform_cross_entropy = expected(classes, smoothing, x, row_max, log1p(rest), share, None)
+    return normalizer.smoothed(smoothing, share, uniform_cross_entropy)
 
 
 @per_platform(statics=2)
-def label_statistics_and_prediction(
-    classes: Classes, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
-) -> LabelNormalizer:
+def sparse_label_residuals_and_prediction(
+    classes: ClassAxis, smoothing: float, x: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> SparseLabelResiduals:
     """The same, and whether the prediction is right."""
-    normalizer = label_statistics(classes, smoothing, x, ids)
+    normalizer = sparse_label_residuals(classes, smoothing, x, ids)
     predicted = first_largest(classes, x)
     return normalizer._replace(right=as_right(predicted == ids, normalizer.loss))
 
 
-class PredictionStatistics(NamedTuple):
+class PredictionResiduals(NamedTuple):
     """Of the prediction and one label; the class axis is kept, of size 1. No tangents."""
 
     logit: Array  # of the label
@@ -157,36 +157,38 @@ class PredictionStatistics(NamedTuple):
 
 @per_platform(statics=1)
 def of_prediction(
-    classes: Classes, x: Float[Array, "..."], ids: Integer[Array, "..."]
-) -> PredictionStatistics:
+    classes: ClassAxis, x: Float[Array, "..."], ids: Integer[Array, "..."]
+) -> PredictionResiduals:
     """From the logits and the labels' ids in range."""
     row_max, rest = pair(x, classes)
     gaps = sum_of_gaps(classes, x, row_max)
     logit, prediction = label_logit(classes, ids, x), first_largest(classes, x)
-    return PredictionStatistics(logit, row_max, rest, gaps, prediction)
+    return PredictionResiduals(logit, row_max, rest, gaps, prediction)
 
 
 @per_platform(statics=1)
-def sum_of_gaps(classes: Classes, x: Array, row_max: Array) -> Array:
+def sum_of_gaps(classes: ClassAxis, x: Array, row_max: Array) -> Array:
     """Sum of exp(x - row_max) (row_max - x)."""
-    below = gap(widen(x), row_max)
-    return classes.sum(zero_times(exp(-below), below))
+    below = gap(upcast(x), row_max)
+    return classes.sum(zero_safe_multiply(exp(-below), below))
 
 
-def of_pair(logit: Array, row_max: Array, rest: Array) -> LabelNormalizer:
+def of_pair(logit: Array, row_max: Array, rest: Array) -> SparseLabelResiduals:
     """From the pair (max, rest) of the row."""
     apart = gap(logit, row_max)
     more = log1p(rest)
     scale = 1 / (1 + rest)
-    leads = (logit == row_max) & (rest < 1)
-    complement = jnp.where(leads, rest * scale, 1 - exp(-apart) * scale)
-    return LabelNormalizer(apart + more, row_max + more, bounded(row_max), scale, complement)
+    is_dominant = (logit == row_max) & (rest < 1)
+    complement = jnp.where(is_dominant, rest * scale, 1 - exp(-apart) * scale)
+    return SparseLabelResiduals(
+        apart + more, row_max + more, clip_posinf(row_max), scale, complement
+    )
 
 
 @per_platform(statics=1)
 def label_logit(
-    classes: Classes, ids: Integer[Array, "..."], x: Float[Array, "..."]
+    classes: ClassAxis, ids: Integer[Array, "..."], x: Float[Array, "..."]
 ) -> Float[Array, "..."]:
     """The label's logit: compared, which fuses, and moves no logits where the classes are split."""
-    x = widen(x)
-    return classes.sum(jnp.where(classes.numbers(x) == ids, x, 0))
+    x = upcast(x)
+    return classes.sum(jnp.where(classes.iota(x) == ids, x, 0))

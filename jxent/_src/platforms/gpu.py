@@ -1,18 +1,18 @@
-"""What XLA:GPU wants spelled otherwise: each way with its reason."""
+"""Implementations for XLA:GPU, each with its reason."""
 
 from typing import Any
 
 from jaxtyping import Array
 
 from jxent._src.core import blocking, hints
-from jxent._src.core.blocking import AnyCut, Choice, Cut
-from jxent._src.core.dispatch import way
+from jxent._src.core.blocking import AnyBlocks, BlockCandidates, ExampleBlocks
+from jxent._src.core.dispatch import implements
 from jxent._src.loss_fns.base import Loss
 from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
 from jxent._src.projection import per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 # Passes over 4096 x 32768 bfloat16 logits as compiled for an H100, value and gradient: ids 3.05
 # instead of 4.06, smoothed 3.08 instead of 5.10, dense labels 5.06 instead of 6.08. The statistics
@@ -23,13 +23,13 @@ from jxent._src.sharding.class_axis import Classes
 
 
 # On another axis than the last one XLA:GPU transposes all operands: 15 passes instead of 4.
-def _are_last(classes: Classes, *_: Any) -> bool:
+def _are_last(classes: ClassAxis, *_: Any) -> bool:
     return classes.axis == -1
 
 
-for function, in_one_pass in one_pass.WAYS.items():
+for function, in_one_pass in one_pass.IMPLEMENTATIONS.items():
     for platform in ("cuda", "rocm"):
-        way(function, platform, applies=_are_last)(in_one_pass)
+        implements(function, platform, applies=_are_last)(in_one_pass)
 
 
 # Adding to the kernel's gradient in float32 computes a quarter FLOP a byte for each example of a
@@ -37,79 +37,89 @@ for function, in_one_pass in one_pass.WAYS.items():
 FEWEST = 1200
 
 
-def _larger(blocks: Choice, operands: Operands) -> Cut:
+def _larger(blocks: BlockCandidates, operands: Operands) -> ExampleBlocks:
     """Up to where the logits take as much memory traffic as the kernel's gradient."""
     examples, features = operands.inputs.shape
     chips = blocking.chips_of(operands.inputs)
-    return blocking.enlarged(blocks.examples, examples, min(FEWEST, 2 * features), chips)
+    return blocking.grown(blocks.examples, examples, min(FEWEST, 2 * features), chips)
 
 
-def _are_small(_: Loss, blocks: AnyCut, *rest: Any) -> bool:
-    return isinstance(blocks, Choice) and _larger(blocks, rest[-1]) != blocks.examples
+def _are_small(_: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
+    return isinstance(blocks, BlockCandidates) and _larger(blocks, rest[-1]) != blocks.examples
 
 
-@way(reduced.values_and_gradients, "cuda", applies=_are_small)
-@way(reduced.values_and_gradients, "rocm", applies=_are_small)
-def _in_larger_blocks(loss_fn: Loss, blocks: Choice, *rest: Any) -> Any:
+@implements(reduced.values_and_gradients, "cuda", applies=_are_small)
+@implements(reduced.values_and_gradients, "rocm", applies=_are_small)
+def _in_larger_blocks(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Any:
     """H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
 
     4.5 GB in place of 3.0 are held.
     """
-    return reduced.values_and_gradients.plain(loss_fn, _larger(blocks, rest[-1]), *rest)
+    return reduced.values_and_gradients.reference(loss_fn, _larger(blocks, rest[-1]), *rest)
 
 
-def _classes_pay(blocks: AnyCut, operands: Operands, slopes: int) -> bool:
+def _prefer_class_blocks(blocks: AnyBlocks, operands: Operands, grads: int) -> bool:
     """Whether the gradients move less by blocks of classes, where both have as many products.
 
     Of several blocks of examples each reads the kernel twice and adds to its gradient, of classes
-    each does so with the inputs. `slopes`: how often more these pass over the slopes.
+    each does so with the inputs. `grads`: how often more these pass over the slopes.
     """
-    if not isinstance(blocks, Choice) or blocks.classes is None or blocks.examples.number == 1:
+    if (
+        not isinstance(blocks, BlockCandidates)
+        or blocks.classes is None
+        or blocks.examples.number == 1
+    ):
         return False
     examples, features = operands.inputs.shape
     size, of_classes = operands.inputs.dtype.itemsize, blocks.classes
     number = of_classes.number + bool(of_classes.rest)
     of_kernel = (8 + 2 * size) * operands.kernel.size * blocks.examples.number
     of_inputs = (8 + 2 * size) * examples * features * number
-    return of_kernel > of_inputs + slopes * size * examples * operands.kernel.shape[1]
+    return of_kernel > of_inputs + grads * size * examples * operands.kernel.shape[1]
 
 
-def _classes_pay_each(loss_fn: Loss, blocks: AnyCut, *rest: Any) -> bool:
+def _prefer_class_blocks_per_example(loss_fn: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
     curves = loss_fn.second_order_by_class_block
-    return curves and _classes_pay(blocks, rest[-2], slopes=3)  # stored once, read twice
+    return curves and _prefer_class_blocks(blocks, rest[-2], grads=3)  # stored once, read twice
 
 
-@way(per_example.change, "cuda", applies=_classes_pay_each)
-@way(per_example.change, "rocm", applies=_classes_pay_each)
-def _change_by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Array:
+@implements(per_example.tangent_of_losses, "cuda", applies=_prefer_class_blocks_per_example)
+@implements(per_example.tangent_of_losses, "rocm", applies=_prefer_class_blocks_per_example)
+def _tangent_by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Array:
     """One loss an example: the kernel's gradient is written once.
 
     H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 84 GB in place of 123 moved, 1.6
     in place of 3.5 held, by the compiler.
     """
-    return per_example.change.plain(loss_fn, blocks.classes, *rest)
+    return per_example.tangent_of_losses.reference(loss_fn, blocks.classes, *rest)
 
 
-def _classes_pay_statistics(_: Predictor, blocks: AnyCut, *rest: Any) -> bool:
-    return _classes_pay(blocks, rest[-2], slopes=0)  # as often, by the counts
+def _prefer_class_blocks_statistics(_: Predictor, blocks: AnyBlocks, *rest: Any) -> bool:
+    return _prefer_class_blocks(blocks, rest[-2], grads=0)  # as often, by the counts
 
 
-@way(softmax_statistics.changes_of_projection, "cuda", applies=_classes_pay_statistics)
-@way(softmax_statistics.changes_of_projection, "rocm", applies=_classes_pay_statistics)
-def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dict[str, Array]:
+@implements(
+    softmax_statistics.tangents_of_projection, "cuda", applies=_prefer_class_blocks_statistics
+)
+@implements(
+    softmax_statistics.tangents_of_projection, "rocm", applies=_prefer_class_blocks_statistics
+)
+def _tangents_by_classes(
+    predictor: Predictor, blocks: BlockCandidates, *rest: Any
+) -> dict[str, Array]:
     """The same of statistics."""
-    return softmax_statistics.changes_of_projection.plain(predictor, blocks.classes, *rest)
+    return softmax_statistics.tangents_of_projection.reference(predictor, blocks.classes, *rest)
 
 
-@way(hints.materialize_grad, "cuda")
-@way(hints.materialize_grad, "rocm")
-def _stored_slope(slope: Array) -> Array:
+@implements(hints.materialize_grad, "cuda")
+@implements(hints.materialize_grad, "rocm")
+def _stored_grad(grad: Array) -> Array:
     """Else it is stored once for each of the two products."""
-    return hints.materialize(slope)
+    return hints.materialize(grad)
 
 
-@way(hints.reload, "cuda")
-@way(hints.reload, "rocm")
+@implements(hints.reload, "cuda")
+@implements(hints.reload, "rocm")
 def _of_their_own(labels: Any) -> Any:
     """Else loss and gradient share the mask of the listed classes, and store it.
 

@@ -1,6 +1,6 @@
 """The statistics of a row in one pass over its logits, for TPUs and GPUs.
 
-The plain spelling reads the logits twice: for the maximum, then for the sums that need it. These
+The reference reads the logits twice: for the maximum, then for the sums that need it. These
 chips wait for their memory, so there all of a row's numbers come from one reduction of tuples,
 joined by `merged`. It has no derivative rule: what stands here is called under `custom_jvp` only.
 XLA:CPU reduces sequentially, which costs digits, and time too.
@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core.dispatch import PerPlatform
-from jxent._src.core.elementary import exp, log1p, widen, zero_times
+from jxent._src.core.elementary import exp, log1p, upcast, zero_safe_multiply
 from jxent._src.numerics import logsumexp, softmax_rows
-from jxent._src.numerics.logsumexp import LabelNormalizer
-from jxent._src.numerics.softmax_rows import LabelsStatistics, PredictionStatistics
+from jxent._src.numerics.logsumexp import SparseLabelResiduals
+from jxent._src.numerics.softmax_rows import DenseLabelResiduals, PredictionResiduals
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-class Weighed(NamedTuple):
+class WeightedSums(NamedTuple):
     """Weights of classes, such as labels, and what they say of a row."""
 
     largest: Array  # 0 of units, which are added up only
@@ -50,8 +50,8 @@ class Row(NamedTuple):
     row_max: Array
     rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
     logit: Array | None = None  # of the label, 0 where it is not among them
-    labels: Weighed | None = None
-    left: Weighed | None = None  # a unit for each class that is not at -inf
+    labels: WeightedSums | None = None
+    left: WeightedSums | None = None  # a unit for each class that is not at -inf
     predicted: Predicted | None = None
     gaps: Array | None = None  # sum of exp(x - row_max) (row_max - x); nothing at -inf
 
@@ -60,7 +60,7 @@ def apart(a: Array, b: Array) -> tuple[Array, Array]:
     """|a - b|, and exp(-|a - b|) with what rounding the difference lost; equals are 0 apart.
 
     By a two-sum. As tiles of 128 lanes joined one after the other, 262144 classes are off by 2.2
-    units in the last place at worst; without it by 24, where a label leads by 60.
+    units in the last place at worst; without it by 24, where a label is the largest by 60.
     """
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
     gap = jnp.where(a == b, 0, -jnp.abs(a - b))
@@ -82,10 +82,10 @@ def merged(a: Row, b: Row) -> Row:
     rest = jnp.where(first, a.rest + (1 + b.rest) * e, b.rest + (1 + a.rest) * e)
 
     # All terms of a sum are measured from the new maximum: no differences, nothing cancels.
-    def weighed(a: Weighed, b: Weighed) -> Weighed:
-        moved = zero_times(jnp.where(first, b.total, a.total), gap)
+    def weighed(a: WeightedSums, b: WeightedSums) -> WeightedSums:
+        moved = zero_safe_multiply(jnp.where(first, b.total, a.total), gap)
         others = a.others + b.others + jnp.minimum(a.largest, b.largest)
-        return Weighed(jnp.maximum(a.largest, b.largest), others, a.below + b.below + moved)
+        return WeightedSums(jnp.maximum(a.largest, b.largest), others, a.below + b.below + moved)
 
     def predicted(a: Predicted, b: Predicted) -> Predicted:
         ties = (a_max == b_max) & (a.number <= b.number)
@@ -98,15 +98,15 @@ def merged(a: Row, b: Row) -> Row:
 
     def gaps(a_gaps: Array, b_gaps: Array) -> Array:
         higher, lower = jnp.where(first, a_gaps, b_gaps), jnp.where(first, b_gaps, a_gaps)
-        moved = zero_times(1 + jnp.where(first, b.rest, a.rest), gap)
-        return higher + zero_times(e, lower + moved)
+        moved = zero_safe_multiply(1 + jnp.where(first, b.rest, a.rest), gap)
+        return higher + zero_safe_multiply(e, lower + moved)
 
     return Row(
         jnp.maximum(a_max, b_max),
         rest,
         None if a.logit is None else a.logit + cast(Array, b.logit),
-        None if a.labels is None else weighed(a.labels, cast(Weighed, b.labels)),
-        None if a.left is None else weighed(a.left, cast(Weighed, b.left)),
+        None if a.labels is None else weighed(a.labels, cast(WeightedSums, b.labels)),
+        None if a.left is None else weighed(a.left, cast(WeightedSums, b.left)),
         None if a.predicted is None else predicted(a.predicted, cast(Predicted, b.predicted)),
         None if a.gaps is None else gaps(a.gaps, cast(Array, b.gaps)),
     )
@@ -126,8 +126,10 @@ def row_of_one(
         x,
         zero,
         logit,
-        None if labels is None else Weighed(labels, jnp.where(jnp.isnan(labels), labels, 0), zero),
-        None if unit is None else Weighed(zero, jnp.where(x > -jnp.inf, unit, zero), zero),
+        None
+        if labels is None
+        else WeightedSums(labels, jnp.where(jnp.isnan(labels), labels, 0), zero),
+        None if unit is None else WeightedSums(zero, jnp.where(x > -jnp.inf, unit, zero), zero),
         predicted,
         zero if gaps else None,
     )
@@ -145,17 +147,17 @@ def empty(like: Row) -> Row:
     return nothing._replace(row_max=least, rest=jnp.full((), -1, dtype))
 
 
-def reduced(classes: Classes, row: Row) -> Row:
+def reduced(classes: ClassAxis, row: Row) -> Row:
     """All classes of a row together; the axis is kept, of size 1."""
-    axis = classes.one % row.row_max.ndim
-    row, start = class_axis.alike((row, empty(row)), integers=True)
+    axis = classes.index % row.row_max.ndim
+    row, start = class_axis.match_varying((row, empty(row)), integers=True)
     row = jax.lax.reduce(row, start, merged, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.
     return row._replace(rest=jnp.where(jnp.isnan(row.row_max), row.row_max, row.rest))
 
 
-def across(classes: Classes, row: Row) -> Row:
+def across(classes: ClassAxis, row: Row) -> Row:
     """`merged` over the chips, which hold a part of the classes each."""
     if classes.name is None:
         return row
@@ -164,15 +166,15 @@ def across(classes: Classes, row: Row) -> Row:
     at_top = row.row_max == row_max
     others = jnp.where(at_top, row.rest, (1 + row.rest) * e)
 
-    def below(a: Weighed) -> Array:
-        return a.below + zero_times(a.total, gap)
+    def below(a: WeightedSums) -> Array:
+        return a.below + zero_safe_multiply(a.total, gap)
 
     labels, left = row.labels, row.left
     if labels is not None:
         largest_label = jax.lax.pmax(labels.largest, classes.name)
         has_it = labels.largest == largest_label
         apart_from_it = jnp.where(has_it, labels.others, labels.total)
-        labels = Weighed(has_it.astype(row_max.dtype), apart_from_it, below(labels))
+        labels = WeightedSums(has_it.astype(row_max.dtype), apart_from_it, below(labels))
 
     predicted = row.predicted
     if predicted is not None:
@@ -180,7 +182,7 @@ def across(classes: Classes, row: Row) -> Row:
         number = jax.lax.pmin(own, classes.name)
         label, largest = predicted.label, predicted.largest
         if label is not None:
-            label = classes.across(jnp.where(own == number, label, 0))
+            label = classes.psum(jnp.where(own == number, label, 0))
             largest = jax.lax.pmax(cast(Array, largest), classes.name)
         predicted = Predicted(number, label, largest)
     here = (
@@ -189,93 +191,99 @@ def across(classes: Classes, row: Row) -> Row:
         row.logit,
         labels,
         None if left is None else (left.others, below(left)),
-        None if row.gaps is None else zero_times(e, row.gaps + zero_times(1 + row.rest, gap)),
+        None
+        if row.gaps is None
+        else zero_safe_multiply(e, row.gaps + zero_safe_multiply(1 + row.rest, gap)),
     )
-    others, ties, logit, labels, units, gaps = jax.tree.map(classes.across, here)
+    others, ties, logit, labels, units, gaps = jax.tree.map(classes.psum, here)
     if left is not None:
-        left = Weighed(jnp.zeros_like(units[0]), *units)
+        left = WeightedSums(jnp.zeros_like(units[0]), *units)
     if labels is not None:
         more = (labels.largest - 1) * largest_label
-        labels = Weighed(largest_label, labels.others + more, labels.below)
+        labels = WeightedSums(largest_label, labels.others + more, labels.below)
     return Row(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
 
 
-def pair_of_rows(classes: Classes, x: Array) -> tuple[Array, Array]:
+def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
     """As `logsumexp.pair_of_rows`."""
-    row = reduced(classes, row_of_one(widen(x)))
+    row = reduced(classes, row_of_one(upcast(x)))
     return row.row_max, row.rest
 
 
-def label_statistics(
-    classes: Classes, smoothing: float, x: Array, ids: Array, predicts: bool = False
-) -> LabelNormalizer:
-    """As `softmax_rows.label_statistics`."""
-    x = widen(x)
-    numbers = classes.numbers(x)
+def sparse_label_residuals(
+    classes: ClassAxis, smoothing: float, x: Array, ids: Array, predicts: bool = False
+) -> SparseLabelResiduals:
+    """As `softmax_rows.sparse_label_residuals`."""
+    x = upcast(x)
+    numbers = classes.iota(x)
     logit = jnp.where(numbers == ids, x, 0)
     predicted = Predicted(numbers) if predicts else None
     row = reduced(
         classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x), predicted=predicted)
     )
-    pair = logsumexp.defined(row.row_max, row.rest)
+    pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
     normalizer = softmax_rows.of_pair(cast(Array, row.logit), *pair)
     if row.predicted is not None:
         right = softmax_rows.as_right(row.predicted.number == ids, pair[1])
         normalizer = normalizer._replace(right=right)
     if row.left is None:
         return normalizer
-    share, evenly = _shares(classes, smoothing, x, row.left, pair[1])
-    return normalizer.smoothed(smoothing, share, evenly)
+    share, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, pair[1])
+    return normalizer.smoothed(smoothing, share, uniform_cross_entropy)
 
 
-def labels_statistics(
-    classes: Classes, smoothing: float, x: Array, z: Array, predicts: bool = False
-) -> LabelsStatistics:
-    """As `softmax_rows.labels_statistics`."""
-    x = widen(x)
+def dense_label_residuals(
+    classes: ClassAxis, smoothing: float, x: Array, z: Array, predicts: bool = False
+) -> DenseLabelResiduals:
+    """As `softmax_rows.dense_label_residuals`."""
+    x = upcast(x)
     z = z.astype(x.dtype)
-    predicted = Predicted(classes.numbers(x), z, z) if predicts else None
+    predicted = Predicted(classes.iota(x), z, z) if predicts else None
     row = reduced(
         classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x), predicted=predicted)
     )
-    row_max, rest = logsumexp.defined(row.row_max, row.rest)
-    labels = cast(Weighed, row.labels)
+    row_max, rest = logsumexp.nan_if_invalid(row.row_max, row.rest)
+    labels = cast(WeightedSums, row.labels)
     loss = _cost(labels, rest)
     share = None
     if row.left is not None:
-        share, evenly = _shares(classes, smoothing, x, row.left, rest)
-        loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly
+        share, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, rest)
+        loss = (
+            uniform_cross_entropy + (1 - smoothing) * loss
+            if smoothing < 1
+            else uniform_cross_entropy
+        )
     right = None
     if row.predicted is not None:
         of_predicted, largest = cast(tuple[Array, Array], row.predicted[1:])
         right = softmax_rows.as_right(of_predicted == largest, rest)
     largest, others, _ = labels
-    return LabelsStatistics(row_max, rest, share, labels.total, largest, others, loss, right)
+    return DenseLabelResiduals(row_max, rest, share, labels.total, largest, others, loss, right)
 
 
-def of_prediction(classes: Classes, x: Array, ids: Array) -> PredictionStatistics:
+def of_prediction(classes: ClassAxis, x: Array, ids: Array) -> PredictionResiduals:
     """As `softmax_rows.of_prediction`."""
-    x = widen(x)
-    numbers = classes.numbers(x)
+    x = upcast(x)
+    numbers = classes.iota(x)
     logit = jnp.where(numbers == ids, x, 0)
     row = reduced(classes, row_of_one(x, logit, predicted=Predicted(numbers), gaps=True))
     predicted = cast(Predicted, row.predicted).number
     logit, gaps = cast(Array, row.logit), cast(Array, row.gaps)
-    return PredictionStatistics(logit, row.row_max, row.rest, gaps, predicted)
+    return PredictionResiduals(logit, row.row_max, row.rest, gaps, predicted)
 
 
-def _cost(w: Weighed, rest: Array) -> Array:
+def _cost(w: WeightedSums, rest: Array) -> Array:
     """Sum w (-log p): NaN in a row of NaN, whatever its labels are."""
     return w.below + w.total * log1p(rest)
 
 
-def _unit(classes: Classes, smoothing: float, x: Array) -> float | None:
+def _unit(classes: ClassAxis, smoothing: float, x: Array) -> float | None:
     """A power of two of which all classes have 1 at most: no distance overflows in their sum."""
     return 2.0 ** -classes.count(x).bit_length() if smoothing else None
 
 
 def _shares(
-    classes: Classes, smoothing: float, x: Array, left: Weighed, rest: Array
+    classes: ClassAxis, smoothing: float, x: Array, left: WeightedSums, rest: Array
 ) -> tuple[Array, Array]:
     """What smoothing adds to the label of each class that is left, and what that costs."""
     unit = cast(float, _unit(classes, smoothing, x))
@@ -284,11 +292,15 @@ def _shares(
 
 
 # Each platform registers these as they are: what several share is traced once.
-WAYS: dict[PerPlatform[Any], Callable[..., Any]] = {
+IMPLEMENTATIONS: dict[PerPlatform[Any], Callable[..., Any]] = {
     logsumexp.pair_of_rows: pair_of_rows,
-    softmax_rows.label_statistics: label_statistics,
-    softmax_rows.label_statistics_and_prediction: partial(label_statistics, predicts=True),
-    softmax_rows.labels_statistics: labels_statistics,
+    softmax_rows.sparse_label_residuals: sparse_label_residuals,
+    softmax_rows.sparse_label_residuals_and_prediction: partial(
+        sparse_label_residuals, predicts=True
+    ),
+    softmax_rows.dense_label_residuals: dense_label_residuals,
     softmax_rows.of_prediction: of_prediction,
-    softmax_rows.labels_statistics_and_prediction: partial(labels_statistics, predicts=True),
+    softmax_rows.dense_label_residuals_and_prediction: partial(
+        dense_label_residuals, predicts=True
+    ),
 }

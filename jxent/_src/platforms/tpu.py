@@ -1,4 +1,4 @@
-"""What XLA:TPU wants spelled otherwise: each way with its reason."""
+"""Implementations for XLA:TPU, each with its reason."""
 
 from typing import Any, cast
 
@@ -7,17 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core import blocking, hints
-from jxent._src.core.blocking import AnyCut, Choice, ClassCut, Cut
-from jxent._src.core.dispatch import way
-from jxent._src.core.elementary import Listed
+from jxent._src.core.blocking import AnyBlocks, BlockCandidates, ClassBlocks, ExampleBlocks
+from jxent._src.core.dispatch import implements
+from jxent._src.core.elementary import WeightedIds
 from jxent._src.loss_fns import sigmoid
-from jxent._src.loss_fns.base import Known, Loss
-from jxent._src.loss_fns.statistics import Found, Predictor
+from jxent._src.loss_fns.base import Loss, Residuals
+from jxent._src.loss_fns.statistics import Outputs, Predictor
 from jxent._src.platforms import one_pass
 from jxent._src.projection import per_example, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 # A v5e: 197 TFLOP/s, 819 GB/s, and 128 MiB of fast memory, of which products take a part.
 V5E = blocking.Chip(balance=240, fast=104 * 2**20)
@@ -27,11 +27,11 @@ V5E = blocking.Chip(balance=240, fast=104 * 2**20)
 # axis. A product that makes the logits is fused with the reduction.
 
 
-for function, in_one_pass in one_pass.WAYS.items():
-    way(function, "tpu")(in_one_pass)
+for function, in_one_pass in one_pass.IMPLEMENTATIONS.items():
+    implements(function, "tpu")(in_one_pass)
 
 
-@way(hints.materialize_capped, "tpu", applies=lambda has_ids, _: has_ids)
+@implements(hints.materialize_capped, "tpu", applies=lambda has_ids, _: has_ids)
 def _capped_in_each_pass(_: bool, x: Array) -> Array:
     """The maximum and the label's logit are of one reduction: 3 passes; stored it would be 11."""
     return _stored_in_second_order(x)
@@ -48,27 +48,33 @@ def _stored_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, A
     return hints.materialize(primals[0]), tangents[0]
 
 
-def _are_fused(loss_fn: Loss, blocks: AnyCut, _: Array | None, operands: Operands) -> bool:
-    """Not with a cap, which takes the compiler minutes, and no mask of long lists is stored.
+def _are_fused(loss_fn: Loss, blocks: AnyBlocks, _: Array | None, operands: Operands) -> bool:
+    """Whether the matrix product may be fused with the reduction of its rows.
 
-    Nor where the statistics take several passes over the logits, which then would be.
+    Not with a soft-cap, whose fusion takes the compiler minutes; not for long lists of ids, whose
+    mask would be stored; nor where the statistics take several passes over the logits, which then
+    would be stored.
     """
-    ids = operands.labels.ids if isinstance(operands.labels, Listed) else operands.labels
+    ids = operands.labels.ids if isinstance(operands.labels, WeightedIds) else operands.labels
     lists = ids.ndim > 1 and jnp.issubdtype(ids.dtype, jnp.integer)
     are_long = lists and ids.shape[-1] > LONG
     fused = not (are_long or loss_fn.has_teacher)
-    return loss_fn.logit_softcap is None and isinstance(blocks, Choice | ClassCut) and fused
+    return (
+        loss_fn.logit_softcap is None
+        and isinstance(blocks, BlockCandidates | ClassBlocks)
+        and fused
+    )
 
 
-@way(per_example.losses_and_known, "tpu", applies=_are_fused)
+@implements(per_example.losses_and_residuals, "tpu", applies=_are_fused)
 def _in_one_block(
-    loss_fn: Loss, _: AnyCut, weights: Array | None, operands: Operands
-) -> tuple[Array, Known]:
+    loss_fn: Loss, _: AnyBlocks, weights: Array | None, operands: Operands
+) -> tuple[Array, Residuals]:
     """The product is fused with the one reduction of its rows: no logits are stored at all.
 
     v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 1.2 GB in place of 27 GB moved.
     """
-    whole = Cut(1, operands.inputs.shape[0])
+    whole = ExampleBlocks(1, operands.inputs.shape[0])
     return per_example.by_examples(loss_fn, whole, weights, _kept_near(operands))
 
 
@@ -102,33 +108,33 @@ def _kept_near(operands: Operands) -> Operands:
 WIDE, MOST_LOGITS = 15 * 1024, 2**27
 
 
-def _widened(blocks: ClassCut | None, operands: Operands) -> ClassCut:
-    cut = cast(ClassCut, blocks)
+def _widened(blocks: ClassBlocks | None, operands: Operands) -> ClassBlocks:
+    cut = cast(ClassBlocks, blocks)
     if cut.runs > 1 or not _are_long(operands):
         return cut
     width = min(WIDE, cut.length, MOST_LOGITS // operands.inputs.shape[0])
     return cut._replace(width=max(cut.width, width))
 
 
-def _classes_pay(_: Loss, blocks: AnyCut, *rest: Any) -> bool:
+def _prefer_class_blocks(_: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
     """For the sum of the losses, where blocks of examples have a product less."""
     return _pay(blocks, rest[-1], products=1)
 
 
-def _classes_pay_each(loss_fn: Loss, blocks: AnyCut, *rest: Any) -> bool:
+def _prefer_class_blocks_per_example(loss_fn: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
     """For one loss an example, where both have four products."""
     curves = loss_fn.second_order_by_class_block
     return curves and _pay(blocks, rest[-2], products=0)
 
 
-def _pay(blocks: AnyCut, operands: Operands, products: int) -> bool:
-    return isinstance(blocks, Choice) and blocking.classes_pay(
+def _pay(blocks: AnyBlocks, operands: Operands, products: int) -> bool:
+    return isinstance(blocks, BlockCandidates) and blocking.prefer_class_blocks(
         V5E, blocks, operands.inputs, operands.kernel, products
     )
 
 
-@way(reduced.values_and_gradients, "tpu", applies=_classes_pay)
-def _by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Any:
+@implements(reduced.values_and_gradients, "tpu", applies=_prefer_class_blocks)
+def _by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Any:
     """The kernel's gradient is written once, in its own dtype, and no logits are stored.
 
     v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 22 GB in place of 95 moved, a
@@ -136,51 +142,57 @@ def _by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Any:
     traffic.
     """
     cut = _widened(blocks.classes, rest[-1])
-    return reduced.values_and_gradients.plain(loss_fn, cut, *rest)
+    return reduced.values_and_gradients.reference(loss_fn, cut, *rest)
 
 
-@way(per_example.change, "tpu", applies=_classes_pay_each)
-def _change_by_classes(loss_fn: Loss, blocks: Choice, *rest: Any) -> Array:
+@implements(per_example.tangent_of_losses, "tpu", applies=_prefer_class_blocks_per_example)
+def _tangent_by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Array:
     """The same of one loss an example."""
-    return per_example.change.plain(loss_fn, _widened(blocks.classes, rest[-2]), *rest)
+    return per_example.tangent_of_losses.reference(
+        loss_fn, _widened(blocks.classes, rest[-2]), *rest
+    )
 
 
-def _is_uncapped(predictor: Predictor, blocks: AnyCut, *_: Any) -> bool:
-    return predictor.logit_softcap is None and isinstance(blocks, Choice)
+def _is_uncapped(predictor: Predictor, blocks: AnyBlocks, *_: Any) -> bool:
+    return predictor.logit_softcap is None and isinstance(blocks, BlockCandidates)
 
 
-@way(softmax_statistics.statistics_of_projection, "tpu", applies=_is_uncapped)
-def _statistics_in_one_block(predictor: Predictor, _: AnyCut, operands: Operands) -> Found:
+@implements(softmax_statistics.statistics_of_projection, "tpu", applies=_is_uncapped)
+def _statistics_in_one_block(predictor: Predictor, _: AnyBlocks, operands: Operands) -> Outputs:
     """As `_in_one_block`."""
-    whole = Cut(1, operands.inputs.shape[0])
+    whole = ExampleBlocks(1, operands.inputs.shape[0])
     return softmax_statistics.by_examples(predictor, whole, _kept_near(operands))
 
 
-def _classes_pay_statistics(_: Predictor, blocks: AnyCut, *rest: Any) -> bool:
+def _prefer_class_blocks_statistics(_: Predictor, blocks: AnyBlocks, *rest: Any) -> bool:
     return _pay(blocks, rest[-2], products=0)
 
 
-@way(softmax_statistics.changes_of_projection, "tpu", applies=_classes_pay_statistics)
-def _changes_by_classes(predictor: Predictor, blocks: Choice, *rest: Any) -> dict[str, Array]:
-    """As `_change_by_classes`."""
+@implements(
+    softmax_statistics.tangents_of_projection, "tpu", applies=_prefer_class_blocks_statistics
+)
+def _tangents_by_classes(
+    predictor: Predictor, blocks: BlockCandidates, *rest: Any
+) -> dict[str, Array]:
+    """As `_tangent_by_classes`."""
     cut = _widened(blocks.classes, rest[-2])
-    return softmax_statistics.changes_of_projection.plain(predictor, cut, *rest)
+    return softmax_statistics.tangents_of_projection.reference(predictor, cut, *rest)
 
 
-@way(hints.materialize_before_cap, "tpu")
+@implements(hints.materialize_before_cap, "tpu")
 def _stored_logits(x: Array) -> Array:
     """With a cap on it the compiler takes minutes to fuse a product with what comes next."""
     return hints.materialize(x)
 
 
-@way(hints.materialize_grad, "tpu")
-def _stored_slope(slope: Array) -> Array:
+@implements(hints.materialize_grad, "tpu")
+def _stored_grad(grad: Array) -> Array:
     """Else both products compute it again from logits in float32.
 
     v5e, 8192 examples, 1024 features, 131072 classes, bfloat16, value and both gradients: 7.8 GB in
     place of 14.3 GB moved, 59 in place of 66 million cycles, by the compiler.
     """
-    return hints.materialize(slope)
+    return hints.materialize(grad)
 
 
 LANES = 128
@@ -188,13 +200,13 @@ TILE = 8 * LANES
 LONG = 12  # ids: up to here comparisons are cheaper than products
 
 
-def _in_tiles(classes: Classes, ids: Array, x: Array) -> bool:
-    whole = classes.name is None and class_axis.runs_of_classes(x) == 1
+def _in_tiles(classes: ClassAxis, ids: Array, x: Array) -> bool:
+    whole = classes.name is None and class_axis.num_class_shards(x) == 1
     return whole and ids.shape[-1] > LONG and x.shape[-1] % TILE == 0
 
 
-@way(sigmoid.listed_classes, "tpu", applies=_in_tiles)
-def _listed_by_products(_: Classes, ids: Array, x: Array) -> Array:
+@implements(sigmoid.multi_hot_mask, "tpu", applies=_in_tiles)
+def _multi_hot_mask_by_products(_: ClassAxis, ids: Array, x: Array) -> Array:
     """By one small product an example: id = 128 high + low, and each is a one-hot row.
 
     v5e, 4096 x 131072 bfloat16, 24 and 64 ids, value and gradient: 17 million cycles for 49 and 32,

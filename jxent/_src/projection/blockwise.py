@@ -19,23 +19,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._src.core.blocking import Cut
-from jxent._src.core.elementary import widen
+from jxent._src.core.blocking import ExampleBlocks
+from jxent._src.core.elementary import upcast
 from jxent._src.loss_fns import base
 from jxent._src.projection.reduced import inner
 from jxent._src.sharding import class_axis
 
 # Of what rows share and of a block of them: its losses, and what else is to be added up.
 Function = Callable[[Any, Any], tuple[Array, Any]]
-Protect = Callable[[Callable[..., Any]], Callable[..., Any]]
+CheckpointBlock = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockwiseSpec:
     """What is known before any number is."""
 
     function: Function
-    blocks: Cut
+    blocks: ExampleBlocks
     masks: bool  # whether a weight of 0 was meant to drop its row, or came from a plain number
     learned: bool  # whether the weights may be differentiated: no booleans, no integers
 
@@ -47,14 +47,14 @@ class Plan:
         counts = weights != 0
         return counts if losses is None else counts | jnp.isfinite(losses)
 
-    def counting_in_derivatives(self, weights: Array, given: "Given") -> Array | None:
+    def counting_in_derivatives(self, weights: Array, given: "BlockwiseInputs") -> Array | None:
         """The same for what JAX differentiates itself: learned weights have a slope at 0 too."""
         if self.masks and self.learned:
             return self.counting(weights, losses_as_they_are(self, weights, given))
         return self.counting(weights)
 
 
-class Given(NamedTuple):
+class BlockwiseInputs(NamedTuple):
     """What a user's losses are computed from."""
 
     shared: Any
@@ -67,7 +67,7 @@ class Given(NamedTuple):
         return number
 
 
-class _Moving:
+class _DifferentiableLeaves:
     """The leaves of a tree that are differentiated."""
 
     def __init__(self, tree: Any, which: tuple[bool, ...]):
@@ -86,10 +86,10 @@ class _Moving:
         return jax.tree.unflatten(self._tree, [next(own) if moves else x for x, moves in pairs])
 
 
-class _Counting:
+class _RowMask:
     """Which rows count; those that do not are replaced by one that does."""
 
-    def __init__(self, counts: Array | None, given: Given):
+    def __init__(self, counts: Array | None, given: BlockwiseInputs):
         self.counts = counts
         if counts is not None:
             one = jax.tree.map(partial(class_axis.row, jnp.argmax(counts)), given.rows)
@@ -124,71 +124,73 @@ def _tangent(function: Callable[..., Any], primals: Any, tangents: Any) -> Any:
     # As a whole: else a third derivative misses the rules of what a block calls.
     @jax.checkpoint
     def along(primals: Any, moved: list[Array]) -> Any:
-        moving = _Moving(primals, which)
+        nonzero_tangents = _DifferentiableLeaves(primals, which)
 
         def at(leaves: list[Array]) -> Any:
-            return function(*moving.replaced_by(leaves))
+            return function(*nonzero_tangents.replaced_by(leaves))
 
-        return jax.jvp(at, (moving.leaves,), (moved,))[1]
+        return jax.jvp(at, (nonzero_tangents.leaves,), (moved,))[1]
 
     return along(primals, [t for t in leaves if t is not None])
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def weighted_losses(plan: Plan, weights: Float[Array, "rows"], given: Given) -> Array:
+def weighted_losses(
+    plan: BlockwiseSpec, weights: Float[Array, "rows"], given: BlockwiseInputs
+) -> Array:
     """The losses, each times its weight; reverse mode computes each block a second time."""
     return weights * _losses(plan, plan.counting(weights), given)
 
 
-def _weighted_losses_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _weighted_losses_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> tuple[Array, Array]:
     counts = plan.counting_in_derivatives(*primals)
 
-    def weighted(weights: Array, given: Given) -> Array:
+    def weighted(weights: Array, given: BlockwiseInputs) -> Array:
         return weights * _losses(plan, counts, given)
 
-    change = _tangent(weighted, primals, base.present(tangents))
-    return weighted_losses(plan, *primals), change
+    tangent_out = _tangent(weighted, primals, base.present(tangents))
+    return weighted_losses(plan, *primals), tangent_out
 
 
 weighted_losses.defjvp(_weighted_losses_jvp, symbolic_zeros=True)
 
 
-def losses_as_they_are(plan: Plan, weights: Array, given: Given) -> Array:
+def losses_as_they_are(plan: BlockwiseSpec, weights: Array, given: BlockwiseInputs) -> Array:
     """The losses of all rows, also of those that weigh 0. They have no derivative."""
     plan = _of_all_rows(plan)
     return _losses(plan, plan.counting(weights), jax.lax.stop_gradient(given))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def finite_losses(plan: Plan, ones: Float[Array, "rows"], given: Given) -> Array:
+def finite_losses(plan: BlockwiseSpec, ones: Float[Array, "rows"], given: BlockwiseInputs) -> Array:
     """The losses of all rows, and 0 where they are not finite: what the weights multiply."""
     losses = _losses(plan, _of_all_rows(plan).counting(ones), given)
     return jnp.where(jnp.isfinite(losses), losses, 0)
 
 
 # A cotangent of 0 that reaches a loss of NaN makes NaN of it: such rows are replaced here too.
-def _finite_losses_jvp(plan: Plan, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _finite_losses_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> tuple[Array, Array]:
     ones, given = primals
     counts = jnp.isfinite(losses_as_they_are(plan, ones, given))
-    change = _tangent(partial(_losses, plan, counts), (given,), (base.present(tangents[1]),))
-    return finite_losses(plan, *primals), change
+    tangent_out = _tangent(partial(_losses, plan, counts), (given,), (base.present(tangents[1]),))
+    return finite_losses(plan, *primals), tangent_out
 
 
 finite_losses.defjvp(_finite_losses_jvp, symbolic_zeros=True)
 
 
-def _of_all_rows(plan: Plan) -> Plan:
+def _of_all_rows(plan: BlockwiseSpec) -> BlockwiseSpec:
     """The same where no weight drops a row."""
-    return Plan(plan.function, plan.blocks, masks=False, learned=False)
+    return BlockwiseSpec(plan.function, plan.blocks, masks=False, learned=False)
 
 
-def _losses(plan: Plan, counts: Array | None, given: Given) -> Array:
+def _losses(plan: BlockwiseSpec, counts: Array | None, given: BlockwiseInputs) -> Array:
     """The losses of rows that count, 0 for the others."""
-    rows = _Counting(counts, given)
+    rows = _RowMask(counts, given)
 
     @jax.checkpoint
     def block(counts: Array | None, own: Any, shared: Any) -> Array:
-        return widen(plan.function(shared, rows.replaced(counts, own))[0])
+        return upcast(plan.function(shared, rows.replaced(counts, own))[0])
 
     @jax.checkpoint
     def all_blocks(cut: Any, shared: Any) -> Array:
@@ -225,108 +227,119 @@ def _passed_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def total(
-    plan: Plan, weights: Float[Array, "rows"], each: Float[Array, "rows"], given: Given
+    plan: BlockwiseSpec,
+    weights: Float[Array, "rows"],
+    each: Float[Array, "rows"],
+    given: BlockwiseInputs,
 ) -> tuple[Float[Array, ""], Any]:
     """sum(weights * losses), and the sums of what else there is, weighed by `each`."""
     wanted = (False,) * len(jax.tree.leaves(given))
-    value, sums, _ = _swept(plan, wanted, weights, each, given)
+    value, sums, _ = _fused_value_and_grads(plan, wanted, weights, each, given)
     return value, sums
 
 
 # As `reduced`'s; a function that adds its losses up over an axis of a mesh adds their tangents too.
-def _total_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
+def _total_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> Any:
     weights, each, given = primals
-    dweights, _, moving = base.present(tangents)
-    leaves = jax.tree.leaves(moving, is_leaf=lambda t: t is None)
+    dweights, _, nonzero_tangents = base.present(tangents)
+    leaves = jax.tree.leaves(nonzero_tangents, is_leaf=lambda t: t is None)
     wanted = tuple(t is not None for t in leaves)
-    value, sums, slopes = _swept(plan, wanted, weights, each, given)
-    change = jnp.zeros_like(value)
-    for slope, t in zip(slopes, (t for t in leaves if t is not None), strict=True):
+    value, sums, grads = _fused_value_and_grads(plan, wanted, weights, each, given)
+    tangent_out = jnp.zeros_like(value)
+    for grad, t in zip(grads, (t for t in leaves if t is not None), strict=True):
         if jnp.issubdtype(t.dtype, jnp.complexfloating):
-            along = jnp.sum(jnp.real(slope * t)).astype(value.dtype)
+            along = jnp.sum(jnp.real(grad * t)).astype(value.dtype)
         else:
-            along = inner(slope, t, value.dtype)
-        change += class_axis.varying_as(value, along)
+            along = inner(grad, t, value.dtype)
+        tangent_out += class_axis.sum_to_varying_of(value, along)
     if dweights is not None:
-        change += jnp.sum(finite_losses(plan, jnp.ones_like(weights), given) * dweights)
-    return (value, sums), (change, jax.tree.map(jnp.zeros_like, sums))
+        tangent_out += jnp.sum(finite_losses(plan, jnp.ones_like(weights), given) * dweights)
+    return (value, sums), (tangent_out, jax.tree.map(jnp.zeros_like, sums))
 
 
 total.defjvp(_total_jvp, symbolic_zeros=True)
 
 
-class _Swept(NamedTuple):
+class _ValueAndGrads(NamedTuple):
     value: Array
     sums: Any
-    slopes: list[Array]  # of the value, by each leaf of what is given that is wanted
+    grads: list[Array]  # of the value, by each leaf of what is given that is wanted
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _swept(
-    plan: Plan, wanted: tuple[bool, ...], weights: Array, each: Array, given: Given
-) -> _Swept:
+def _fused_value_and_grads(
+    plan: BlockwiseSpec,
+    wanted: tuple[bool, ...],
+    weights: Array,
+    each: Array,
+    given: BlockwiseInputs,
+) -> _ValueAndGrads:
     counts = plan.counting(weights)
-    return _sweep(plan, wanted, lambda block: block, counts, weights, each, given)
+    return _value_and_grads(plan, wanted, lambda block: block, counts, weights, each, given)
 
 
-def _swept_jvp(
-    plan: Plan, wanted: tuple[bool, ...], primals: Any, tangents: Any
-) -> tuple[_Swept, _Swept]:
+def _fused_value_and_grads_jvp(
+    plan: BlockwiseSpec, wanted: tuple[bool, ...], primals: Any, tangents: Any
+) -> tuple[_ValueAndGrads, _ValueAndGrads]:
     weights, _, given = primals
     counts = plan.counting_in_derivatives(weights, given)
-    sweep = partial(_sweep, plan, wanted, jax.checkpoint, counts)
-    result = _swept(plan, wanted, *primals)
-    change = _tangent(sweep, primals, base.present(tangents))
-    return result, change._replace(sums=jax.tree.map(jnp.zeros_like, result.sums))
+    value_and_grads = partial(_value_and_grads, plan, wanted, jax.checkpoint, counts)
+    result = _fused_value_and_grads(plan, wanted, *primals)
+    tangent_out = _tangent(value_and_grads, primals, base.present(tangents))
+    return result, tangent_out._replace(sums=jax.tree.map(jnp.zeros_like, result.sums))
 
 
-_swept.defjvp(_swept_jvp, symbolic_zeros=True)
+_fused_value_and_grads.defjvp(_fused_value_and_grads_jvp, symbolic_zeros=True)
 
 
-def _sweep(
-    plan: Plan,
+def _value_and_grads(
+    plan: BlockwiseSpec,
     wanted: tuple[bool, ...],
-    protect: Protect,
+    checkpoint_block: CheckpointBlock,
     counts: Array | None,
     weights: Array,
     each: Array,
-    given: Given,
-) -> _Swept:
+    given: BlockwiseInputs,
+) -> _ValueAndGrads:
     """The total and its gradients by the leaves that are wanted; and the sums."""
-    rows = _Counting(counts, given)
+    rows = _RowMask(counts, given)
     number = len(jax.tree.leaves(given.shared))
-    shared = _Moving(given.shared, wanted[:number]).leaves
+    shared = _DifferentiableLeaves(given.shared, wanted[:number]).leaves
 
-    @protect
+    @checkpoint_block
     def block(counts: Array | None, weights: Array, each: Array, own: Any, of_all: Any) -> Any:
-        moving = _Moving(Given(of_all, rows.replaced(counts, own)), wanted)
+        nonzero_tangents = _DifferentiableLeaves(
+            BlockwiseInputs(of_all, rows.replaced(counts, own)), wanted
+        )
         if counts is not None:
             weights = jnp.where(counts, weights, 0)
 
         def losses(leaves: list[Array]) -> tuple[Array, Any]:
-            values, more = plan.function(*moving.replaced_by(leaves))
-            return widen(values), more
+            values, more = plan.function(*nonzero_tangents.replaced_by(leaves))
+            return upcast(values), more
 
-        if moving.leaves:
-            values, pull, more = jax.vjp(losses, moving.leaves, has_aux=True)
+        if nonzero_tangents.leaves:
+            values, pull, more = jax.vjp(losses, nonzero_tangents.leaves, has_aux=True)
             # The sum has the type of the values, on every mesh.
-            (slopes,) = pull(weights + jnp.zeros_like(values))
+            (grads,) = pull(weights + jnp.zeros_like(values))
         else:
-            (values, more), slopes = losses([]), []
+            (values, more), grads = losses([]), []
         if counts is not None:
             values = jnp.where(counts, values, 0)
-        sums = jax.tree.map(partial(_weighed_sum, each), jax.lax.stop_gradient(more))
-        return slopes[len(shared) :], (jnp.sum(weights * values), sums), slopes[: len(shared)]
+        sums = jax.tree.map(partial(_weighted_row_sum, each), jax.lax.stop_gradient(more))
+        return grads[len(shared) :], (jnp.sum(weights * values), sums), grads[: len(shared)]
 
-    start = [jnp.zeros_like(widen(x)) for x in shared]
+    start = [jnp.zeros_like(upcast(x)) for x in shared]
     cut = (counts, weights, each, given.rows)
-    by_rows, (value, sums), by_shared = plan.blocks.over(
+    map_row_blocks, (value, sums), by_shared = plan.blocks.over(
         lambda cut: block(*cut, given.shared), given.number, cut, start
     )
-    return _Swept(value, sums, [*map(rows.of_all, by_shared), *map(rows.of_rows, by_rows)])
+    return _ValueAndGrads(
+        value, sums, [*map(rows.of_all, by_shared), *map(rows.of_rows, map_row_blocks)]
+    )
 
 
-def _weighed_sum(weights: Array, x: Array) -> Array:
+def _weighted_row_sum(weights: Array, x: Array) -> Array:
     wider = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize > weights.dtype.itemsize
     dtype = x.dtype if wider else weights.dtype
-    return jnp.sum(base.weigh(_along(weights.astype(dtype), x), x.astype(dtype)), 0)
+    return jnp.sum(base.apply_weights(_along(weights.astype(dtype), x), x.astype(dtype)), 0)

@@ -11,10 +11,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jxent._src.checks import check
-from jxent._src.core.blocking import Cut, chips_of, evened
+from jxent._src.core.blocking import ExampleBlocks, balanced, chips_of
 from jxent._src.core.elementary import computing_dtype
-from jxent._src.core.options import shown
-from jxent._src.projection.blockwise import Function, Given
+from jxent._src.core.options import short_repr
+from jxent._src.projection.blockwise import BlockwiseInputs, Function
 from jxent._src.sharding import class_axis
 
 
@@ -22,8 +22,8 @@ class Checked(NamedTuple):
     """What a sweep over blocks of rows is given."""
 
     function: Function  # of what it is given, with all that the user's function closes over
-    given: Given
-    blocks: Cut
+    given: BlockwiseInputs
+    blocks: ExampleBlocks
     dtype: DTypeLike  # that the losses are computed in
     crosses_unchecked: bool  # whether it computes across chips where nothing checks what varies
 
@@ -38,7 +38,9 @@ def rows(
 ) -> Checked:
     """The user's function and what it is computed from. `weights`: as they were given."""
     if not callable(loss_fn):
-        raise TypeError(f"loss_fn must be a function of params and a block, got {shown(loss_fn)}")
+        raise TypeError(
+            f"loss_fn must be a function of params and a block, got {short_repr(loss_fn)}"
+        )
     params, of_params = jax.tree.flatten(jax.tree.map(partial(_array, "params"), params))
     rows, of_rows = jax.tree.flatten(_rows(rows))
 
@@ -47,9 +49,9 @@ def rows(
         return _losses_and_more(found, has_aux)
 
     weights = [w for w in jax.tree.leaves(weights) if isinstance(w, jax.Array)]
-    axes = {axis for x in (*params, *rows, *weights) for axis in class_axis.varies_over(x)}
+    axes = {axis for x in (*params, *rows, *weights) for axis in class_axis.varying_axes_of(x)}
     params, rows = class_axis.varying((params, rows), axes)
-    blocks = evened(rows[0].shape[0], block_size, math.lcm(*map(chips_of, rows)))
+    blocks = balanced(rows[0].shape[0], block_size, math.lcm(*map(chips_of, rows)))
 
     # All that it closes over becomes an argument: integers and keys too, which may be tracers of a
     # program that is gone when the derivative is taken.
@@ -86,7 +88,7 @@ def rows(
     losses, more = found
     _check_losses(losses, blocks.size)
     _check_more(more, blocks.size)
-    given = Given((params, closed_over), rows)
+    given = BlockwiseInputs((params, closed_over), rows)
     unchecked = any(map(class_axis.is_unchecked, crossed))
     return Checked(function, given, blocks, computing_dtype(losses.dtype), unchecked)
 
@@ -112,7 +114,7 @@ def _losses_and_more(found: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def _check_closed_over(arrays: list[Any], axes: Set[Any]) -> None:
     for x in arrays:
-        missing = axes - class_axis.varies_over(x) if isinstance(x, jax.core.Tracer) else None
+        missing = axes - class_axis.varying_axes_of(x) if isinstance(x, jax.core.Tracer) else None
         if missing and jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"loss_fn must not close over a floating array, of shape {x.shape}, that is the "
@@ -155,7 +157,8 @@ def _array(name: str, x: Any) -> Array:
         array = jnp.asarray(x)
     except TypeError:
         raise TypeError(
-            f"{name} must be a pytree of arrays, got a leaf {shown(x)}; loss_fn may close over "
+            f"{name} must be a pytree of arrays, got a leaf {short_repr(x)}; loss_fn may close "
+            "over "
             "what is none"
         ) from None
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
@@ -167,7 +170,7 @@ def _rows(rows: Any) -> Any:
     rows = jax.tree.map(partial(_array, "rows"), rows)
     shapes = [x.shape for x in jax.tree.leaves(rows)]
     if not shapes:
-        raise ValueError(f"rows must have an array at least, got {shown(rows)}")
+        raise ValueError(f"rows must have an array at least, got {short_repr(rows)}")
     if not all(shapes) or any(shape[0] != shapes[0][0] for shape in shapes):
         raise ValueError(f"rows must be arrays that share their first axis, got shapes {shapes}")
     return rows

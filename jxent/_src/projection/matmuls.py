@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from jxent._src.core import hints
 from jxent._src.core.blocking import Block
-from jxent._src.core.elementary import Listed, computing_dtype
+from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
 from jxent._src.loss_fns.base import Data, OfLogits, present
 from jxent._src.sharding import class_axis
@@ -37,16 +37,16 @@ class Operands(NamedTuple):
         return self.kernel, self.bias, self.parameters
 
 
-def alike(operands: Any) -> Any:
-    """As `class_axis.alike`; but lists of weighted labels, and losses, are whole on every chip."""
+def match_varying(operands: Any) -> Any:
+    """As `class_axis.match_varying`; lists of weighted labels are whole on every chip."""
 
     def is_list(x: Any) -> bool:
-        return isinstance(x, Listed)
+        return isinstance(x, WeightedIds)
 
     def whole(given: Any, made: Any) -> Any:
         return given if is_list(given) else made
 
-    return jax.tree.map(whole, operands, class_axis.alike(operands), is_leaf=is_list)
+    return jax.tree.map(whole, operands, class_axis.match_varying(operands), is_leaf=is_list)
 
 
 def in_products(operands: Operands) -> Operands:
@@ -67,7 +67,7 @@ def of_block(loss_fn: OfLogits, block: Block, operands: Operands) -> Operands:
     )
 
 
-def without_broken(weights: Array, inputs: Array) -> tuple[Array, Array]:
+def zero_nonfinite_where_masked(weights: Array, inputs: Array) -> tuple[Array, Array]:
     """Weights and inputs with 0 in place of examples that weigh 0 and whose inputs are inf or NaN.
 
     Before the projection: its derivative multiplies the inputs by the logits' cotangent, which is
@@ -86,11 +86,11 @@ def no_losses(operands: Operands) -> Array:
     return jnp.sum(jnp.zeros_like(inputs, dtype=computing_dtype(inputs.dtype)), axis=1)
 
 
-def moving_of(tangents: Any) -> Operands:
+def nonzero_tangents_of(tangents: Any) -> Operands:
     """The tangents of operands, None for those that are zero."""
-    moving: Any = present(tangents)
-    still = not jax.tree.leaves(moving.kernel)
-    return cast(Operands, moving._replace(kernel=None) if still else moving)
+    nonzero_tangents: Any = present(tangents)
+    still = not jax.tree.leaves(nonzero_tangents.kernel)
+    return cast(Operands, nonzero_tangents._replace(kernel=None) if still else nonzero_tangents)
 
 
 def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "block classes"]:
@@ -100,13 +100,13 @@ def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "
         inputs,
         columns,
         preferred_element_type=computing_dtype(kernel.dtype),
-        out_sharding=class_axis.split_of_product(inputs, columns),
+        out_sharding=class_axis.matmul_sharding(inputs, columns),
     )
     return x if bias is None else x + bias[None]
 
 
-def pushed(
-    operands: Operands, change: Operands, shared: bool = False
+def logits_jvp(
+    operands: Operands, tangent_out: Operands, shared: bool = False
 ) -> Float[Array, "block classes"] | None:
     """The tangent of a block's logits, of operands in the products' dtype; None for zero.
 
@@ -117,23 +117,23 @@ def pushed(
     _, inputs, kernel, _, _ = operands
     wide = computing_dtype(inputs.dtype)
     product = wide if inputs.dtype == jnp.float16 else inputs.dtype
-    split = class_axis.split_of_product(inputs, matrix(kernel))
+    split = class_axis.matmul_sharding(inputs, matrix(kernel))
 
     def times(rows: Array, columns: Kernel) -> Array:
         rows, columns = rows.astype(product), matrix(columns.astype(product))
         return jnp.matmul(rows, columns, out_sharding=split)
 
     moved = []
-    if change.inputs is not None:
-        moved.append(times(change.inputs, kernel))
-    if change.kernel is not None:
-        moved.append(times(inputs, change.kernel))
+    if tangent_out.inputs is not None:
+        moved.append(times(tangent_out.inputs, kernel))
+    if tangent_out.kernel is not None:
+        moved.append(times(inputs, tangent_out.kernel))
     if shared and moved:
         moved = hints.materialize(moved)  # else each product computes it again
     moved = [x.astype(wide) for x in moved]
-    if change.bias is not None:
+    if tangent_out.bias is not None:
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
-        moved.append(rows + change.bias[None])
+        moved.append(rows + tangent_out.bias[None])
     return reduce(jnp.add, moved) if moved else None
 
 
@@ -149,8 +149,8 @@ def _logits_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     value = logits(*primals)
     inputs, kernel, bias = primals
     operands = in_products(Operands(None, inputs, kernel, bias, None))
-    change = pushed(operands, moving_of(Operands(None, *tangents, None)))  # type: ignore[call-arg]
-    return value, jnp.zeros_like(value) if change is None else change
+    tangent_out = logits_jvp(operands, nonzero_tangents_of(Operands(None, *tangents, None)))  # type: ignore[call-arg]
+    return value, jnp.zeros_like(value) if tangent_out is None else tangent_out
 
 
 logits.defjvp(_logits_jvp, symbolic_zeros=True)
@@ -186,15 +186,17 @@ def other_tangents(
 
     if dparameters is None:
         dparameters = jax.tree.map(lambda _: None, operands.parameters)
-    moving = jax.tree.map(still, given, (dlabels, dparameters), is_leaf=lambda x: x is None)
-    _, (dlabels, dparameters) = jax.jvp(loss_fn.of_operands, given, moving)
+    nonzero_tangents = jax.tree.map(
+        still, given, (dlabels, dparameters), is_leaf=lambda x: x is None
+    )
+    _, (dlabels, dparameters) = jax.jvp(loss_fn.of_operands, given, nonzero_tangents)
     return dlabels, None, dparameters
 
 
-class Narrow(NamedTuple):
+class ScaledCast(NamedTuple):
     """The slope of a block, and the same in the dtype of its products."""
 
-    slope: Array
+    grad: Array
     low: Array
     down: Array | None  # what products of `low` are multiplied by; None for 1
 
@@ -208,7 +210,7 @@ class Narrow(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _scaled_product(
-    multiply: Callable[[Array, Array], Array], slope: Array, low: Array, down: Array, operand: Array
+    multiply: Callable[[Array, Array], Array], grad: Array, low: Array, down: Array, operand: Array
 ) -> Array:
     return multiply(low, operand) * down
 
@@ -219,48 +221,48 @@ def _scaled_product_jvp(
     multiply: Callable[[Array, Array], Array], primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
     _, low, down, operand = primals
-    dslope, _, _, doperand = present(tangents)
+    dgrad, _, _, doperand = present(tangents)
     value = _scaled_product(multiply, *primals)
-    change = jnp.zeros_like(value)
-    if dslope is not None:
-        change += multiply(dslope, operand.astype(dslope.dtype))
+    tangent_out = jnp.zeros_like(value)
+    if dgrad is not None:
+        tangent_out += multiply(dgrad, operand.astype(dgrad.dtype))
     if doperand is not None:
-        change += multiply(low, doperand) * down
-    return value, change
+        tangent_out += multiply(low, doperand) * down
+    return value, tangent_out
 
 
 _scaled_product.defjvp(_scaled_product_jvp, symbolic_zeros=True)
 
 
-def inputs_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Array:
+def inputs_gradient(grad: ScaledCast, inputs: Array, kernel: Kernel) -> Array:
     """d/d inputs of a block."""
-    wide, split = computing_dtype(kernel.dtype), class_axis.split_of(inputs)
+    wide, split = computing_dtype(kernel.dtype), class_axis.explicit_sharding(inputs)
 
     def multiply(low: Array, rows: Array) -> Array:
         return jnp.matmul(low, rows, preferred_element_type=wide, out_sharding=split)
 
-    return slope.times(multiply, matrix(kernel).T)
+    return grad.times(multiply, matrix(kernel).T)
 
 
-def kernel_gradient(slope: Narrow, inputs: Array, kernel: Kernel) -> Kernel:
+def kernel_gradient(grad: ScaledCast, inputs: Array, kernel: Kernel) -> Kernel:
     """d/d kernel of a block, as the kernel lies."""
     wide = computing_dtype(kernel.dtype)
     if isinstance(kernel, Transposed):
-        of_table = class_axis.split_of(kernel.table)
+        of_table = class_axis.explicit_sharding(kernel.table)
 
         def multiply_table(low: Array, inputs: Array) -> Array:
             return jnp.matmul(low.T, inputs, preferred_element_type=wide, out_sharding=of_table)
 
-        return Transposed(slope.times(multiply_table, inputs))
-    split = class_axis.split_of(kernel)
+        return Transposed(grad.times(multiply_table, inputs))
+    split = class_axis.explicit_sharding(kernel)
 
     def multiply(low: Array, columns: Array) -> Array:
         return jnp.matmul(columns, low, preferred_element_type=wide, out_sharding=split)
 
-    return slope.times(multiply, hints.transpose(inputs))
+    return grad.times(multiply, hints.transpose(inputs))
 
 
-def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
+def scaled_cast(grad: Array, dtype: DTypeLike) -> ScaledCast:
     """The slope of a block in the dtype of its products.
 
     float16 has 5 bits of exponent: a probability over the number of examples is below its range.
@@ -269,12 +271,12 @@ def narrowed(slope: Array, dtype: DTypeLike) -> Narrow:
     that is 2^38 times smaller is 0. Where the largest is 0, inf or NaN nothing is scaled.
     """
     if dtype != jnp.float16:
-        return Narrow(slope, slope.astype(dtype), None)
-    fixed = jax.lax.stop_gradient(slope)  # see `_scaled_product`
+        return ScaledCast(grad, grad.astype(dtype), None)
+    fixed = jax.lax.stop_gradient(grad)  # see `_scaled_product`
     largest = jnp.max(jnp.abs(fixed), initial=0)
     _, exponent = jnp.frexp(largest)  # largest = m 2^exponent, m in [1/2, 1)
     usable = jnp.isfinite(largest) & (largest > 0)
     # Beyond these ends the power of two would not be a normal number of float32.
     exponent = jnp.clip(jnp.where(usable, exponent, 14), -100, 128)
     up, down = (jnp.ldexp(jnp.ones_like(largest), e) for e in (14 - exponent, exponent - 14))
-    return Narrow(slope, (fixed * up).astype(dtype), down)
+    return ScaledCast(grad, (fixed * up).astype(dtype), down)

@@ -1,4 +1,4 @@
-"""The one way from a public function inwards: weights, `jit`, cast and reduction."""
+"""From a public function inwards: weights, `jit`, cast and reduction."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,8 +13,8 @@ from jaxtyping import Array
 
 from jxent._src.checks import check
 from jxent._src.core import blocking, options
-from jxent._src.core.blocking import AnyCut, Choice, Sizes
-from jxent._src.core.elementary import computing_dtype, widen
+from jxent._src.core.blocking import AnyBlocks, BlockCandidates, BlockSizes
+from jxent._src.core.elementary import computing_dtype, upcast
 from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
 from jxent._src.loss_fns.base import Data, Loss, OfLogits
@@ -27,7 +27,7 @@ from jxent._src.projection import (
     reduced as _total,
     softmax_statistics,
 )
-from jxent._src.projection.blockwise import Plan
+from jxent._src.projection.blockwise import BlockwiseSpec
 from jxent._src.projection.captured import Checked
 from jxent._src.projection.matmuls import Operands
 from jxent._src.run import reduction as _reduction
@@ -53,15 +53,15 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
     return compiled
 
 
-def _matched(loss_fn: OfLogits, arrays: Any) -> Any:
-    return class_axis.matched(loss_fn.classes, arrays)
+def _match_all_varying(loss_fn: OfLogits, arrays: Any) -> Any:
+    return class_axis.match_all_varying(loss_fn.classes, arrays)
 
 
 @_compiled(0)
 def each(loss_fn: Loss, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
-    """The losses of floor 1, in the logits' dtype."""
+    """The losses per example or class, in the logits' dtype."""
     options.in_dtype(loss_fn, logits.dtype)
-    data = _matched(loss_fn, (labels, logits, parameters))
+    data = _match_all_varying(loss_fn, (labels, logits, parameters))
     losses, _ = base.losses(loss_fn, True, None, *data)
     return losses.astype(logits.dtype)
 
@@ -69,18 +69,18 @@ def each(loss_fn: Loss, labels: Any, logits: Array, parameters: Array | None = N
 @_compiled(0, 1)
 def each_projected(
     loss_fn: Loss,
-    sizes: Sizes,
+    sizes: BlockSizes,
     labels: Any,
     inputs: Array,
     kernel: Kernel,
     bias: Array | None,
     parameters: Any = None,
 ) -> Array:
-    """The losses of floor 2, in float32 at least."""
+    """The losses per example of a projection, in float32 at least."""
     options.in_dtype(loss_fn, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*blocking.flat(labels, inputs), kernel, bias, parameters)
-    operands = _matched(loss_fn, operands)
+    operands = _match_all_varying(loss_fn, operands)
     blocks = _blocks_of(loss_fn, sizes, operands)
     losses, _ = _projection.per_example(loss_fn, blocks, None, operands)
     return losses.reshape(batch)
@@ -92,14 +92,14 @@ def predicted(
 ) -> SoftmaxStatistics:
     """The statistics of a prediction from logits in memory, in float32 at least."""
     options.in_dtype(predictor, logits.dtype)
-    data = _matched(predictor, (labels, logits, temperature))
+    data = _match_all_varying(predictor, (labels, logits, temperature))
     return statistics.predicted(predictor, *data)[0]
 
 
 @_compiled(0, 1)
 def predicted_by_projection(
     predictor: Predictor,
-    sizes: Sizes,
+    sizes: BlockSizes,
     labels: Any,
     inputs: Array,
     kernel: Kernel,
@@ -110,7 +110,7 @@ def predicted_by_projection(
     options.in_dtype(predictor, inputs.dtype)
     batch = inputs.shape[:-1]
     operands = Operands(*blocking.flat(labels, inputs), kernel, bias, temperature)
-    operands = _matched(predictor, operands)
+    operands = _match_all_varying(predictor, operands)
     blocks = _blocks_of(predictor, sizes, operands)
     values, _ = softmax_statistics.projected(predictor, blocks, operands)
     return SoftmaxStatistics(*(x.reshape(batch) for x in values))
@@ -136,7 +136,7 @@ def reduced_projection(
     loss_fn: Loss,
     weights: ArrayLike,
     reduction: Reduction | str,
-    sizes: Sizes,
+    sizes: BlockSizes,
     labels: Any,
     inputs: Array,
     kernel: Kernel,
@@ -178,7 +178,7 @@ def reduced_rows(
     each = jnp.broadcast_to(weights, shape)
     some = not isinstance(given.number, int) or given.number > 0
     masks = masks and some
-    plan = Plan(checked.function, blocks, masks, masks and learned)
+    plan = BlockwiseSpec(checked.function, blocks, masks, masks and learned)
     if kind is Reduction.NONE:
         if has_aux:
             raise ValueError(_NOT_IN_PARTS)
@@ -197,7 +197,7 @@ _NOT_IN_PARTS = (
 )
 
 
-def _blocks_of(loss_fn: OfLogits, sizes: Sizes, operands: Operands) -> AnyCut:
+def _blocks_of(loss_fn: OfLogits, sizes: BlockSizes, operands: Operands) -> AnyBlocks:
     """How the projection is cut: as the caller says, or as shapes and platform ask.
 
     Independent classes, whose losses need nothing of their example's other logits, are cut where
@@ -217,11 +217,11 @@ def _blocks_of(loss_fn: OfLogits, sizes: Sizes, operands: Operands) -> AnyCut:
     if loss_fn.has_class_blocks and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
-        runs = class_axis.runs_of_classes(*per_class)
+        runs = class_axis.num_class_shards(*per_class)
         if runs is not None:
             # Classes are split in equal parts, whose number divides theirs.
             runs = gcd(runs, classes)
-            of_classes = blocking.class_cut(examples, kernel.shape, runs, sizes.classes)
+            of_classes = blocking.class_blocks(examples, kernel.shape, runs, sizes.classes)
             if sizes.classes or loss_fn.classwise:
                 return of_classes
         elif sizes.classes:
@@ -229,7 +229,7 @@ def _blocks_of(loss_fn: OfLogits, sizes: Sizes, operands: Operands) -> AnyCut:
                 "class_block_size must be None where the classes are split explicitly, got "
                 f"{sizes.classes}; split them automatically, or over `axis_name`"
             )
-    return Choice(of_examples, of_classes)
+    return BlockCandidates(of_examples, of_classes)
 
 
 def _kind(loss_fn: Loss | None, reduction: Reduction | str, masks: bool) -> Reduction:
@@ -263,7 +263,7 @@ def _reduced(
 ) -> Any:
     options.in_dtype(loss_fn, logits.dtype)
     data: Data
-    own, *data = _matched(loss_fn, (weights, labels, logits, parameters))
+    own, *data = _match_all_varying(loss_fn, (weights, labels, logits, parameters))
     shape = logits.shape if loss_fn.axis is None else logits.shape[:-1]
     if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
         summed = loss_fn.total_of(logits.ndim)
@@ -277,8 +277,8 @@ def _reduced(
     if loss_fn.returns_components:
         values, known = base.losses(loss_fn, True, own if masks else None, *data)
         denominator = _reduction.count(reduction, weights, shape)
-        weights = class_axis.filled(weights, values)
-        total = _reduction.divided(jnp.sum(base.weigh(weights, values)), denominator)
+        weights = class_axis.broadcast_like(weights, values)
+        total = _reduction.divided(jnp.sum(base.apply_weights(weights, values)), denominator)
         aux = _reduction.aux(loss_fn.components(known.statistics), weights, denominator)
         return total.astype(logits.dtype), aux
     if masks:
@@ -290,8 +290,8 @@ def _reduced(
 
 @_compiled(0, 1)
 def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: Array) -> Array:
-    values = widen(losses)
-    weighted = base.weigh(weights, values) if masks else weights * values
+    values = upcast(losses)
+    weighted = base.apply_weights(weights, values) if masks else weights * values
     return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
 
 
@@ -300,29 +300,31 @@ def _reduced_projection(
     loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
-    blocks: AnyCut,
+    blocks: AnyBlocks,
     weights: Array,
     operands: Operands,
 ) -> Any:
     options.in_dtype(loss_fn, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
-    each = class_axis.as_rows_of(operands.inputs, weights).reshape(-1)
+    each = class_axis.broadcast_row_weights(operands.inputs, weights).reshape(-1)
     labels, inputs = blocking.flat(*operands.of_rows)
     if masks:
-        each, inputs = matmuls.without_broken(each, inputs)
+        each, inputs = matmuls.zero_nonfinite_where_masked(each, inputs)
         # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is
         # differentiated twice, and saves no second array of their size before.
         if loss_fn.has_teacher and reduction is Reduction.NONE:
-            each, labels = matmuls.without_broken(each, labels)
+            each, labels = matmuls.zero_nonfinite_where_masked(each, labels)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
-        each, operands = _matched(loss_fn, (each, operands))
+        each, operands = _match_all_varying(loss_fn, (each, operands))
         mask = each if masks else None
         values, _ = _projection.per_example(loss_fn, blocks, mask, operands)
-        return base.weigh(each, values).reshape(batch)
+        return base.apply_weights(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     denominator = _reduction.count(reduction, weights, batch)
-    shares, operands = _matched(loss_fn, (_reduction.divided(each, denominator), operands))
+    shares, operands = _match_all_varying(
+        loss_fn, (_reduction.divided(each, denominator), operands)
+    )
     total, parts = _total.total(loss_fn, blocks, masks, shares, operands)
     return total if parts is None else (total, _reduction.aux(parts, each, denominator))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core import hints
-from jxent._src.core.serialization import written_as
+from jxent._src.core.serialization import register_serialization
 from jxent._src.loss_fns import base
 
 Count = Array | float
@@ -40,7 +40,7 @@ class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() 
     """TensorFlow's older name of the same."""
 
 
-@written_as("jxent.losses.SoftmaxAux")
+@register_serialization("jxent.losses.SoftmaxAux")
 class SoftmaxAux(NamedTuple):
     """What is reported beside a reduced softmax loss: scalars, float32 at least.
 
@@ -74,7 +74,7 @@ def aux(parts: base.LossComponents, weights: Array, denominator: Count) -> Softm
     weight_sum = jnp.sum(weights)
 
     def sums(x: Array) -> Array:
-        return jnp.sum(base.weigh(weights, x))
+        return jnp.sum(base.apply_weights(weights, x))
 
     return SoftmaxAux(
         divided(sums(parts.cross_entropy), denominator),
@@ -97,13 +97,15 @@ def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Count
         return 1.0
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
         return _product(shape, weights)
-    counted = weights
+    count_unmasked = weights
     if reduction is not Reduction.MEAN:
-        counted = base.nonzero(jax.lax.stop_gradient(weights))  # a step function has no derivative
+        count_unmasked = base.nonzero(
+            jax.lax.stop_gradient(weights)
+        )  # a step function has no derivative
     sizes = weights.shape or (1,) * len(shape)
     # Not `m == 1`, which is unknown for the symbolic dimensions of an export.
     repeated = [n for n, m in zip(shape, sizes, strict=True) if isinstance(m, int) and m == 1]
-    return jnp.sum(counted) * _product(repeated, weights)
+    return jnp.sum(count_unmasked) * _product(repeated, weights)
 
 
 def _product(sizes: Sequence[int], like: Array) -> Count:

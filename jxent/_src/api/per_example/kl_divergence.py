@@ -9,7 +9,7 @@ from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.kl_divergence import Divergence
 from jxent._src.projection.teacher import ProjectedDivergence
 from jxent._src.run import entry
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def softmax_kl_divergence_with_logits(
@@ -72,7 +72,7 @@ def softmax_kl_divergence_with_logits(
     axis = check.axis(axis, logits)
     divisor = check.temperature(temperature, logits.dtype)
     loss_fn = Divergence(
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
@@ -158,7 +158,7 @@ def linear_softmax_kl_divergence(
     check.same_logits(teachers, shape)
     divisor = check.temperature(temperature, inputs.dtype)
     loss_fn = ProjectedDivergence(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )

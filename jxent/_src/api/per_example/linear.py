@@ -1,4 +1,4 @@
-"""Floor 2: one loss per example straight from the output projection; the logits never exist."""
+"""One loss per example from the output projection, without materializing the logits."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
@@ -8,7 +8,7 @@ from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid, softmax
 from jxent._src.run import entry
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def linear_sparse_softmax_cross_entropy(
@@ -92,7 +92,7 @@ def linear_sparse_softmax_cross_entropy(
     targets = check_labels.class_labels(labels, label_weights, shape, len(shape) - 1, inputs.dtype)
     loss_fn = softmax.of_ids(
         targets,
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
@@ -171,7 +171,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.projected_labels(labels, shape, inputs.dtype)
     loss_fn = softmax.Softmax(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
@@ -260,7 +260,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = check_labels.id_lists(labels, shape, "inputs")
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
     loss_fn = sigmoid.SparseSigmoid(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,
@@ -349,7 +349,7 @@ def linear_sigmoid_cross_entropy(
     labels = check_labels.projected_labels(labels, shape, inputs.dtype)
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
     loss_fn = sigmoid.Sigmoid(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,

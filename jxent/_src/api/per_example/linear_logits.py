@@ -51,5 +51,5 @@ def linear_logits(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     with check.scope(name, "linear_logits"):
         rows = inputs.reshape(-1, inputs.shape[-1])
-        logits = matmuls.logits(*class_axis.matched(None, (rows, kernel, bias)))
+        logits = matmuls.logits(*class_axis.match_all_varying(None, (rows, kernel, bias)))
         return logits.reshape(shape)

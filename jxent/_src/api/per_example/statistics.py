@@ -8,7 +8,7 @@ from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
 from jxent._src.run import entry
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def sparse_softmax_statistics_with_logits(
@@ -66,7 +66,7 @@ def sparse_softmax_statistics_with_logits(
     axis = check.axis(axis, logits)
     labels = check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
-    predictor = Predictor(Classes(axis, check.axis_name(axis_name)), logit_softcap)
+    predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
         return entry.predicted(predictor, labels, logits, divisor)
 
@@ -138,7 +138,7 @@ def linear_sparse_softmax_statistics(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.class_ids(labels, shape, len(shape) - 1)
     divisor = check.temperature(temperature, inputs.dtype)
-    predictor = Predictor(Classes(-1, check.axis_name(axis_name)), logit_softcap)
+    predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(name, "linear_sparse_softmax_statistics"):
         return entry.predicted_by_projection(

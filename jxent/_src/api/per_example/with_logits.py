@@ -1,4 +1,4 @@
-"""Floor 1: one loss per example, per class for sigmoid, from logits in memory."""
+"""One loss per example, per class for sigmoid, from logits in memory."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
@@ -7,7 +7,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Numbers
 from jxent._src.loss_fns import sigmoid, softmax
 from jxent._src.run import entry
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def sigmoid_cross_entropy_with_logits(
@@ -58,7 +58,7 @@ def sigmoid_cross_entropy_with_logits(
     logits = check.floating("logits", logits)
     labels = check_labels.dense_labels(labels, logits)
     loss_fn = sigmoid.Sigmoid(
-        classes=Classes(None),
+        classes=ClassAxis(None),
         logit_softcap=logit_softcap,
         focusing=focusing,
         negative_focusing=negative_focusing,
@@ -121,7 +121,7 @@ def weighted_cross_entropy_with_logits(
     labels = check_labels.dense_labels(labels, logits)
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.Sigmoid(
-        classes=Classes(None),
+        classes=ClassAxis(None),
         logit_softcap=logit_softcap,
         focusing=focusing,
         negative_focusing=negative_focusing,
@@ -194,7 +194,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     labels = check_labels.id_lists(labels, logits.shape, "logits")
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.SparseSigmoid(
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,
@@ -256,7 +256,7 @@ def softmax_cross_entropy_with_logits(
     logits = check.floating("logits", logits)
     labels = check_labels.dense_labels(labels, logits)
     loss_fn = softmax.Softmax(
-        classes=Classes(check.axis(axis, logits), check.axis_name(axis_name)),
+        classes=ClassAxis(check.axis(axis, logits), check.axis_name(axis_name)),
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
@@ -337,7 +337,7 @@ def sparse_softmax_cross_entropy_with_logits(
     targets = check_labels.class_labels(labels, label_weights, logits.shape, axis, logits.dtype)
     loss_fn = softmax.of_ids(
         targets,
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,

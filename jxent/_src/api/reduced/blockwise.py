@@ -1,4 +1,4 @@
-"""Floor 3, any head: losses that a user writes, a block of rows at a time."""
+"""Reduced losses that a user writes, one block of rows at a time."""
 
 from collections.abc import Callable
 from typing import Any, Literal, overload
@@ -112,7 +112,7 @@ def blockwise(
     References:
       `jxent.losses.linear_sparse_softmax_cross_entropy`.
     """
-    size = check.rows_a_block(block_size)
+    size = check.rows_per_block(block_size)
     asks = check.flag("has_aux", has_aux)
     with check.scope(scope, "blockwise", argument="scope"):
         checked = captured.rows(loss_fn, params, rows, size, asks, weights)

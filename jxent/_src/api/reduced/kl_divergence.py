@@ -1,4 +1,4 @@
-"""Floor 3, the divergence of a student's softmax from its teacher's."""
+"""Reduced Kullback-Leibler divergence of a student's softmax from its teacher's."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
@@ -10,7 +10,7 @@ from jxent._src.loss_fns.kl_divergence import Divergence
 from jxent._src.projection.teacher import ProjectedDivergence
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def softmax_kl_divergence(
@@ -79,7 +79,7 @@ def softmax_kl_divergence(
     axis = check.axis(-1, logits)
     divisor = check.temperature(temperature, logits.dtype)
     loss_fn = Divergence(
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
@@ -176,7 +176,7 @@ def linear_softmax_kl_divergence(
     check.same_logits(teachers, shape)
     divisor = check.temperature(temperature, inputs.dtype)
     loss_fn = ProjectedDivergence(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )

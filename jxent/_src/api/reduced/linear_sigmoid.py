@@ -1,4 +1,4 @@
-"""Floor 3, independent classes, straight from the output projection."""
+"""Reduced sigmoid cross-entropy from the output projection."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
@@ -9,7 +9,7 @@ from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -100,7 +100,7 @@ def linear_sparse_sigmoid_cross_entropy(
     labels = check_labels.id_lists(labels, shape, "inputs")
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
     loss_fn = sigmoid.SparseSigmoid(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,
@@ -207,7 +207,7 @@ def linear_sigmoid_cross_entropy(
     labels = check_labels.castable_labels("labels", labels, shape, inputs.dtype)
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
     loss_fn = sigmoid.Sigmoid(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,

@@ -1,4 +1,4 @@
-"""Floor 3, exclusive classes, straight from the output projection."""
+"""Reduced softmax cross-entropy from the output projection."""
 
 from typing import Literal, overload
 
@@ -11,7 +11,7 @@ from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import softmax
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction, SoftmaxAux
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 @overload
@@ -154,7 +154,7 @@ def linear_sparse_softmax_cross_entropy(
     )
     loss_fn = softmax.of_ids(
         targets,
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
@@ -292,7 +292,7 @@ def linear_softmax_cross_entropy(
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
     labels = check_labels.castable_labels("labels", labels, shape, inputs.dtype)
     loss_fn = softmax.Softmax(
-        classes=Classes(-1, check.axis_name(axis_name)),
+        classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,

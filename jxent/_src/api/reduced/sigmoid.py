@@ -1,4 +1,4 @@
-"""Floor 3, independent classes, from logits in memory."""
+"""Reduced sigmoid cross-entropy from logits in memory."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
@@ -8,7 +8,7 @@ from jxent._src.core.elementary import Numbers
 from jxent._src.loss_fns import sigmoid
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def sigmoid_cross_entropy(
@@ -74,7 +74,7 @@ def sigmoid_cross_entropy(
     )
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.Sigmoid(
-        classes=Classes(None),
+        classes=ClassAxis(None),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,
@@ -153,7 +153,7 @@ def sparse_sigmoid_cross_entropy(
     labels = check_labels.id_lists(labels, logits.shape, "logits")
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.SparseSigmoid(
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         logit_softcap=logit_softcap,
         focusing=focusing,

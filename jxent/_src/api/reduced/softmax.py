@@ -1,4 +1,4 @@
-"""Floor 3, exclusive classes, from logits in memory."""
+"""Reduced softmax cross-entropy from logits in memory."""
 
 from typing import Literal, overload
 
@@ -10,7 +10,7 @@ from jxent._src.core.elementary import Dense, Ids, Numbers
 from jxent._src.loss_fns import softmax
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction, SoftmaxAux
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 @overload
@@ -113,7 +113,7 @@ def softmax_cross_entropy(
         "onehot_labels", onehot_labels, logits.shape, logits.dtype
     )
     loss_fn = softmax.Softmax(
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,
@@ -236,7 +236,7 @@ def sparse_softmax_cross_entropy(
     )
     loss_fn = softmax.of_ids(
         targets,
-        classes=Classes(axis, check.axis_name(axis_name)),
+        classes=ClassAxis(axis, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
         z_loss=z_loss,
         logit_softcap=logit_softcap,

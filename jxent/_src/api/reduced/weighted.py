@@ -1,4 +1,4 @@
-"""Floor 3, losses computed elsewhere."""
+"""Weighting and reduction of losses computed elsewhere."""
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float

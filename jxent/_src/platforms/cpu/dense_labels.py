@@ -1,4 +1,4 @@
-"""What XLA:CPU wants spelled otherwise of dense labels: each way with its reason."""
+"""Implementations for XLA:CPU of dense labels, each with its reason."""
 
 from functools import partial
 from typing import cast
@@ -9,23 +9,23 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jxent._src.core import hints
-from jxent._src.core.dispatch import way
+from jxent._src.core.dispatch import implements
 from jxent._src.numerics import softmax_rows
-from jxent._src.platforms.cpu.fallback import are_whole, attempt, by_rows
-from jxent._src.platforms.cpu.softmax import are_not_few, are_rows
-from jxent._src.platforms.cpu.tiles import Pieces, first_place, pieces_of, sum_without
+from jxent._src.platforms.cpu.fallback import is_unsharded, map_row_blocks, with_fallback
+from jxent._src.platforms.cpu.softmax import has_fast_rows, is_not_small
+from jxent._src.platforms.cpu.tiles import RowTiles, first_place, row_tiles, sum_without
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-@way(softmax_rows.labels_sums, "cpu", applies=are_not_few)
-def _labels_sums_computed_once(classes: Classes, z: Array, rest: Array) -> tuple[Array, Array]:
+@implements(softmax_rows.labels_sums, "cpu", applies=is_not_small)
+def _labels_sums_computed_once(classes: ClassAxis, z: Array, rest: Array) -> tuple[Array, Array]:
     """The select keeps the sums from being fused with the gradient, which would store them."""
-    if not (classes.are_last(z) and are_whole(z)):
+    if not (classes.are_last(z) and is_unsharded(z)):
         largest, others = _largest_label(classes, z, rest)
     elif z.shape[-1] <= FEW:
         largest, others = _largest_of_few(z.astype(rest.dtype))
-    elif pieces := pieces_of(z):
+    elif pieces := row_tiles(z):
         largest, others = _largest_in_pieces(pieces, z, rest.dtype)
     else:
         largest, others = _largest_label(classes, z, rest)
@@ -44,12 +44,12 @@ def _largest_of_few(z: Array) -> tuple[Array, Array]:
 
     none = jnp.zeros((), z.dtype)
     of_nan = jnp.where(jnp.isnan(z), z, 0)  # a maximum and a minimum may drop it
-    labels, start = class_axis.alike(((z, of_nan), (none, none)))
+    labels, start = class_axis.match_varying(((z, of_nan), (none, none)))
     largest, others = jax.lax.reduce(labels, start, merged, (z.ndim - 1,))
     return largest[..., None], others[..., None]
 
 
-def _largest_in_pieces(pieces: Pieces, z: Array, dtype: DTypeLike) -> tuple[Array, Array]:
+def _largest_in_pieces(pieces: RowTiles, z: Array, dtype: DTypeLike) -> tuple[Array, Array]:
     """A label that is more than all others together is in the piece of the largest sum.
 
     Unless others are negative; but any label does where none is more than all others.
@@ -64,7 +64,7 @@ def _largest_in_pieces(pieces: Pieces, z: Array, dtype: DTypeLike) -> tuple[Arra
     return largest, jnp.where(jnp.isnan(total), total, others)
 
 
-def _largest_label(classes: Classes, z: Array, after: Array) -> tuple[Array, Array]:
+def _largest_label(classes: ClassAxis, z: Array, after: Array) -> tuple[Array, Array]:
     """By a minimum, as in `_pair_without_selects`; ties are no more than the others together.
 
     The difference where it is half of the largest label at least: the sum is then at most three
@@ -80,25 +80,27 @@ def _largest_label(classes: Classes, z: Array, after: Array) -> tuple[Array, Arr
     return largest, jnp.where((largest > 0) & (rest < 0.5 * largest), without, rest)
 
 
-@way(softmax_rows.expected, "cpu", applies=lambda classes, _, *data: are_rows(classes, *data))
-def _expected_on_cpu(classes: Classes, smoothing: float, *data: Array | None) -> Array:
+@implements(
+    softmax_rows.expected, "cpu", applies=lambda classes, _, *data: has_fast_rows(classes, *data)
+)
+def _expected_on_cpu(classes: ClassAxis, smoothing: float, *data: Array | None) -> Array:
     # A sum that is finite has no infinite logit in it, and no class is ruled out.
     def of_finite(
         x: Array, row_max: Array, more: Array, share: Array | None, z: Array | None
     ) -> tuple[Array, Array]:
         x = hints.unshared_upcast(x, more)
-        surprises = (row_max - x) + more
+        neg_log_probs = (row_max - x) + more
         if z is not None:
             z = hints.unshared_upcast(z, more, x.dtype)
         if z is None:
-            total = cast(Array, share) * classes.sum(surprises)
+            total = cast(Array, share) * classes.sum(neg_log_probs)
         else:
             if share is not None:
                 (keep,) = hints.unshared_constants(x.dtype, 1 - smoothing)
                 z = keep * z + share
-            total = classes.sum(z * surprises)
+            total = classes.sum(z * neg_log_probs)
         return jnp.isfinite(total), total
 
-    exact = partial(softmax_rows.expected.plain, classes, smoothing)
-    loss: Array = attempt(of_finite, by_rows(exact))(*data)
+    exact = partial(softmax_rows.expected.reference, classes, smoothing)
+    loss: Array = with_fallback(of_finite, map_row_blocks(exact))(*data)
     return loss

@@ -1,7 +1,7 @@
-"""A fast way first, and the exact one only where it does not do.
+"""A fast path first, and the exact one only where that fails.
 
-On CPU the arithmetic of a loss is dear, not the memory, and most of the care is for rare values.
-Beside `attempt`, what keeps both ways from storing arrays there.
+On CPU the arithmetic of a loss is expensive, not the memory, and most of it is for rare values.
+Beside `with_fallback`, what keeps both paths from storing arrays there.
 """
 
 import math
@@ -16,41 +16,43 @@ from jaxtyping import Array
 from jxent._src.core import hints
 
 
-def attempt(fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]) -> Callable[..., Any]:
+def with_fallback(
+    fast: Callable[..., tuple[Any, Any]], exact: Callable[..., Any]
+) -> Callable[..., Any]:
     """A function of arrays: `fast`'s result where it calls that usable, else `exact`'s.
 
     `fast` returns (usable, result), `usable` in the shape of each array of the result. Element by
     element, so that no example's answer depends on what else is in its batch; `exact` is run if
     any element needs it. Both work on any number of leading axes, so that `vmap` can add one: with
-    a condition for each example, both ways would be computed.
+    a condition per example, both paths would be computed.
     """
 
     @jax.custom_batching.custom_vmap
     def tried(*arrays: Any) -> Any:
         usable, result = fast(*arrays)
 
-        def mended(usable: Array, result: Any, arrays: Any) -> Any:
+        def repaired(usable: Array, result: Any, arrays: Any) -> Any:
             return jax.tree.map(partial(jnp.where, usable), result, exact(*arrays))
 
         def as_it_is(usable: Array, result: Any, arrays: Any) -> Any:
             return result
 
-        return jax.lax.cond(jnp.all(usable), as_it_is, mended, usable, result, arrays)
+        return jax.lax.cond(jnp.all(usable), as_it_is, repaired, usable, result, arrays)
 
     @tried.def_vmap
     def _with_one_more_axis(size: int, batched: Sequence[Any], *arrays: Any) -> tuple[Any, Any]:
-        result = attempt(fast, exact)(*_with_axis(size, batched, arrays))
+        result = with_fallback(fast, exact)(*_with_axis(size, batched, arrays))
         return result, jax.tree.map(lambda _: True, result)
 
     return tried
 
 
 def unwatched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of arrays, whose NaN `attempt` is to detect: `checkify` does not look into it.
+    """`function` of arrays, whose NaN `with_fallback` detects: `checkify` does not look into it.
 
-    It does not look into any call of `custom_vmap`, those of `attempt` among them. Such a NaN says
-    that a fast form does not do, where the data may have none. The function works on any number of
-    leading axes.
+    It does not look into any call of `custom_vmap`, such as those of `with_fallback`. Such a NaN
+    says that a fast form does not do, where the data may have none. The function works on any
+    number of leading axes.
     """
 
     @jax.custom_batching.custom_vmap
@@ -74,7 +76,7 @@ def _with_axis(size: int, batched: Sequence[Any], arrays: tuple[Any, ...]) -> tu
     return cast(tuple[Any, ...], jax.tree.map(with_axis, arrays, tuple(batched)))
 
 
-def are_whole(x: Array) -> bool:
+def is_unsharded(x: Array) -> bool:
     """Whether `x` is known to be split over no mesh, so that its rows may be cut.
 
     No logit is to cross from one device to another. What `jit(in_shardings=...)` alone splits does
@@ -106,10 +108,10 @@ def gathered(x: Array, places: Array, axis: int) -> Array:
 _BLOCK = 2**16
 
 
-def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
+def map_row_blocks(function: Callable[..., Array]) -> Callable[..., Array]:
     """A function of arrays `[*batch, n]` that gives `[*batch, 1]`, a block of rows at a time.
 
-    For the exact ways, which are run rarely and whose memory is there always: what they store is
+    For the exact paths, which run rarely and whose memory is always allocated: what they store is
     then of a block's size. Arrays may have 1 in place of axes of the first one's batch. Where rows
     may be split over devices they stay as they are.
     """
@@ -118,7 +120,7 @@ def by_rows(function: Callable[..., Array]) -> Callable[..., Array]:
         given = jax.tree.leaves(arrays)  # all but None
         batch = given[0].shape[:-1]
         rows = math.prod(batch)
-        if not isinstance(rows, int) or not all(map(are_whole, given)):
+        if not isinstance(rows, int) or not all(map(is_unsharded, given)):
             return function(*arrays)
         block = max(1, _BLOCK // max(1, *(x.shape[-1] for x in given)))
         if rows <= block:

@@ -1,4 +1,4 @@
-"""What XLA:CPU wants spelled otherwise of two softmaxes: each way with its reason."""
+"""Implementations for XLA:CPU of two softmaxes, each with its reason."""
 
 from functools import partial
 from math import factorial
@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core import hints
-from jxent._src.core.dispatch import way
+from jxent._src.core.dispatch import implements
 from jxent._src.core.elementary import exp, of_rank
 from jxent._src.loss_fns import kl_divergence
 from jxent._src.loss_fns.kl_divergence import Rows
-from jxent._src.platforms.cpu.fallback import attempt, by_rows
-from jxent._src.platforms.cpu.softmax import are_rows
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.platforms.cpu.fallback import map_row_blocks, with_fallback
+from jxent._src.platforms.cpu.softmax import has_fast_rows
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def _of_finite(
@@ -35,9 +35,9 @@ def _is_positive(temperature: Array | None) -> Any:
     return True if temperature is None else temperature > 0
 
 
-@way(kl_divergence.sum_apart, "cpu", applies=are_rows)
-def _sum_apart_on_cpu(
-    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+@implements(kl_divergence.sum_logit_differences, "cpu", applies=has_fast_rows)
+def _sum_logit_differences_on_cpu(
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
 ) -> Array:
     """Selects would be stored."""
 
@@ -46,8 +46,8 @@ def _sum_apart_on_cpu(
         total = classes.sum(odds * a)
         return jnp.isfinite(total) & _is_positive(temperature), total
 
-    exact = by_rows(partial(kl_divergence.sum_apart.plain, classes))
-    total: Array = attempt(of_finite, exact)(x_t, x_s, of_rank(x_t.ndim, temperature), rows)
+    exact = map_row_blocks(partial(kl_divergence.sum_logit_differences.reference, classes))
+    total: Array = with_fallback(of_finite, exact)(x_t, x_s, of_rank(x_t.ndim, temperature), rows)
     return total
 
 
@@ -58,9 +58,9 @@ def _sum_apart_on_cpu(
 # whose differences are exactly 0 where b is in that range. Elsewhere nothing cancels: above it
 # e^b - e^c is more than e (b - c), below it (c - b) is more than e times the other. No term is
 # flushed: odds are at least tiny, or the row is not usable; where e^b overflows the sum does.
-@way(kl_divergence.sum_of_excess, "cpu", applies=are_rows)
-def _sum_of_excess_on_cpu(
-    classes: Classes, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+@implements(kl_divergence.sum_expm1_residuals, "cpu", applies=has_fast_rows)
+def _sum_expm1_residuals_on_cpu(
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
 ) -> Array:
     def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, _: Array) -> Any:
         # Read again, or what both sums are made of is stored.
@@ -84,7 +84,7 @@ def _sum_of_excess_on_cpu(
         usable = jnp.isfinite(total) & ~flushed & _is_positive(temperature)
         return usable, total
 
-    exact = by_rows(partial(kl_divergence.sum_of_excess.plain, classes))
+    exact = map_row_blocks(partial(kl_divergence.sum_expm1_residuals.reference, classes))
     arguments = (x_t, x_s, of_rank(x_t.ndim, temperature), rows, offset)
-    total: Array = attempt(of_finite, exact)(*arguments)
+    total: Array = with_fallback(of_finite, exact)(*arguments)
     return total

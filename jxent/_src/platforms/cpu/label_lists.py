@@ -1,94 +1,110 @@
-"""What XLA:CPU wants spelled otherwise of lists of weighted ids: each way with its reason."""
+"""Implementations for XLA:CPU of lists of weighted ids, each with its reason."""
 
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.core.dispatch import way
-from jxent._src.core.elementary import Listed, bounded, exp, gap, log1p, widen, zero_times
+from jxent._src.core.dispatch import implements
+from jxent._src.core.elementary import (
+    WeightedIds,
+    clip_posinf,
+    exp,
+    gap,
+    log1p,
+    upcast,
+    zero_safe_multiply,
+)
 from jxent._src.loss_fns import label_lists
 from jxent._src.numerics import logsumexp, softmax_rows
-from jxent._src.numerics.softmax_rows import LabelsStatistics
+from jxent._src.numerics.softmax_rows import DenseLabelResiduals
 from jxent._src.platforms.cpu.fallback import gathered, written
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-def _is_whole(classes: Classes, *rest: Any) -> bool:
+def _is_unsharded(classes: ClassAxis, *rest: Any) -> bool:
     x = next(a for a in rest if hasattr(a, "ndim"))
     return classes.name is None and not class_axis.is_split(x)
 
 
-def _gathered(classes: Classes, ids: Array, x: Array) -> Array:
-    places = jnp.clip(ids, 0, x.shape[classes.one] - 1)
-    return widen(gathered(x, places, classes.one))
+def _gathered(classes: ClassAxis, ids: Array, x: Array) -> Array:
+    places = jnp.clip(ids, 0, x.shape[classes.index] - 1)
+    return upcast(gathered(x, places, classes.index))
 
 
-@way(label_lists.logits_of, "cpu", applies=lambda classes, _, x: _is_whole(classes, x))
-def _gathered_logits(classes: Classes, ids: Array, x: Array) -> Array:
+@implements(label_lists.logits_of, "cpu", applies=lambda classes, _, x: _is_unsharded(classes, x))
+def _gathered_logits(classes: ClassAxis, ids: Array, x: Array) -> Array:
     """Comparisons would store as many arrays of the logits' size as a list has entries."""
     return jnp.where(ids < 0, 0, _gathered(classes, ids, x))
 
 
-@way(label_lists.statistics, "cpu", applies=_is_whole)
+@implements(label_lists.statistics, "cpu", applies=_is_unsharded)
 def _statistics_of_entries(
-    classes: Classes, smoothing: float, predicts: bool, x: Array, labels: Listed
-) -> LabelsStatistics:
+    classes: ClassAxis, smoothing: float, predicts: bool, x: Array, labels: WeightedIds
+) -> DenseLabelResiduals:
     """From the listed logits: dense labels would be stored."""
     row_max, rest = logsumexp.pair(x, classes)
-    share = logsumexp.even_share(x, smoothing, classes)
-    surprises = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
+    share = logsumexp.uniform_mass(x, smoothing, classes)
+    neg_log_probs = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
     own, _, first = label_lists.shares(classes, labels)
-    loss = jnp.sum(zero_times(jnp.where(first, own, 0), surprises), classes.one, keepdims=True)
+    loss = jnp.sum(
+        zero_safe_multiply(jnp.where(first, own, 0), neg_log_probs), classes.index, keepdims=True
+    )
     loss = jnp.where(jnp.isnan(rest), rest, loss)
     if share is not None:
-        evenly = softmax_rows.expected(classes, smoothing, x, row_max, log1p(rest), share, None)
-        loss = evenly + (1 - smoothing) * loss if smoothing < 1 else evenly
+        uniform_cross_entropy = softmax_rows.expected(
+            classes, smoothing, x, row_max, log1p(rest), share, None
+        )
+        loss = (
+            uniform_cross_entropy + (1 - smoothing) * loss
+            if smoothing < 1
+            else uniform_cross_entropy
+        )
     right = None
     if predicts:
         right = softmax_rows.as_right(_is_right(classes, x, labels), rest)
     # What the largest label's others have is told from the list again.
-    total = jnp.sum(labels.weights, classes.one, keepdims=True)
-    return LabelsStatistics(row_max, rest, share, total, total, total, loss, right)
+    total = jnp.sum(labels.weights, classes.index, keepdims=True)
+    return DenseLabelResiduals(row_max, rest, share, total, total, total, loss, right)
 
 
-def _is_right(classes: Classes, x: Array, labels: Listed) -> Array:
+def _is_right(classes: ClassAxis, x: Array, labels: WeightedIds) -> Array:
     """Whether the predicted class has the largest label, which is 0 of all that are not listed."""
     own, _, first = label_lists.shares(classes, labels)
     is_predicted = labels.ids == softmax_rows.first_largest(classes, x)
-    listed = jnp.sum(first & (labels.ids >= 0), classes.one, keepdims=True)
-    of_listed = jnp.max(own, classes.one, keepdims=True, initial=-jnp.inf, where=labels.ids >= 0)
-    all_listed = listed == x.shape[classes.one]
+    listed = jnp.sum(first & (labels.ids >= 0), classes.index, keepdims=True)
+    of_listed = jnp.max(own, classes.index, keepdims=True, initial=-jnp.inf, where=labels.ids >= 0)
+    all_listed = listed == x.shape[classes.index]
     largest = jnp.where(all_listed, of_listed, jnp.maximum(of_listed, 0))
     of_predicted = jnp.max(
-        jnp.where(is_predicted, own, -jnp.inf), classes.one, keepdims=True, initial=-jnp.inf
+        jnp.where(is_predicted, own, -jnp.inf), classes.index, keepdims=True, initial=-jnp.inf
     )
-    none = ~jnp.any(is_predicted, classes.one, keepdims=True)
+    none = ~jnp.any(is_predicted, classes.index, keepdims=True)
     return jnp.where(none, 0, of_predicted) == largest
 
 
-@way(label_lists.slopes_of_rows, "cpu", applies=_is_whole)
-def _scattered_slopes(
-    classes: Classes, smoothing: float, x: Array, labels: Listed, rows: LabelsStatistics
+@implements(label_lists.grads_of_rows, "cpu", applies=_is_unsharded)
+def _scattered_grads(
+    classes: ClassAxis, smoothing: float, x: Array, labels: WeightedIds, rows: DenseLabelResiduals
 ) -> Array:
     """As if no class were listed, and the listed ones written over it: o p - z (1 - p)."""
     scale = 1 / (1 + rows.rest)
-    shift, total = bounded(rows.row_max), rows.total
-    elsewhere = total * (exp(bounded(x) - shift) * scale)
+    shift, total = clip_posinf(rows.row_max), rows.total
+    elsewhere = total * (exp(clip_posinf(x) - shift) * scale)
     own, others, _ = label_lists.shares(classes, labels)
     listed = _gathered(classes, labels.ids, x)
     if rows.share is not None:
         share = rows.share
-        weights = jnp.sum(labels.weights, classes.one, keepdims=True)
+        weights = jnp.sum(labels.weights, classes.index, keepdims=True)
         of_others = (1 - smoothing) * weights + (smoothing - share)
         of_leader = of_others * scale - share * (rows.rest * scale)
-        leads = logsumexp.leads(x, rows.row_max, rows.rest)
-        elsewhere = jnp.where(leads, of_leader, elsewhere - jnp.where(x > -jnp.inf, share, 0))
+        is_dominant = logsumexp.is_dominant(x, rows.row_max, rows.rest)
+        elsewhere = jnp.where(is_dominant, of_leader, elsewhere - jnp.where(x > -jnp.inf, share, 0))
         share = jnp.where(listed > -jnp.inf, share, 0)
         own = (1 - smoothing) * own + share
         others = (1 - smoothing) * others + (smoothing - share)
-    p = exp(bounded(listed) - shift) * scale
-    leads = logsumexp.leads(listed, rows.row_max, rows.rest)
-    complement = jnp.where(leads, rows.rest * scale, 1 - p)
-    return written(elsewhere, classes.one, labels.ids, others * p - own * complement)
+    p = exp(clip_posinf(listed) - shift) * scale
+    is_dominant = logsumexp.is_dominant(listed, rows.row_max, rows.rest)
+    complement = jnp.where(is_dominant, rows.rest * scale, 1 - p)
+    return written(elsewhere, classes.index, labels.ids, others * p - own * complement)

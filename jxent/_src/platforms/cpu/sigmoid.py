@@ -1,4 +1,4 @@
-"""What XLA:CPU wants spelled otherwise of independent classes: each way with its reason."""
+"""Implementations for XLA:CPU of sigmoid losses, each with its reason."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,36 +9,36 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core import hints
-from jxent._src.core.dispatch import way
+from jxent._src.core.dispatch import implements
 from jxent._src.core.elementary import exp, log1p
 from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.sigmoid import Sigmoid, SparseSigmoid
 from jxent._src.numerics import sigmoid_terms
 from jxent._src.numerics.sigmoid import class_losses
-from jxent._src.numerics.sigmoid_terms import whole_part
+from jxent._src.numerics.sigmoid_terms import integer_exponent
 from jxent._src.numerics.softcap import tanh
 from jxent._src.platforms.cpu.fallback import (
-    are_whole,
-    attempt,
-    by_rows,
+    is_unsharded,
+    map_row_blocks,
+    with_fallback,
     written,
 )
 from jxent._src.sharding import class_axis
-from jxent._src.sharding.class_axis import Classes
+from jxent._src.sharding.class_axis import ClassAxis
 
 
-def _is_whole(loss_fn: Sigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
+def _is_unsharded(loss_fn: Sigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
     return loss_fn.classes.name is None and not class_axis.is_split(logits)
 
 
-@way(sigmoid.summed_losses, "cpu", applies=_is_whole)
+@implements(sigmoid.summed_losses, "cpu", applies=_is_unsharded)
 def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
     logits = cast(Array, data[1])
 
     # From the arrays as they were given: a condition stores what it is handed.
     def exact_total(*data: Array | None) -> Array:
         exact: Callable[..., Array] = partial(sigmoid.weighted_class_losses, loss_fn)
-        sums = by_rows(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
+        sums = map_row_blocks(lambda *data: jnp.sum(exact(*data), -1, keepdims=True))
         return loss_fn.classes.total(sums(*data) if logits.ndim else exact(*data))
 
     # Infinite logits are rare, and without care for them 0 * inf makes the sum NaN.
@@ -51,16 +51,16 @@ def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
             smoothing = (1 - loss_fn.label_smoothing, loss_fn.label_smoothing / 2)
             kept, added = hints.unshared_constants(x.dtype, *smoothing)
             z = kept * z + added
-        if any(loss_fn.powers):
+        if any(loss_fn.gammas):
             (one,) = hints.unshared_constants(x.dtype, 1.0)
             positive = z if pos_weight is None else hints.materialize(pos_weight) * z
-            losses = _focused_of_finite(loss_fn.powers, one - z, positive, x)
+            losses = _focused_of_finite(loss_fn.gammas, one - z, positive, x)
         else:
             losses = _loss_of_finite(z, pos_weight, x)
         total = loss_fn.classes.total(losses if weights is None else weights * losses)
         return jnp.isfinite(total), total
 
-    loss: Array = attempt(of_finite, exact_total)(*data)
+    loss: Array = with_fallback(of_finite, exact_total)(*data)
     return loss
 
 
@@ -69,23 +69,25 @@ def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
 SHORT = 8
 
 
-@way(
-    sigmoid.listed_classes,
+@implements(
+    sigmoid.multi_hot_mask,
     "cpu",
-    applies=lambda classes, ids, x: classes.name is None and are_whole(x) and ids.shape[-1] > SHORT,
+    applies=lambda classes, ids, x: (
+        classes.name is None and is_unsharded(x) and ids.shape[-1] > SHORT
+    ),
 )
-def _scattered_mask(_: Classes, ids: Array, x: Array) -> Array:
+def _scattered_mask(_: ClassAxis, ids: Array, x: Array) -> Array:
     """Stored, a byte a class."""
     places = jnp.broadcast_to(jnp.where(ids < 0, -1, ids), (*x.shape[:-1], ids.shape[-1]))
     listed = jnp.ones_like(places, dtype=bool)
     return written(jnp.zeros_like(x, dtype=bool), -1, places.astype(jnp.int32), listed)
 
 
-def _is_whole_of_ids(loss_fn: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
+def _is_unsharded_ids(loss_fn: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
     return loss_fn.classes.are_last(logits)
 
 
-@way(sigmoid.summed_losses_of_ids, "cpu", applies=_is_whole_of_ids)
+@implements(sigmoid.summed_losses_of_ids, "cpu", applies=_is_unsharded_ids)
 def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
     def exact(*data: Any) -> Array:
         return jnp.sum(loss_fn.class_losses(*data), -1, keepdims=True)
@@ -93,7 +95,7 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
     # As above; a select, and what booleans become, would be stored before it is summed.
     def of_finite(labels: Array, logits: Array, pos_weight: Array | None) -> tuple[Array, Array]:
         x = _softcap_of_finite(hints.unshared_upcast(logits, jnp.zeros(())), loss_fn.logit_softcap)
-        listed = sigmoid.listed_classes(loss_fn.classes, labels, x)
+        listed = sigmoid.multi_hot_mask(loss_fn.classes, labels, x)
         listed = hints.materialize(listed.astype(jnp.int8)).astype(x.dtype)
         one, two, kept, share = hints.unshared_constants(
             x.dtype, 1.0, 2.0, 1 - loss_fn.label_smoothing / 2, loss_fn.label_smoothing / 2
@@ -105,8 +107,8 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
             positive, negative = listed, one - listed
         if pos_weight is not None:
             positive *= hints.materialize(pos_weight)
-        if any(loss_fn.powers):
-            losses = _focused_of_finite(loss_fn.powers, negative, positive, x)
+        if any(loss_fn.gammas):
+            losses = _focused_of_finite(loss_fn.gammas, negative, positive, x)
         elif pos_weight is None and not loss_fn.label_smoothing:
             losses = _softplus_of_finite(x * (one - two * listed))
         else:
@@ -114,7 +116,7 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
         total = jnp.sum(losses, -1, keepdims=True)
         return jnp.isfinite(total), total
 
-    loss: Array = attempt(of_finite, by_rows(exact))(*data)
+    loss: Array = with_fallback(of_finite, map_row_blocks(exact))(*data)
     return loss[..., 0]
 
 
@@ -123,7 +125,7 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
 # product overflow again where the label does not agree. (Not for a sum that may meet both inf and
 # -inf: fused with its addition, the product does not overflow.) NaN, which minima drop, is in the
 # logarithm.
-@way(class_losses, "cpu")
+@implements(class_losses, "cpu")
 def _loss_without_selects(z: Array, q: Array | None, x: Array) -> Array:
     most = float(jnp.finfo(x.dtype).max)
     zero, one = hints.unshared_constants(x.dtype, 0.0, 1.0)
@@ -151,10 +153,10 @@ def _overflowing(q: Array) -> tuple[Array, Array]:
     return finite, overflows
 
 
-@way(sigmoid_terms.without_infinities, "cpu")
+@implements(sigmoid_terms.without_infinities, "cpu")
 def _select_apart(q: Array) -> Array:
     """In the loop over the logits, the select would end its fusion."""
-    return hints.materialize(sigmoid_terms.without_infinities.plain(q))
+    return hints.materialize(sigmoid_terms.without_infinities.reference(q))
 
 
 def _loss_of_finite(z: Array, q: Array | None, x: Array) -> Array:
@@ -178,7 +180,7 @@ def _softplus_of_finite(x: Array) -> Array:
 
 
 def _focused_of_finite(
-    powers: tuple[float, float], negative: Array, positive: Array, x: Array
+    gammas: tuple[float, float], negative: Array, positive: Array, x: Array
 ) -> Array:
     """As `numerics.sigmoid.focused_losses`, with constants that the gradient does not share.
 
@@ -186,14 +188,14 @@ def _focused_of_finite(
     """
     (one,) = hints.unshared_constants(x.dtype, 1.0)
 
-    def term(g: float, x: Array) -> Array:
-        whole = whole_part(g)
+    def focal_term(g: float, x: Array) -> Array:
+        whole = integer_exponent(g)
         (rest,) = hints.unshared_constants(x.dtype, whole - g)
         loss = jax.lax.integer_pow(one / (one + exp(-x)), whole) * _softplus_of_finite(x)
         return loss if g == whole else loss * exp(rest * _softplus_of_finite(-x))
 
-    present, absent = powers
-    return negative * term(absent, x) + positive * term(present, -x)
+    present, absent = gammas
+    return negative * focal_term(absent, x) + positive * focal_term(present, -x)
 
 
 def _softcap_of_finite(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:

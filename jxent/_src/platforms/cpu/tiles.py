@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core import hints
-from jxent._src.platforms.cpu.fallback import are_whole, gathered, moved
+from jxent._src.platforms.cpu.fallback import gathered, is_unsharded, moved
 
 
-class Pieces(NamedTuple):
+class RowTiles(NamedTuple):
     """How rows are cut into pieces, the last of which may be shorter than the others.
 
     XLA:CPU works on whole rows, whose intermediate results then leave the cache: sums of pieces
@@ -74,7 +74,7 @@ class Pieces(NamedTuple):
         return jnp.where(numbers < which * self.length, other, own), start
 
 
-def pieces_of(x: Array) -> Pieces | None:
+def row_tiles(x: Array) -> RowTiles | None:
     """How to cut rows on CPU: at a divisor of their width, near what its caches like.
 
     None for short rows, where a piece would be a large part of the row, and for those which have
@@ -82,14 +82,14 @@ def pieces_of(x: Array) -> Pieces | None:
     about ten times as long for them. None, too, where the rows may be split.
     """
     classes = x.shape[-1]
-    if not are_whole(x):
+    if not is_unsharded(x):
         return None
     longest = classes // 10 if classes <= 2**15 else 2**12
     lengths = (n for n in range(2**6, longest + 1) if classes % n == 0)
     length = min(lengths, key=lambda n: (max(n, 2**9), -n), default=None)
     if length is None and classes > 2**15:
         length = 2**10
-    return None if length is None else Pieces(length, classes)
+    return None if length is None else RowTiles(length, classes)
 
 
 def sum_without(x: Array, which: Array) -> Array:
