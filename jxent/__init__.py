@@ -36,5 +36,7 @@ from jxent._src.core.assumed_platform import assume_platform as assume_platform
 from jxent._src.core.kernel import Transposed as Transposed
 from jxent._src.loss_fns.statistics import SoftmaxStatistics as SoftmaxStatistics
 
+# Their place in pickles, wherever they are defined.
+Transposed.__module__ = SoftmaxStatistics.__module__ = "jxent"
 __version__ = _version("jxent")
 _dispatch.freeze_registry()

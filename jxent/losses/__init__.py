@@ -38,3 +38,6 @@ from jxent._src.api.reduced.softmax import (
 )
 from jxent._src.api.reduced.weighted import compute_weighted_loss as compute_weighted_loss
 from jxent._src.run.reduction import Reduction as Reduction, SoftmaxAux as SoftmaxAux
+
+# Their place in pickles, wherever they are defined.
+Reduction.__module__ = SoftmaxAux.__module__ = "jxent.losses"

@@ -35,7 +35,8 @@ class Transposed:
       ValueError: By the function that is given it: `table` is not `[classes, features]`.
 
     Examples:
-      >>> from jxent import linear_sparse_softmax_cross_entropy
+      >>> import jax.numpy as jnp
+      >>> from jxent import Transposed, linear_sparse_softmax_cross_entropy
       >>> embedding = jnp.zeros((5, 3))
       >>> linear_sparse_softmax_cross_entropy(
       ...     labels=[1, 4], inputs=jnp.ones((2, 3)), kernel=Transposed(embedding))
