@@ -57,10 +57,10 @@ class Errors:
         }
 
 
-def _errors(loss, kind, quantity, peer, got, truth, dtype, scale=None, condition=0.0) -> Errors:
+def _errors(loss, kind, quantity, peer, got, expected, dtype, scale=None, condition=0.0) -> Errors:
     got = np.asarray(got, np.longdouble)
-    ulps = reference.ulps(got, truth, dtype, scale)
-    normal = np.abs(truth) >= float(jnp.finfo(dtype).tiny)
+    ulps = reference.ulps(got, expected, dtype, scale)
+    normal = np.abs(expected) >= float(jnp.finfo(dtype).tiny)
     zeros = np.mean(got[normal] == 0) if normal.any() else 0.0
     excess = ulps - np.asarray(condition, np.float64)
     return Errors(loss, kind, quantity, peer, ulps, excess, float(zeros))
@@ -72,16 +72,16 @@ def sigmoid_errors(peer: Peer, dtype, points: int = POINTS) -> list[Errors]:
     for sample in sigmoid_samples(dtype, points):
         if sample.pos_weight != 1 and not peer.has_pos_weight:
             continue
-        value, slope, curvature, terms = reference.wide_sigmoid(
+        value, gradient, curvature, terms = reference.wide_sigmoid(
             sample.labels, sample.logits, sample.pos_weight
         )
         kind = f"{sample.kind}, pos_weight {float(sample.pos_weight):.2g}"
         results = peer.sigmoid(sample.labels, sample.logits, sample.pos_weight)
         record = partial(_errors, "sigmoid", kind, peer=peer.name, dtype=dtype)
         found += [
-            record("value", got=results[0], truth=value),
-            record("d/dx", got=results[1], truth=slope, scale=terms),
-            record("d2/dx2", got=results[2], truth=curvature),
+            record("value", got=results[0], expected=value),
+            record("d/dx", got=results[1], expected=gradient, scale=terms),
+            record("d2/dx2", got=results[2], expected=curvature),
         ]
     return found
 
@@ -94,11 +94,11 @@ def softmax_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
             reference.wide_softmax_of_class(y, x)
             for y, x in zip(sample.labels, sample.logits, strict=True)
         ]
-        value, slope = (np.array([t[i] for t in truths]) for i in (0, 1))
+        value, gradient = (np.array([t[i] for t in truths]) for i in (0, 1))
         curvature = np.array([t[2][y] for t, y in zip(truths, sample.labels, strict=True)])
         got = peer.softmax(sample.labels, sample.logits)
         own = sample.labels[:, None]
-        others = np.arange(slope.shape[1]) != own
+        others = np.arange(gradient.shape[1]) != own
         x = np.asarray(sample.logits, np.float64)
         below = x.max(1, keepdims=True) - x
 
@@ -111,20 +111,20 @@ def softmax_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
             return np.take_along_axis(np.asarray(a, np.longdouble), own, 1)[:, 0]
 
         found += [
-            record("value", got=got[0], truth=value, condition=size(value)),
+            record("value", got=got[0], expected=value, condition=size(value)),
             record(
                 "d/dx_label",
                 got=at_label(got[1]),
-                truth=at_label(slope),
+                expected=at_label(gradient),
                 condition=size(value),
             ),
             record(
                 "d/dx_other",
                 got=np.asarray(got[1], np.longdouble)[others],
-                truth=slope[others],
+                expected=gradient[others],
                 condition=below[others],
             ),
-            record("d2/dx_label2", got=got[2], truth=curvature, condition=size(curvature)),
+            record("d2/dx_label2", got=got[2], expected=curvature, condition=size(curvature)),
         ]
     return found
 
@@ -138,7 +138,7 @@ def entropy_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
     for sample in softmax_samples(dtype, rows):
         if sample.kind.endswith("wrong"):  # the same logits as right
             continue
-        value, slope, *_ = reference.wide_entropy(sample.logits, np.zeros_like(sample.logits))
+        value, gradient, *_ = reference.wide_entropy(sample.logits, np.zeros_like(sample.logits))
         gap = sample.logits.max(-1, keepdims=True) - np.asarray(sample.logits, np.longdouble)
         p = np.exp(-gap)
         p /= p.sum(-1, keepdims=True)
@@ -151,8 +151,8 @@ def entropy_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
             return np.abs(np.log(np.maximum(a, np.finfo(np.float64).tiny)).astype(np.float64))
 
         found += [
-            record("value", got=got[0], truth=value, condition=size(value)),
-            record("d/dx", got=got[1], truth=slope, scale=largest, condition=size(largest)),
+            record("value", got=got[0], expected=value, condition=size(value)),
+            record("d/dx", got=got[1], expected=gradient, scale=largest, condition=size(largest)),
         ]
     return found
 
@@ -161,13 +161,13 @@ def divergence_errors(peer: Peer, dtype, rows: int = ROWS) -> list[Errors]:
     """Errors of one peer's KL divergence; of the student's gradient, by its row's largest."""
     found = []
     for sample in divergence_samples(dtype, rows):
-        value, slope, _ = reference.wide_divergence(sample.teacher, sample.student, 1.0)
-        largest = np.abs(slope).max(-1, keepdims=True)
+        value, gradient, _ = reference.wide_divergence(sample.teacher, sample.student, 1.0)
+        largest = np.abs(gradient).max(-1, keepdims=True)
         got = peer.divergence(sample.teacher, sample.student)
         record = partial(_errors, "KL", sample.kind, peer=peer.name, dtype=dtype)
         found += [
-            record("value", got=got[0], truth=value, condition=sample.lead),
-            record("d/dx", got=got[1], truth=slope, scale=largest, condition=sample.lead),
+            record("value", got=got[0], expected=value, condition=sample.lead),
+            record("d/dx", got=got[1], expected=gradient, scale=largest, condition=sample.lead),
         ]
     return found
 
@@ -177,13 +177,15 @@ def focal_errors(peer: Peer, dtype, points: int = POINTS) -> list[Errors]:
     found = []
     for sample in focal_samples(dtype, points):
         sign = 1 - 2 * np.asarray(sample.labels, np.longdouble)
-        value, slope, *_ = reference.wide_focal_term(FOCUS, sign * sample.logits)
-        results = zip(peer.focal(sample.labels, sample.logits), (value, sign * slope), strict=True)
-        for quantity, (got, truth) in zip(("value", "d/dx"), results, strict=True):
-            normal = np.abs(truth) > 4 * (1 + FOCUS) * float(jnp.finfo(dtype).tiny)
+        value, gradient, *_ = reference.wide_focal_term(FOCUS, sign * sample.logits)
+        results = zip(
+            peer.focal(sample.labels, sample.logits), (value, sign * gradient), strict=True
+        )
+        for quantity, (got, expected) in zip(("value", "d/dx"), results, strict=True):
+            normal = np.abs(expected) > 4 * (1 + FOCUS) * float(jnp.finfo(dtype).tiny)
             found.append(
                 _errors(
-                    "focal", sample.kind, quantity, peer.name, got[normal], truth[normal], dtype
+                    "focal", sample.kind, quantity, peer.name, got[normal], expected[normal], dtype
                 )
             )
     return found

@@ -152,7 +152,7 @@ def losses(workload: Workload, rounds: int, budget: Budget, compiled: bool) -> l
     copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))  # reads and writes it once
     ready: dict[str, Program] = {"copy": Program(partial(copy, source))}
     remarks: dict[str, str] = {}
-    truth = None
+    expected = None
     for name, make in loss_programs(workload):
         if name == "PyTorch, compiled" and not compiled:
             continue
@@ -162,14 +162,14 @@ def losses(workload: Workload, rounds: int, budget: Budget, compiled: bool) -> l
         try:
             if (program := make()) is None:
                 continue
-            value, slope = results_of(program)
+            value, gradient = results_of(program)
         except Exception as error:  # whatever a peer raises is an entry of the table
             remarks[name] = failure(error)
             free_memory()
             continue
-        got = float(value), np.asarray(_on_host(slope[:64]), np.float32)
-        truth = truth or got
-        if wrong := difference(got, truth):
+        got = float(value), np.asarray(_on_host(gradient[:64]), np.float32)
+        expected = expected or got
+        if wrong := difference(got, expected):
             remarks[name] = wrong
         else:
             ready[name] = program
@@ -202,16 +202,16 @@ def _on_host(part) -> np.ndarray:
 # The projection.
 
 
-def relative_error(got: np.ndarray, truth: np.ndarray) -> float:
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
     """In the 2-norm."""
-    return float(np.linalg.norm(got - truth) / max(float(np.linalg.norm(truth)), 1e-30))
+    return float(np.linalg.norm(got - expected) / max(float(np.linalg.norm(expected)), 1e-30))
 
 
-def difference(got, truth, approximates: bool = False) -> str:
+def difference(got, expected, approximates: bool = False) -> str:
     """What is wrong with (value, gradients...), or nothing."""
-    if not math.isclose(got[0], truth[0], rel_tol=LARGEST_ERROR):
-        return f"wrong: value {got[0]:.5g}, not {truth[0]:.5g}"
-    error = max(relative_error(g, t) for g, t in zip(got[1:], truth[1:], strict=True))
+    if not math.isclose(got[0], expected[0], rel_tol=LARGEST_ERROR):
+        return f"wrong: value {got[0]:.5g}, not {expected[0]:.5g}"
+    error = max(relative_error(g, t) for g, t in zip(got[1:], expected[1:], strict=True))
     return (
         "" if approximates or error <= LARGEST_ERROR else f"wrong: gradients differ by {error:.0%}"
     )
@@ -224,7 +224,7 @@ def projection(
     operands = Operands(workload)
     ready: dict[str, Peer] = {}
     lines: dict[str, dict] = {}
-    truth = None
+    expected = None
     for name, make in peers.items():
         line = {"workload": workload.name, "program": name}
         if budget.is_spent:
@@ -243,11 +243,11 @@ def projection(
         if name == BARE:
             ready[name] = peer
             continue
-        truth = truth or got
-        errors = [relative_error(g, t) for g, t in zip(got[1:], truth[1:], strict=True)]
-        lines[name]["value differs by"] = abs(got[0] / truth[0] - 1)
+        expected = expected or got
+        errors = [relative_error(g, t) for g, t in zip(got[1:], expected[1:], strict=True)]
+        lines[name]["value differs by"] = abs(got[0] / expected[0] - 1)
         lines[name]["gradients differ by"] = max(errors)
-        if wrong := difference(got, truth, peer.approximates):
+        if wrong := difference(got, expected, peer.approximates):
             lines[name]["remark"] = wrong
         else:
             ready[name] = peer

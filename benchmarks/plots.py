@@ -61,13 +61,13 @@ def errors_over_logit(peers: list[Peer], points: int) -> dict:
     """
     logits = np.linspace(-80, 80, points, dtype=np.float32)
     ones = np.ones_like(logits)
-    value, slope, _, _ = reference.wide_sigmoid(ones, logits)
+    value, gradient, _, _ = reference.wide_sigmoid(ones, logits)
     rows = np.stack([logits, np.zeros_like(logits)], axis=1)
     ids = np.zeros(points, np.int64)
     wide = [reference.wide_softmax_of_class(0, row) for row in rows]
     truths = {
         "sigmoid, value": value,
-        "sigmoid, gradient": slope,
+        "sigmoid, gradient": gradient,
         "softmax, value": np.array([t[0] for t in wide]),
         "softmax, gradient": np.array([t[1][0] for t in wide]),
     }
@@ -76,8 +76,8 @@ def errors_over_logit(peers: list[Peer], points: int) -> dict:
         of_sigmoid = peer.sigmoid(ones, logits, np.float32(1))
         of_softmax = peer.softmax(ids, rows)
         results = (*of_sigmoid[:2], of_softmax[0], of_softmax[1][:, 0])
-        for (name, truth), got in zip(truths.items(), results, strict=True):
-            ulps = reference.ulps(got, truth, jnp.float32)
+        for (name, expected), got in zip(truths.items(), results, strict=True):
+            ulps = reference.ulps(got, expected, jnp.float32)
             found["ulp"][name][peer.name] = np.round(ulps, 3).tolist()
     return found
 

@@ -104,7 +104,7 @@ def compiled_on(mesh: Mesh, program: Program):
 
 
 @dataclass(frozen=True)
-class Plan:
+class ChipPlan:
     """What one chip moves and holds, in bytes."""
 
     collectives: list[Collective]
@@ -120,7 +120,7 @@ class Plan:
         return sum(c.bytes for c in self.collectives)
 
 
-def plan(mesh: Mesh, program: Program) -> Plan:
+def plan(mesh: Mesh, program: Program) -> ChipPlan:
     """Compiles the program and reads it."""
     compiled = compiled_on(mesh, program)
     sizes = dict(mesh.shape)
@@ -128,7 +128,7 @@ def plan(mesh: Mesh, program: Program) -> Plan:
     over = program.classes_over if isinstance(program.classes_over, tuple) else (MODEL,)
     columns = int(np.prod([sizes[axis] for axis in over]))
     n, c, d = program.examples // rows, program.classes // columns, program.features or 0
-    return Plan(
+    return ChipPlan(
         collectives(compiled.as_text()), compiled.memory_analysis().temp_size_in_bytes,
         n, n * c * jnp.dtype(program.dtype).itemsize, 4 * n * d, 4 * d * c,
     )  # fmt: skip

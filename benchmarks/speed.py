@@ -120,8 +120,8 @@ def torch_projection(labels, inputs, kernel, compiled: bool) -> Step | None:
 
     def step():
         value = mean(x, w, y)
-        slopes = torch.autograd.grad(value, (x, w))
-        return value.detach().numpy(), slopes[0].numpy(), slopes[1].numpy().T
+        gradients = torch.autograd.grad(value, (x, w))
+        return value.detach().numpy(), gradients[0].numpy(), gradients[1].numpy().T
 
     return step
 
@@ -143,8 +143,8 @@ def torch_projection_in_blocks(labels, inputs, kernel) -> Step | None:
         value = functional.linear_cross_entropy(
             x, w, y, options=torch.nn.LinearCrossEntropyOptions()
         )
-        slopes = torch.autograd.grad(value, (x, w))
-        return value.detach().numpy(), slopes[0].numpy(), slopes[1].numpy().T
+        gradients = torch.autograd.grad(value, (x, w))
+        return value.detach().numpy(), gradients[0].numpy(), gradients[1].numpy().T
 
     return step
 
@@ -171,10 +171,10 @@ def check_projections(steps: dict[str, Step]) -> None:
       AssertionError: The one that differs is named.
     """
     (first, reference), *others = steps.items()
-    truth = [np.asarray(a) for a in jax.tree.leaves(reference())]
+    expected = [np.asarray(a) for a in jax.tree.leaves(reference())]
     for name, step in others:
         results = jax.tree.leaves(step())
-        for part, got, wanted in zip(PARTS, results, truth, strict=True):
+        for part, got, wanted in zip(PARTS, results, expected, strict=True):
             np.testing.assert_allclose(
                 got, wanted, rtol=1e-3, atol=1e-6, err_msg=f"{name} against {first}: {part}"
             )

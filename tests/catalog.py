@@ -13,7 +13,7 @@ from tests import reference
 from tests.catalog_case import Case, as_table, passed_of
 
 
-def _floor_1(name, function, plain, shape, suffix="", **kwargs):
+def _per_example(name, function, plain, shape, suffix="", **kwargs):
     options = kwargs.pop("options", {})
     axis = kwargs.get("axis", -1)
     placed = dict(options) if axis in (None, -1) else {**options, "axis": axis}
@@ -21,14 +21,16 @@ def _floor_1(name, function, plain, shape, suffix="", **kwargs):
     def loss(*, labels, **arrays):
         return function(**{kwargs.get("labels_name", "labels"): labels}, **arrays, **placed)
 
-    def truth(**arrays):
+    def expected(**arrays):
         return plain(**arrays, **placed)
 
     public = f"jxent.{function.__name__}"
-    return Case(name + suffix, public, loss, truth, shape, options=options, passed=placed, **kwargs)
+    return Case(
+        name + suffix, public, loss, expected, shape, options=options, passed=placed, **kwargs
+    )
 
 
-def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
+def _reduced(name, function, plain, shape, labels_name, reduction, **kwargs):
     options = kwargs.pop("options", {})
     passed = {**options, "reduction": reduction}
     if kwargs.pop("has_aux", False):
@@ -38,14 +40,14 @@ def _floor_3(name, function, plain, shape, labels_name, reduction, **kwargs):
     def loss(*, labels, **arrays):
         return pick(function(**{labels_name: labels}, **arrays, **passed))
 
-    def truth(*, weights, labels, **arrays):
+    def expected(*, weights, labels, **arrays):
         if kwargs.get("labels") == "hard":
             labels = labels.astype(arrays["logits"].dtype)
         return reference.reduced(plain(labels=labels, **arrays, **options), weights, reduction)
 
     title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
     return Case(
-        title, public, loss, truth, shape, options=options,
+        title, public, loss, expected, shape, options=options,
         passed=passed, labels_name=labels_name, **kwargs,
     )  # fmt: skip
 
@@ -58,58 +60,62 @@ CAP = {"logit_softcap": 2.5}
 Z = {"z_loss": 0.3}
 SMOOTH = {"label_smoothing": 0.2}
 
-FLOOR_1 = (
-    _floor_1("sigmoid", *SIGMOID, (3, 5), axis=None),
-    _floor_1("sigmoid", *SIGMOID, (7,), " capped", axis=None, options=CAP),
-    _floor_1("weighted", *WEIGHTED, (3, 5), axis=None, pos_weight=()),
-    _floor_1("weighted", *WEIGHTED, (2, 1, 5), " a class", axis=None, pos_weight=(5,)),
-    _floor_1("weighted", *WEIGHTED, (3, 5), " capped", axis=None, pos_weight=(5,), options=CAP),
-    _floor_1("softmax", *SOFTMAX, (3, 5)),
-    _floor_1("softmax", *SOFTMAX, (5, 3), " axis 0", axis=0),
-    _floor_1("softmax", *SOFTMAX, (7,), " z_loss", options=Z),
-    _floor_1("softmax", *SOFTMAX, (2, 5), " capped z_loss", options=CAP | Z),
-    _floor_1("sparse", *SPARSE, (3, 5), labels="ids"),
-    _floor_1("sparse", *SPARSE, (2, 5, 3), " axis 1", axis=1, labels="ids"),
-    _floor_1("sparse", *SPARSE, (3, 5), " smoothed", labels="ids", options=SMOOTH),
-    _floor_1("sparse", *SPARSE, (7,), " z_loss", labels="ids", options=Z),
-    _floor_1("sparse", *SPARSE, (2, 5), " all", labels="ids", options=CAP | Z | SMOOTH),
+PER_EXAMPLE = (
+    _per_example("sigmoid", *SIGMOID, (3, 5), axis=None),
+    _per_example("sigmoid", *SIGMOID, (7,), " capped", axis=None, options=CAP),
+    _per_example("weighted", *WEIGHTED, (3, 5), axis=None, pos_weight=()),
+    _per_example("weighted", *WEIGHTED, (2, 1, 5), " a class", axis=None, pos_weight=(5,)),
+    _per_example("weighted", *WEIGHTED, (3, 5), " capped", axis=None, pos_weight=(5,), options=CAP),
+    _per_example("softmax", *SOFTMAX, (3, 5)),
+    _per_example("softmax", *SOFTMAX, (5, 3), " axis 0", axis=0),
+    _per_example("softmax", *SOFTMAX, (7,), " z_loss", options=Z),
+    _per_example("softmax", *SOFTMAX, (2, 5), " capped z_loss", options=CAP | Z),
+    _per_example("sparse", *SPARSE, (3, 5), labels="ids"),
+    _per_example("sparse", *SPARSE, (2, 5, 3), " axis 1", axis=1, labels="ids"),
+    _per_example("sparse", *SPARSE, (3, 5), " smoothed", labels="ids", options=SMOOTH),
+    _per_example("sparse", *SPARSE, (7,), " z_loss", labels="ids", options=Z),
+    _per_example("sparse", *SPARSE, (2, 5), " all", labels="ids", options=CAP | Z | SMOOTH),
 )
 
 FOCUS = {"focusing": 1.5, "negative_focusing": 2.0}
 FOCUSED: tuple[Case, ...] = (
-    _floor_1("weighted", *WEIGHTED, (3, 5), " focused", axis=None, pos_weight=(5,), options=FOCUS),
-    _floor_1("sparse", *SPARSE, (3, 5), " focused", labels="ids", options=Z | {"focusing": 0.7}),
+    _per_example(
+        "weighted", *WEIGHTED, (3, 5), " focused", axis=None, pos_weight=(5,), options=FOCUS
+    ),
+    _per_example(
+        "sparse", *SPARSE, (3, 5), " focused", labels="ids", options=Z | {"focusing": 0.7}
+    ),
 )
 
-FLOOR_3 = (
-    _floor_3(
+REDUCED = (
+    _reduced(
         "sigmoid", losses.sigmoid_cross_entropy, reference.sigmoid, (3, 5),
         "multi_class_labels", "none", axis=None, weights=(3, 5), pos_weight=(), options=SMOOTH,
     ),
-    _floor_3(
+    _reduced(
         "sigmoid", losses.sigmoid_cross_entropy, reference.sigmoid, (3, 5),
         "multi_class_labels", "weighted_mean", axis=None, weights=(3, 1), pos_weight=(5,),
         options=CAP,
     ),
-    _floor_3(
+    _reduced(
         "sigmoid", losses.sigmoid_cross_entropy, reference.sigmoid, (7, 2),
         "multi_class_labels", "weighted_sum_by_nonzero_weights", axis=None, labels="hard",
         weights=(1, 2),
     ),
-    _floor_3(
+    _reduced(
         "softmax", losses.softmax_cross_entropy, reference.softmax, (3, 5),
         "onehot_labels", "weighted_sum", weights=(3,), options=SMOOTH,
     ),
-    _floor_3(
+    _reduced(
         "softmax", losses.softmax_cross_entropy, reference.softmax, (3, 2, 5),
         "onehot_labels", "weighted_sum_over_batch_size", weights=(3, 1), options=CAP | Z | SMOOTH,
         has_aux=True,
     ),
-    _floor_3(
+    _reduced(
         "sparse", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
         "labels", "weighted_sum_by_nonzero_weights", labels="ids", weights=(3,),
     ),
-    _floor_3(
+    _reduced(
         "sparse", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
         "labels", "weighted_mean", labels="ids", weights=(3,), options=CAP | Z | SMOOTH,
         has_aux=True,
@@ -126,9 +132,9 @@ LINEAR: dict[str, tuple[Callable[..., Any], str]] = {
 }
 
 
-def _linear(member, shape, features, block_size, suffix="", reduction=None, **kwargs):
+def _linear(loss_name, shape, features, block_size, suffix="", reduction=None, **kwargs):
     """Floor 2, or with a reduction floor 3, of a projection cut into blocks."""
-    plain, labels = LINEAR[member]
+    plain, labels = LINEAR[loss_name]
     options = kwargs.pop("options", {})
     blocks = block_size if isinstance(block_size, dict) else {"block_size": block_size}
     passed = {**options, **blocks}
@@ -137,31 +143,31 @@ def _linear(member, shape, features, block_size, suffix="", reduction=None, **kw
     if kwargs.pop("has_aux", False):
         passed["has_aux"], kwargs["pick"] = True, itemgetter(0)
     pick = kwargs.get("pick", lambda result: result)
-    name = f"linear_{member}_cross_entropy"
+    name = f"linear_{loss_name}_cross_entropy"
     plain = reference.projected(plain)
 
     def loss(**arrays):
         function = getattr(jxent if reduction is None else losses, name)
         return pick(function(**passed_of(kwargs.get("tied"), arrays), **passed))
 
-    def truth(*, weights=1.0, **arrays):
+    def expected(*, weights=1.0, **arrays):
         each = plain(**arrays, **options)
         return each if reduction is None else reference.reduced(each, weights, reduction)
 
-    title = f"linear {member}{suffix} {reduction or ''}".rstrip()
+    title = f"linear {loss_name}{suffix} {reduction or ''}".rstrip()
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
     labels = kwargs.pop("labels", labels)
     return Case(
-        title, public, loss, truth, shape, labels=labels, features=features, options=options,
+        title, public, loss, expected, shape, labels=labels, features=features, options=options,
         passed=passed, **kwargs,
     )  # fmt: skip
 
 
 IDS = (
-    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), labels="lists"),
-    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (2, 1, 5), " all", labels="lists",
+    _per_example("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), labels="lists"),
+    _per_example("sparse_sigmoid", *SPARSE_SIGMOID, (2, 1, 5), " all", labels="lists",
              pos_weight=(5,), options=CAP | SMOOTH),
-    _floor_3(
+    _reduced(
         "sparse_sigmoid", losses.sparse_sigmoid_cross_entropy, reference.sparse_sigmoid, (3, 5),
         "labels", "weighted_mean", labels="lists", weights=(3,), pos_weight=(),
     ),
@@ -170,7 +176,7 @@ IDS = (
 CLASSES_2 = {"class_block_size": 2}  # divides 6 classes; of 5 it leaves one
 
 # Blocks that divide the examples and that do not, one block, one example a block.
-FLOOR_2 = (
+LINEAR_PER_EXAMPLE = (
     _linear("sparse_softmax", (7, 5), 3, 2, bias=True),
     _linear("sparse_softmax", (2, 4, 5), 3, None, " all", options=CAP | Z | SMOOTH),
     _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " by classes", bias=True,
@@ -205,7 +211,7 @@ LINEAR_LOSSES = (
 )  # fmt: skip
 
 FOCUSED += (
-    _floor_1("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), " focused", labels="lists",
+    _per_example("sparse_sigmoid", *SPARSE_SIGMOID, (3, 5), " focused", labels="lists",
              pos_weight=(5,), options=FOCUS | SMOOTH),
     _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " focused", options=Z | {"focusing": 2.0}),
     _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " focused", "weighted_mean", weights=(3,),
@@ -217,10 +223,10 @@ FOCUSED += (
 
 # A teacher's most probable classes.
 WEIGHTED_IDS = (
-    _floor_1("sparse", *SPARSE, (3, 5), " weighted", labels="weighted"),
-    _floor_1("sparse", *SPARSE, (2, 5, 3), " weighted axis 1", axis=-2, labels="weighted",
+    _per_example("sparse", *SPARSE, (3, 5), " weighted", labels="weighted"),
+    _per_example("sparse", *SPARSE, (2, 5, 3), " weighted axis 1", axis=-2, labels="weighted",
              options=CAP | Z | SMOOTH),
-    _floor_3(
+    _reduced(
         "sparse weighted", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
         "labels", "weighted_mean", labels="weighted", weights=(3,), options=SMOOTH, has_aux=True,
     ),
@@ -245,27 +251,29 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
         arrays = passed_of(kwargs.get("tied"), arrays)
         return getattr(getattr(jxent, name)(**arrays, **passed), field)
 
-    def truth(**arrays):
+    def expected(**arrays):
         return plain(**arrays, **options, **of_axis)
 
     tied = ["tied"] * kwargs.get("tied", False)
     by = ["by classes"] * ("class_block_size" in blocks)
     title = " ".join([*["linear"] * (features is not None), field, *options, *by, *tied])
     return Case(
-        title, f"jxent.{name}", loss, truth, shape, axis=axis, labels="ids", features=features,
+        title, f"jxent.{name}", loss, expected, shape, axis=axis, labels="ids", features=features,
         options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
     )  # fmt: skip
 
 
-WARM = {"temperature": 1.7}
+TEMPERATURE = {"temperature": 1.7}
 STATISTICS = (
     _statistics("log_prob", (2, 5, 3), axis=-2),
-    _statistics("log_normalizer", (7,), options=WARM),
-    _statistics("entropy", (3, 5), options=WARM | CAP),
-    _statistics("log_prob", (2, 4, 5), 3, blocks={}, options=WARM),
-    _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=WARM | CAP),
-    _statistics("entropy", (3, 5), 2, blocks=CLASSES_2, bias=True, options=WARM | CAP),
-    _statistics("log_prob", (3, 6), 2, blocks=CLASSES_2, options=WARM),
+    _statistics("log_normalizer", (7,), options=TEMPERATURE),
+    _statistics("entropy", (3, 5), options=TEMPERATURE | CAP),
+    _statistics("log_prob", (2, 4, 5), 3, blocks={}, options=TEMPERATURE),
+    _statistics(
+        "entropy", (7, 5), 3, blocks={"block_size": 2}, bias=True, options=TEMPERATURE | CAP
+    ),
+    _statistics("entropy", (3, 5), 2, blocks=CLASSES_2, bias=True, options=TEMPERATURE | CAP),
+    _statistics("log_prob", (3, 6), 2, blocks=CLASSES_2, options=TEMPERATURE),
 )
 
 
@@ -294,7 +302,7 @@ def _linear_divergence(shape, features, block_size, reduction=None, **kwargs):
         arrays = passed_of(kwargs.get("tied"), arrays)
         return function(**of_teacher(labels), **arrays, **passed)
 
-    def truth(*, labels, weights=1.0, **arrays):
+    def expected(*, labels, weights=1.0, **arrays):
         each = student(labels @ kernel_of_teacher(labels), **arrays, **options)
         return each if reduction is None else reference.reduced(each, weights, reduction)
 
@@ -302,20 +310,20 @@ def _linear_divergence(shape, features, block_size, reduction=None, **kwargs):
     title = " ".join(["linear KL", *options, *tied, *[reduction] * (reduction is not None)])
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
     return Case(
-        title, public, loss, truth, shape, features=features, options=options, passed=passed,
+        title, public, loss, expected, shape, features=features, options=options, passed=passed,
         taught=of_teacher, **kwargs,
     )  # fmt: skip
 
 
 KL = (jxent.softmax_kl_divergence_with_logits, reference.kl_divergence)
 DIVERGENCES = (
-    _floor_1("KL", *KL, (2, 5, 3), " axis 1", axis=-2, labels_name="teacher_logits"),
-    _floor_1("KL", *KL, (3, 5), " all", labels_name="teacher_logits",
-             options=WARM | CAP | {"teacher_logit_softcap": 4.0}),
-    _floor_3("KL", losses.softmax_kl_divergence, reference.kl_divergence, (3, 5),
-             "teacher_logits", "weighted_mean", weights=(3,), options=WARM),
+    _per_example("KL", *KL, (2, 5, 3), " axis 1", axis=-2, labels_name="teacher_logits"),
+    _per_example("KL", *KL, (3, 5), " all", labels_name="teacher_logits",
+             options=TEMPERATURE | CAP | {"teacher_logit_softcap": 4.0}),
+    _reduced("KL", losses.softmax_kl_divergence, reference.kl_divergence, (3, 5),
+             "teacher_logits", "weighted_mean", weights=(3,), options=TEMPERATURE),
     _linear_divergence((7, 5), 3, 2, options=CAP),
-    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), bias=True, options=WARM),
+    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), bias=True, options=TEMPERATURE),
 )  # fmt: skip
 
 # An embedding that is the output projection as well.
@@ -326,9 +334,11 @@ TIED = (
             options=Z | SMOOTH, tied=True),
     _linear("sparse_sigmoid", (3, 5), 2, CLASSES_2, " tied by classes", "weighted_sum",
             weights=(3,), bias=True, pos_weight=(5,), tied=True),
-    _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, options=WARM, tied=True),
-    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), options=WARM, tied=True),
+    _statistics("entropy", (7, 5), 3, blocks={"block_size": 2}, options=TEMPERATURE, tied=True),
+    _linear_divergence((7, 5), 3, 3, "weighted_sum", weights=(7,), options=TEMPERATURE, tied=True),
 )  # fmt: skip
 
-CASES = FLOOR_1 + IDS + TIED + FLOOR_2 + FLOOR_3 + LINEAR_LOSSES + STATISTICS + FOCUSED
+CASES = (
+    PER_EXAMPLE + IDS + TIED + LINEAR_PER_EXAMPLE + REDUCED + LINEAR_LOSSES + STATISTICS + FOCUSED
+)
 CASES += DIVERGENCES + WEIGHTED_IDS

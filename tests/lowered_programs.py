@@ -43,21 +43,21 @@ def without_names(text: str) -> str:
 def of_family(case: Case) -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:
     """Name, function and arrays of the value, the gradient, and the gradient's tangent."""
     arrays = case.arrays(jnp.float32)
-    moving = {name: arrays[name] for name in case.differentiable()}
-    fixed = {name: array for name, array in arrays.items() if name not in moving}
+    differentiated = {name: arrays[name] for name in case.differentiable()}
+    fixed = {name: array for name, array in arrays.items() if name not in differentiated}
 
-    def value(moving, fixed):
-        return case.loss(**moving, **fixed).sum()
+    def value(differentiated, fixed):
+        return case.loss(**differentiated, **fixed).sum()
 
-    def product(moving, fixed):
-        def gradient(moving):
-            return jax.grad(value)(moving, fixed)
+    def product(differentiated, fixed):
+        def gradient(differentiated):
+            return jax.grad(value)(differentiated, fixed)
 
-        return jax.jvp(gradient, (moving,), (moving,))
+        return jax.jvp(gradient, (differentiated,), (differentiated,))
 
-    yield f"{case.name}, value", value, (moving, fixed)
-    yield f"{case.name}, gradient", jax.grad(value), (moving, fixed)
-    yield f"{case.name}, Hessian-vector product", product, (moving, fixed)
+    yield f"{case.name}, value", value, (differentiated, fixed)
+    yield f"{case.name}, gradient", jax.grad(value), (differentiated, fixed)
+    yield f"{case.name}, Hessian-vector product", product, (differentiated, fixed)
 
 
 def all_programs() -> Iterator[tuple[str, Callable, tuple[Any, ...]]]:

@@ -27,16 +27,16 @@ def tolerance(dtype, terms: int) -> float:
     return rounding + (16 + 4 * terms**0.5) * float(jnp.finfo(computed_in).eps)
 
 
-def ulps(got, truth, dtype, scale=None) -> np.ndarray:
+def ulps(got, expected, dtype, scale=None) -> np.ndarray:
     """Distance in units in the last place of the truth, or of `scale` where terms cancel.
 
     Below the smallest normal number, where XLA flushes to zero, one unit is that number's.
     """
-    truth = np.asarray(truth, WIDE)
-    scale = truth if scale is None else np.asarray(scale, WIDE)
+    expected = np.asarray(expected, WIDE)
+    scale = expected if scale is None else np.asarray(scale, WIDE)
     info = jnp.finfo(dtype)
     unit = np.maximum(np.abs(scale), WIDE(float(info.tiny))) * WIDE(float(info.eps))
-    return (np.abs(np.asarray(got, WIDE) - truth) / unit).astype(np.float64)
+    return (np.abs(np.asarray(got, WIDE) - expected) / unit).astype(np.float64)
 
 
 # Plain formulas.
@@ -157,8 +157,8 @@ def wide_sigmoid(z, x, q=1.0):
     z, x, q = (np.asarray(a, WIDE) for a in (z, x, q))
     present, absent = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))
     value = (1 - z) * np.logaddexp(0, x) + q * z * np.logaddexp(0, -x)
-    slope = (1 - z) * present - q * z * absent
-    return value, slope, (1 - z + q * z) * present * absent, (1 - z) * present + q * z * absent
+    gradient = (1 - z) * present - q * z * absent
+    return value, gradient, (1 - z + q * z) * present * absent, (1 - z) * present + q * z * absent
 
 
 def wide_softmax_of_class(y: int, x):
@@ -182,16 +182,18 @@ def wide_entropy(x, t):
     x, t = np.asarray(x, WIDE), np.asarray(t, WIDE)
     gap = x.max(-1, keepdims=True) - x
     odds = np.exp(-gap)
-    leads = np.arange(x.shape[-1]) == odds.argmax(-1)[..., None]
-    rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+    is_largest = np.arange(x.shape[-1]) == odds.argmax(-1)[..., None]
+    rest = np.where(is_largest, 0, odds).sum(-1, keepdims=True)
     p = odds / (1 + rest)
     mean_gap = (p * gap).sum(-1, keepdims=True)
-    slope = p * (gap - mean_gap)
-    apart = t - np.where(leads, t, 0).sum(-1, keepdims=True)
+    gradient = p * (gap - mean_gap)
+    apart = t - np.where(is_largest, t, 0).sum(-1, keepdims=True)
     dev = apart - (p * apart).sum(-1, keepdims=True)
-    curve = dev * (slope - p) - p * (dev * slope).sum(-1, keepdims=True)
-    size = np.abs(dev) * (np.abs(slope) + p) + p * (np.abs(dev * slope)).sum(-1, keepdims=True)
-    return (np.log1p(rest) + mean_gap)[..., 0], slope, curve, size
+    curve = dev * (gradient - p) - p * (dev * gradient).sum(-1, keepdims=True)
+    size = np.abs(dev) * (np.abs(gradient) + p) + p * (np.abs(dev * gradient)).sum(
+        -1, keepdims=True
+    )
+    return (np.log1p(rest) + mean_gap)[..., 0], gradient, curve, size
 
 
 def wide_divergence(teacher, student, temperature):
@@ -200,8 +202,8 @@ def wide_divergence(teacher, student, temperature):
     def log_p(y):
         gap = y.max(-1, keepdims=True) - y
         odds = np.exp(-gap)
-        leads = np.arange(y.shape[-1]) == odds.argmax(-1)[:, None]
-        rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+        is_largest = np.arange(y.shape[-1]) == odds.argmax(-1)[:, None]
+        rest = np.where(is_largest, 0, odds).sum(-1, keepdims=True)
         return -gap - np.log1p(rest), odds / (1 + rest)
 
     t = WIDE(temperature)
@@ -218,10 +220,10 @@ def wide_focal_term(g, x):
     x = np.asarray(x, WIDE)
     q, p, loss = 1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x)), np.logaddexp(WIDE(0), x)
     w, s = q ** WIDE(g), p * loss
-    slope = w * (g * s + q)
+    gradient = w * (g * s + q)
     curve = w * (g * p * (g * s + q) - g * q * s + (g + 1) * p * q)
     size = w * (g * p * (g * s + q) + g * q * s + (g + 1) * p * q)
-    return w * loss, slope, curve, size
+    return w * loss, gradient, curve, size
 
 
 # Wide formulas of whole arrays at any logits: infinite, masked, NaN. Classes are the last axis.
@@ -235,10 +237,10 @@ class Wide(NamedTuple):
     """
 
     value: np.ndarray
-    slope: np.ndarray
+    gradient: np.ndarray
     curve: np.ndarray
     value_size: np.ndarray
-    slope_size: np.ndarray
+    gradient_size: np.ndarray
     curve_size: np.ndarray
 
 
@@ -267,18 +269,18 @@ def wide_sigmoid_of(z, x, t, *, pos_weight=1.0, label_smoothing=0.0, logit_softc
     up, down = np.where(u < 0, e, 1) / (1 + e), np.where(u < 0, 1, e) / (1 + e)
     above, below = np.maximum(u, 0) + np.log1p(e), np.maximum(-u, 0) + np.log1p(e)
     absent, present = _no_times(1 - z, above), _no_times(q * z, below)
-    slope = (1 - z) * up - q * z * down
-    slope_size = np.abs(1 - z) * up + np.abs(q * z) * down
+    gradient = (1 - z) * up - q * z * down
+    gradient_size = np.abs(1 - z) * up + np.abs(q * z) * down
     curve = (1 - z + q * z) * up * down
     curve_size = (np.abs(1 - z) + np.abs(q * z)) * up * down
     bad = np.isnan(x)
     return Wide(
         np.where(bad, np.nan, absent + present),
-        slope * first,
-        (curve * first**2 + slope * second) * t,
+        gradient * first,
+        (curve * first**2 + gradient * second) * t,
         np.abs(absent) + np.abs(present),
-        slope_size * first,
-        np.abs((curve_size * first**2 + slope_size * np.abs(second)) * t),
+        gradient_size * first,
+        np.abs((curve_size * first**2 + gradient_size * np.abs(second)) * t),
     )
 
 
@@ -293,14 +295,14 @@ def wide_softmax_of(z, x, t, *, label_smoothing=0.0, z_loss=0.0, logit_softcap=N
     with np.errstate(invalid="ignore"):
         gap = np.where(u == top, 0, top - u)
     odds = np.exp(-gap)
-    leads = np.arange(u.shape[-1]) == odds.argmax(-1)[..., None]
-    rest = np.where(leads, 0, odds).sum(-1, keepdims=True)
+    is_largest = np.arange(u.shape[-1]) == odds.argmax(-1)[..., None]
+    rest = np.where(is_largest, 0, odds).sum(-1, keepdims=True)
     p = odds / (1 + rest)
-    miss = np.where(leads & (rest < 1), rest / (1 + rest), 1 - p)
+    miss = np.where(is_largest & (rest < 1), rest / (1 + rest), 1 - p)
     normalizer = (top + np.log1p(rest))[..., 0]
-    surprise = gap + np.log1p(rest)
+    neg_log_prob = gap + np.log1p(rest)
     total = z.sum(-1, keepdims=True)
-    terms = _no_times(z, surprise)
+    terms = _no_times(z, neg_log_prob)
     zeta = WIDE(z_loss)
     value, value_size = terms.sum(-1), np.abs(terms).sum(-1)
     pull = np.where(np.isfinite(normalizer), normalizer, 0)[..., None] * 2 * zeta
@@ -308,15 +310,15 @@ def wide_softmax_of(z, x, t, *, label_smoothing=0.0, z_loss=0.0, logit_softcap=N
         value = value + zeta * normalizer**2
         reach = np.where(np.isfinite(top), np.abs(top) + np.log1p(rest) + 1, 0)
         value_size = value_size + zeta * np.abs(normalizer) * reach[..., 0]
-    others = np.where(leads, np.where(leads, 0, z).sum(-1, keepdims=True), total - z)
-    slope = others * p - z * miss + pull * p
-    of_sum = np.where(leads, np.abs(others), np.abs(z).sum(-1, keepdims=True))
-    slope_size = (of_sum + np.where(leads, 0, np.abs(z))) * p + np.abs(z) * miss
+    others = np.where(is_largest, np.where(is_largest, 0, z).sum(-1, keepdims=True), total - z)
+    gradient = others * p - z * miss + pull * p
+    of_sum = np.where(is_largest, np.abs(others), np.abs(z).sum(-1, keepdims=True))
+    gradient_size = (of_sum + np.where(is_largest, 0, np.abs(z))) * p + np.abs(z) * miss
     if z_loss:
-        slope_size = slope_size + 2 * zeta * p * reach
+        gradient_size = gradient_size + 2 * zeta * p * reach
     v = first * t
-    leader = np.where(leads, v, 0).sum(-1, keepdims=True)
-    apart = v - leader
+    dominant = np.where(is_largest, v, 0).sum(-1, keepdims=True)
+    apart = v - dominant
     spread = p * (apart - (p * apart).sum(-1, keepdims=True))
     spread_size = p * (np.abs(apart) + (p * np.abs(apart)).sum(-1, keepdims=True))
     mean = (p * v).sum(-1, keepdims=True)
@@ -327,9 +329,9 @@ def wide_softmax_of(z, x, t, *, label_smoothing=0.0, z_loss=0.0, logit_softcap=N
     hole = np.where(bad, np.nan, WIDE(0))
     return Wide(
         value + hole,
-        slope * first + hole[..., None],
-        curve * first + slope * second * t + hole[..., None],
+        gradient * first + hole[..., None],
+        curve * first + gradient * second * t + hole[..., None],
         value_size,
-        slope_size * first,
-        curve_size * first + slope_size * np.abs(second * t),
+        gradient_size * first,
+        curve_size * first + gradient_size * np.abs(second * t),
     )

@@ -95,10 +95,10 @@ def test_results_are_written(tmp_path, capsys):
     tables = [report.Table("A title", [{"x": 1.0, "y": "z"}], "A note.")]
     options = Options(results=tmp_path / "results", json=tmp_path / "json")
     command.run({"name": lambda _: tables}, options)
-    shown = capsys.readouterr().out
+    printed = capsys.readouterr().out
     text = (tmp_path / "results/name.md").read_text(encoding="utf-8")
     assert "## A title" in text
-    assert "## A title" in shown
+    assert "## A title" in printed
     for folder in ("results", "json"):
         found = json.loads((tmp_path / folder / "name.json").read_text(encoding="utf-8"))
         assert found["tables"][0]["rows"] == [{"x": 1.0, "y": "z"}]
@@ -208,13 +208,13 @@ def test_a_wrong_competitor_is_caught(kind, wrong):
     _, logits = workloads.labels_and_logits(tiny)
     right = present(JAX_ONLY, tiny)
     competitors.check_against_each_other(right, tiny, logits)
-    broken = replace(right[1], name="broken")
+    nonfinite = replace(right[1], name="broken")
     if wrong == "loss":
-        broken = replace(broken, loss=lambda: 1.001 * right[1].loss())
+        nonfinite = replace(nonfinite, loss=lambda: 1.001 * right[1].loss())
     else:
-        broken = replace(broken, step=lambda rate: right[1].step(1.01 * rate))
+        nonfinite = replace(nonfinite, step=lambda rate: right[1].step(1.01 * rate))
     with pytest.raises(AssertionError, match=f"broken against jxent: {wrong}"):
-        competitors.check_against_each_other([right[0], broken], tiny, logits)
+        competitors.check_against_each_other([right[0], nonfinite], tiny, logits)
 
 
 def test_a_wrong_projection_is_caught():
@@ -280,7 +280,7 @@ def test_gpu_peers_that_fail_are_entries():
     def full(operands):
         raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
 
-    def broken(operands):
+    def nonfinite(operands):
         raise TypeError("no such argument\nmore")
 
     def wrong(operands):
@@ -291,7 +291,7 @@ def test_gpu_peers_that_fail_are_entries():
     def missing(operands):
         return None
 
-    peers = {"full": full, "broken": broken, "wrong": wrong, "missing": missing}
+    peers = {"full": full, "broken": nonfinite, "wrong": wrong, "missing": missing}
     rows = tiny_projection(peers)
     assert rows["full"]["remark"] == gpu.OUT_OF_MEMORY
     assert rows["broken"]["remark"] == "TypeError: no such argument"
@@ -302,11 +302,11 @@ def test_gpu_peers_that_fail_are_entries():
 
 
 def test_gpu_approximations_are_shown_and_nan_is_not_let_pass():
-    truth = (1.0, np.ones(3))
-    assert gpu.difference((1.0, np.full(3, 1.2)), truth, approximates=True) == ""
-    assert "wrong" in gpu.difference((1.0, np.full(3, np.nan)), truth)
-    assert "wrong" in gpu.difference((1.1, np.ones(3)), truth)
-    assert "wrong" in gpu.difference((np.nan, np.ones(3)), truth)
+    expected = (1.0, np.ones(3))
+    assert gpu.difference((1.0, np.full(3, 1.2)), expected, approximates=True) == ""
+    assert "wrong" in gpu.difference((1.0, np.full(3, np.nan)), expected)
+    assert "wrong" in gpu.difference((1.1, np.ones(3)), expected)
+    assert "wrong" in gpu.difference((np.nan, np.ones(3)), expected)
 
 
 @pytest.mark.long

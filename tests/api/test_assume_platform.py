@@ -22,15 +22,15 @@ LOGITS = jnp.asarray(np.random.default_rng(0).standard_normal((4, 5)), jnp.float
 @pytest.mark.one_in(9)
 def test_no_conditional_on_the_platform_is_left(platform, case):
     """Of the value, the gradient and both at once, in the step and around the loss alone."""
-    f, moving = split(case, case.arrays(jnp.dtype("float32")))
+    f, differentiated = split(case, case.arrays(jnp.dtype("float32")))
     total = scalar(case, f)
     assumed = jxent.assume_platform(platform)
     for function in (total, jax.grad(total), jax.value_and_grad(total)):
-        assert platforms_in(jax.make_jaxpr(assumed(function))(moving)) == 0
-    assert platforms_in(jax.make_jaxpr(jax.grad(assumed(total)))(moving)) == 0
-    slope = jax.grad(total)
-    second = assumed(lambda moving: jax.jvp(slope, (moving,), (moving,)))
-    assert platforms_in(jax.make_jaxpr(second)(moving)) == 0
+        assert platforms_in(jax.make_jaxpr(assumed(function))(differentiated)) == 0
+    assert platforms_in(jax.make_jaxpr(jax.grad(assumed(total)))(differentiated)) == 0
+    gradient = jax.grad(total)
+    second = assumed(lambda differentiated: jax.jvp(gradient, (differentiated,), (differentiated,)))
+    assert platforms_in(jax.make_jaxpr(second)(differentiated)) == 0
 
 
 def test_without_it_there_is_one():

@@ -50,7 +50,9 @@ def example(form, dtype=np.float32, examples=7, classes=5, seed=0):
     return labels, operands, logits
 
 
-def truth(labels, logits, weights, reduction, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
+def expected(
+    labels, logits, weights, reduction, label_smoothing=0.0, z_loss=0.0, logit_softcap=None
+):
     """By NumPy, in float64."""
     if logit_softcap is not None:
         logits = logit_softcap * np.tanh(logits / logit_softcap)
@@ -94,7 +96,7 @@ def test_parts_and_accuracy_are_those_of_the_formulas(form, platform):
         with jxent.assume_platform(platform) if platform else contextlib.nullcontext():
             found = program(operands)
         for name, (loss, aux, alone) in found.items():
-            wanted = truth(labels, logits, weights[name], kind, **options)
+            wanted = expected(labels, logits, weights[name], kind, **options)
             jax.tree.map(partial(np.testing.assert_allclose, rtol=3e-6), aux, wanted)
             np.testing.assert_allclose(loss, aux.cross_entropy + aux.z_loss, rtol=1e-6)
             np.testing.assert_allclose(loss, alone, rtol=1e-6)
@@ -107,18 +109,18 @@ def test_low_precision_is_reported_in_float32(form, dtype):
     labels, operands, logits = example(form, dtype)
     loss, aux = function(form)(labels, *operands, has_aux=True, z_loss=0.3)
     assert loss.dtype == (jnp.float32 if "linear" in form else dtype)
-    wanted = truth(labels, logits, 1.0, Reduction.SUM_BY_NONZERO_WEIGHTS, z_loss=0.3)
+    wanted = expected(labels, logits, 1.0, Reduction.SUM_BY_NONZERO_WEIGHTS, z_loss=0.3)
     for got, value in zip(aux, wanted, strict=True):
         assert got.dtype == jnp.float32
         assert got.shape == ()
         np.testing.assert_allclose(got, value, rtol=3e-6)
 
 
-def rows(form, broken):
+def rows(form, nonfinite):
     """Labels and operands of two sound examples, and of broken ones."""
     sound = np.array([[1, 0, 0], [0, 0, 2]], np.float32)
-    x = np.concatenate([sound, np.asarray(broken, np.float32)])
-    ids = np.concatenate([[0, 1], np.zeros(len(broken), int)])
+    x = np.concatenate([sound, np.asarray(nonfinite, np.float32)])
+    ids = np.concatenate([[0, 1], np.zeros(len(nonfinite), int)])
     labels = ids if "sparse" in form else np.eye(3, dtype=np.float32)[ids]
     return labels, (x, np.eye(3, dtype=np.float32)) if "linear" in form else (x,)
 
@@ -128,8 +130,8 @@ def rows(form, broken):
 @pytest.mark.one_in(6)
 def test_nonfinite_examples(form, platform):
     """Of weight 0 they take no part; else the loss is NaN, and they are wrong, not right."""
-    broken = [[nan, 1, 2], [-inf, -inf, -inf]]
-    labels, operands = rows(form, broken)
+    nonfinite = [[nan, 1, 2], [-inf, -inf, -inf]]
+    labels, operands = rows(form, nonfinite)
     if "sparse" in form:
         labels[3] = -1
     f = partial(

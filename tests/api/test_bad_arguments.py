@@ -142,7 +142,7 @@ def named(message: str, argument: str) -> bool:
 
 @pytest.mark.parametrize(("function", "argument"), CASES)
 @pytest.mark.one_in(8)
-def test_every_bad_value_of_every_argument(function, argument):
+def test_every_invalid_value_of_every_argument(function, argument):
     arguments = good(function)
     if argument == "label_weights":
         arguments["labels"] = LISTS

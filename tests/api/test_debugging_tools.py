@@ -72,12 +72,12 @@ def tangents_of(case):
 
 def transforms(case, arrays):
     """The value, the gradient and the tangent, each to be computed on its own."""
-    f, moving = split(case, arrays)
+    f, differentiated = split(case, arrays)
     tangents = tangents_of(case)
     return {
-        "value": lambda: f(moving),
-        "gradient": lambda: jax.grad(scalar(case, f))(moving),
-        "tangent": lambda: jax.jvp(f, (moving,), (tangents,)),
+        "value": lambda: f(differentiated),
+        "gradient": lambda: jax.grad(scalar(case, f))(differentiated),
+        "tangent": lambda: jax.jvp(f, (differentiated,), (tangents,)),
     }
 
 
@@ -89,14 +89,14 @@ def check_by_checkify(case):
     names = case.differentiable()
 
     def every(arrays, tangents):
-        moving = {name: arrays[name] for name in names}
+        differentiated = {name: arrays[name] for name in names}
         fixed = {name: x for name, x in arrays.items() if name not in names}
 
-        def loss(moving):
-            return case.loss(**fixed, **moving)
+        def loss(differentiated):
+            return case.loss(**fixed, **differentiated)
 
-        gradient = jax.grad(scalar(case, loss))(moving)
-        return loss(moving), gradient, jax.jvp(loss, (moving,), (tangents,))
+        gradient = jax.grad(scalar(case, loss))(differentiated)
+        return loss(differentiated), gradient, jax.jvp(loss, (differentiated,), (tangents,))
 
     checked = quick(checkify.checkify(every, errors=checkify.nan_checks))
     for name, arrays in data(case):

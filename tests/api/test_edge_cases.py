@@ -100,8 +100,8 @@ def test_sigmoid_of_labels_outside_0_1_is_the_formula():
 
 
 def test_negative_pos_weight_is_the_formula():
-    truth = -2 * np.log1p(np.exp(-0.5))
-    np.testing.assert_allclose(weighted(1.0, 0.5, -2.0), truth, rtol=1e-6)
+    expected = -2 * np.log1p(np.exp(-0.5))
+    np.testing.assert_allclose(weighted(1.0, 0.5, -2.0), expected, rtol=1e-6)
 
 
 @pytest.mark.xdist_group("at infinity")
@@ -156,12 +156,12 @@ def test_a_row_with_no_class_left_is_nan(f):
 def test_smoothing_spreads_over_the_classes_left():
     x = np.array([1.0, -inf, 2.0, 0.5])
     left = x[[0, 2, 3]]
-    truth = ids(1, left, label_smoothing=0.3)
-    np.testing.assert_allclose(ids(2, x, label_smoothing=0.3), truth, rtol=1e-6)
+    expected = ids(1, left, label_smoothing=0.3)
+    np.testing.assert_allclose(ids(2, x, label_smoothing=0.3), expected, rtol=1e-6)
     gradient = jax.grad(lambda x: ids(2, x, label_smoothing=0.3))(jnp.asarray(x, jnp.float32))
     assert gradient[1] == 0
     scalar = losses.softmax_cross_entropy([[0, 0, 1, 0]], x[None], label_smoothing=0.3)
-    np.testing.assert_allclose(scalar, truth, rtol=1e-6)
+    np.testing.assert_allclose(scalar, expected, rtol=1e-6)
     assert ids(1, x, label_smoothing=0.3) == inf
 
 
@@ -190,14 +190,14 @@ def of_ids(labels, logits):
     [np.int32, np.uint8, np.int64,
      *(pytest.param(t, marks=pytest.mark.long) for t in (np.int8, np.int16, np.uint32))],
 )  # fmt: skip
-@pytest.mark.parametrize("bad", [-1, 3, 100, 2**32, 2**32 + 1])
+@pytest.mark.parametrize("invalid", [-1, 3, 100, 2**32, 2**32 + 1])
 @pytest.mark.one_in(4)
-def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, bad):
-    if not np.iinfo(dtype).min <= bad <= np.iinfo(dtype).max:
+def test_an_id_out_of_range_is_nan_for_its_example_alone(dtype, invalid):
+    if not np.iinfo(dtype).min <= invalid <= np.iinfo(dtype).max:
         pytest.skip("not an id of this dtype")
     logits = jnp.zeros((3, 3))
     with jax.enable_x64(True):
-        labels = jnp.asarray(np.array([0, bad, 2], dtype))
+        labels = jnp.asarray(np.array([0, invalid, 2], dtype))
         loss, tangent, gradient = of_ids(labels, logits)
     np.testing.assert_array_equal(np.isnan(loss), [False, True, False])
     np.testing.assert_array_equal(np.isnan(gradient), [[False] * 3, [True] * 3, [False] * 3])
@@ -210,8 +210,8 @@ def test_ties_for_the_maximum(scale):
     for tied in range(1, 6):
         x = np.full(7, -3 * scale, np.float32)
         x[:tied] = 0.5 * scale
-        truth = np.log(tied + (7 - tied) * np.exp(-3.5 * scale))
-        np.testing.assert_allclose(ids(0, x), truth, rtol=2e-6, atol=1e-38)
+        expected = np.log(tied + (7 - tied) * np.exp(-3.5 * scale))
+        np.testing.assert_allclose(ids(0, x), expected, rtol=2e-6, atol=1e-38)
 
 
 @pytest.mark.parametrize(
@@ -230,12 +230,12 @@ def test_long_rows(classes):
     wide = x[:4].astype(np.float64)
     rest = np.exp(wide - wide[np.arange(4), labels[:4], None])
     rest[np.arange(4), labels[:4]] = 0
-    truth = [*np.log1p(rest.sum(1)), np.log(2)]
-    np.testing.assert_allclose(ids(labels, x), truth, rtol=2e-5)
+    expected = [*np.log1p(rest.sum(1)), np.log(2)]
+    np.testing.assert_allclose(ids(labels, x), expected, rtol=2e-5)
     gradient = jax.grad(lambda x: ids(labels, x).sum())(jnp.asarray(x))
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(np.sum(gradient, 1), 0, atol=1e-5)
-    np.testing.assert_allclose(gradient[2, 7], -np.expm1(truth[2]), rtol=1e-4)
+    np.testing.assert_allclose(gradient[2, 7], -np.expm1(expected[2]), rtol=1e-4)
 
 
 def test_confident_rows_keep_their_loss_and_gradient():
@@ -285,7 +285,7 @@ def test_array_likes():
     assert jxent.sparse_softmax_cross_entropy_with_logits(labels=0, logits=(0.0, 0.0)).shape == ()
 
 
-def test_bad_inputs_raise_with_asserts_disabled_too():
+def test_invalid_inputs_raise_with_asserts_disabled_too():
     chex.disable_asserts()
     try:
         with pytest.raises(ValueError, match="labels must have the shape"):

@@ -19,9 +19,9 @@ LABELS = {
 }  # fmt: skip
 
 
-def arrays(member, batch, make, *, linear):
+def arrays(loss_name, batch, make, *, linear):
     """Labels and the arrays behind them, made by `make(shape, dtype)`."""
-    last, dtype = LABELS[member]
+    last, dtype = LABELS[loss_name]
     labels = make((*batch, *last), dtype)
     if not linear:
         return labels, make((*batch, CLASSES), jnp.float32)
@@ -37,9 +37,9 @@ def some(shape, dtype):
     return jnp.asarray(rng.uniform(0, 1, shape), dtype)
 
 
-def check(function, member, *, linear=False, batches=((1,), (7,))):
+def check(function, loss_name, *, linear=False, batches=((1,), (7,))):
     (n,) = export.symbolic_shape("n")
-    symbolic = arrays(member, (n,), jax.ShapeDtypeStruct, linear=linear)
+    symbolic = arrays(loss_name, (n,), jax.ShapeDtypeStruct, linear=linear)
     both = jax.value_and_grad(lambda *a: jnp.sum(function(*a)), 1)
     exported = export.export(jax.jit(both))(*symbolic)
 
@@ -48,27 +48,27 @@ def check(function, member, *, linear=False, batches=((1,), (7,))):
         return exported.call(*given), both(*given)
 
     for batch in batches:
-        given = arrays(member, batch, some, linear=linear)
+        given = arrays(loss_name, batch, some, linear=linear)
         got, wanted = program(*given)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, wanted
         )
 
 
-@pytest.mark.parametrize("member", LABELS)
+@pytest.mark.parametrize("loss_name", LABELS)
 @pytest.mark.one_in(4)
-def test_one_loss_an_example(member):
-    function = getattr(jxent, f"{member}_cross_entropy_with_logits")
-    options = {"pos_weight": 2.0} if member == "weighted" else {}
-    check(lambda y, x: function(labels=y, logits=x, **options), member)
+def test_one_loss_an_example(loss_name):
+    function = getattr(jxent, f"{loss_name}_cross_entropy_with_logits")
+    options = {"pos_weight": 2.0} if loss_name == "weighted" else {}
+    check(lambda y, x: function(labels=y, logits=x, **options), loss_name)
 
 
 @pytest.mark.usefixtures("narrow_rows")
-@pytest.mark.parametrize("member", ["softmax", "sparse_softmax"])
-def test_narrow_rows_of_any_number(member):
+@pytest.mark.parametrize("loss_name", ["softmax", "sparse_softmax"])
+def test_narrow_rows_of_any_number(loss_name):
     """A way that only many rows are worth cannot ask how many there are."""
-    function = getattr(jxent, f"{member}_cross_entropy_with_logits")
-    check(lambda y, x: function(labels=y, logits=x), member)
+    function = getattr(jxent, f"{loss_name}_cross_entropy_with_logits")
+    check(lambda y, x: function(labels=y, logits=x), loss_name)
 
 
 def rarely(values, often):
@@ -80,32 +80,32 @@ R = losses.Reduction
 
 
 @pytest.mark.parametrize("reduction", rarely(R, (R.NONE, R.SUM_BY_NONZERO_WEIGHTS)))
-@pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
+@pytest.mark.parametrize("loss_name", [m for m in LABELS if m != "weighted"])
 @pytest.mark.one_in(8)
-def test_the_scalar(member, reduction):
-    function = getattr(losses, f"{member}_cross_entropy")
-    check(lambda y, x: function(y, x, reduction=reduction), member)
+def test_the_scalar(loss_name, reduction):
+    function = getattr(losses, f"{loss_name}_cross_entropy")
+    check(lambda y, x: function(y, x, reduction=reduction), loss_name)
 
     def masked(y, x):
-        column = x[:, :1] if member == "sigmoid" else x[:, 0]
+        column = x[:, :1] if loss_name == "sigmoid" else x[:, 0]
         return function(y, x, weights=column > 0.4, label_smoothing=0.1, reduction=reduction)
 
-    check(masked, member)
+    check(masked, loss_name)
 
 
 @pytest.mark.parametrize("block_size", rarely([4, None], [4]))
-@pytest.mark.parametrize("member", [m for m in LABELS if m != "weighted"])
+@pytest.mark.parametrize("loss_name", [m for m in LABELS if m != "weighted"])
 @pytest.mark.one_in(4)
-def test_projections(member, block_size):
-    per_example = getattr(jxent, f"linear_{member}_cross_entropy")
-    scalar = getattr(losses, f"linear_{member}_cross_entropy")
+def test_projections(loss_name, block_size):
+    per_example = getattr(jxent, f"linear_{loss_name}_cross_entropy")
+    scalar = getattr(losses, f"linear_{loss_name}_cross_entropy")
     check(
         lambda y, x, w: per_example(labels=y, inputs=x, kernel=w, block_size=block_size),
-        member, linear=True,
+        loss_name, linear=True,
     )  # fmt: skip
     check(
         lambda y, x, w: scalar(y, x, w, block_size=block_size, weights=x[:, 0] > 0.4),
-        member, linear=True,
+        loss_name, linear=True,
     )  # fmt: skip
 
 
@@ -117,11 +117,11 @@ def test_what_is_written_to_a_file():
         loss, aux = losses.linear_sparse_softmax_cross_entropy(y, x, kernel, has_aux=True)
         return loss, aux, reported(labels=y, logits=x)
 
-    def slope(y, x, kernel):
+    def gradient(y, x, kernel):
         return jax.grad(losses.linear_sparse_softmax_cross_entropy, 2)(y, x, kernel)
 
     y, x, table = some((4,), jnp.int32) % FEATURES, some((4, FEATURES), float), some((5, 3), float)
-    for function, given in ((step, (y, x, table)), (slope, (y, x, jxent.Transposed(table)))):
+    for function, given in ((step, (y, x, table)), (gradient, (y, x, jxent.Transposed(table)))):
         written = export.export(jax.jit(function))(*given).serialize()
         got, wanted = export.deserialize(written).call(*given), function(*given)
         chex.assert_trees_all_close(got, wanted, rtol=1e-5)

@@ -48,7 +48,7 @@ def weights_like(f, rng=0):
 def test_reductions(f, reduction):
     each = np.float64(f(X, reduction="none"))
     w = weights_like(f)
-    truth = {
+    expected = {
         "none": w * each,
         "weighted_sum": np.sum(w * each),
         "weighted_mean": np.sum(w * each) / np.sum(w),
@@ -56,9 +56,9 @@ def test_reductions(f, reduction):
         "weighted_sum_by_nonzero_weights": np.sum(w * each) / np.count_nonzero(w),
     }[reduction.value]
     for spelled in (reduction, reduction.value):
-        np.testing.assert_allclose(f(X, w, reduction=spelled), truth, rtol=1e-6)
+        np.testing.assert_allclose(f(X, w, reduction=spelled), expected, rtol=1e-6)
     again = losses.compute_weighted_loss(each.astype(np.float32), w, reduction=reduction)
-    np.testing.assert_allclose(again, truth, rtol=1e-6)
+    np.testing.assert_allclose(again, expected, rtol=1e-6)
 
 
 def test_the_older_name_of_the_default():
@@ -106,15 +106,15 @@ def test_a_python_number_is_an_array_of_it(f, number):
 
 @EACH
 @pytest.mark.parametrize(
-    ("bad", "reduction"),
+    ("invalid", "reduction"),
     [(nan, reduction) for reduction in Reduction] + [(inf, "weighted_mean"), (-inf, "none")],
 )
 @pytest.mark.one_in(21)
-def test_weight_0_takes_the_element_out(f, reduction, bad):
+def test_weight_0_takes_the_element_out(f, reduction, invalid):
     """Loss and every derivative are those of the other elements, whatever the dropped one holds."""
     w = weights_like(f)
-    broken = X.copy()
-    broken[0] = bad
+    nonfinite = X.copy()
+    nonfinite[0] = invalid
 
     def total(x, w):
         return jnp.sum(f(x, w, reduction=reduction))
@@ -125,14 +125,14 @@ def test_weight_0_takes_the_element_out(f, reduction, bad):
         by_weights = (jax.grad(total, 1), jax.jacfwd(jax.grad(total, 1)))
         return [g(x, w) for g in by_logits], [g(x, w) for g in by_weights]
 
-    (by_logits, by_weights), (truth, _) = everything(broken), everything(X)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), by_logits, truth)
+    (by_logits, by_weights), (expected, _) = everything(nonfinite), everything(X)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), by_logits, expected)
     assert np.all(by_logits[1][0] == 0)
     assert all(np.isfinite(leaf).all() for leaf in by_weights)
-    if np.isnan(bad):  # A broken tangent of a dropped element does not matter either.
+    if np.isnan(invalid):  # A broken tangent of a dropped element does not matter either.
         tangent = np.ones_like(X)
         tangent[0] = nan
-        assert np.isfinite(jax.jvp(lambda x: total(x, w), (broken,), (tangent,))[1])
+        assert np.isfinite(jax.jvp(lambda x: total(x, w), (nonfinite,), (tangent,))[1])
 
 
 @EACH
@@ -145,20 +145,20 @@ def test_weight_0_has_the_loss_as_its_gradient(f):
     np.testing.assert_allclose(slope, each, rtol=1e-6)
     mixed = jax.jacfwd(jax.grad(lambda x, w: f(x, w, reduction="weighted_sum")), 1)(X, w)
     mixed = np.sum(mixed, axis=tuple(range(2, mixed.ndim)))  # all weights raised together
-    truth = jax.grad(lambda x: f(x, reduction="weighted_sum"))(X)
-    np.testing.assert_allclose(mixed, truth, rtol=1e-5)
+    expected = jax.grad(lambda x: f(x, reduction="weighted_sum"))(X)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5)
 
 
 @EACH
 @pytest.mark.one_in(2)
 def test_a_weight_of_an_infinite_loss_has_gradient_0(f):
-    broken = X.copy()
-    broken[1] = [-inf, inf, 0] if f is sparse else [inf, -inf, 0]
+    nonfinite = X.copy()
+    nonfinite[1] = [-inf, inf, 0] if f is sparse else [inf, -inf, 0]
     w = np.ones_like(weights_like(f))
-    assert np.isinf(f(broken, w))
-    assert np.isfinite(jax.grad(lambda w: f(broken, w, reduction="weighted_sum"))(w)).all()
+    assert np.isinf(f(nonfinite, w))
+    assert np.isfinite(jax.grad(lambda w: f(nonfinite, w, reduction="weighted_sum"))(w)).all()
     # Forward mode with a tangent of 0 for the weights: no 0 times inf.
-    change = jax.jvp(f, (broken, w), (np.ones_like(X), np.zeros_like(w)))[1]
+    change = jax.jvp(f, (nonfinite, w), (np.ones_like(X), np.zeros_like(w)))[1]
     assert np.isfinite(change)
 
 
@@ -192,19 +192,23 @@ def test_padding_is_ignored_through_weights():
 
 def test_binary_smoothing():
     z = Z * 0.8 + 0.1
-    truth = jxent.sigmoid_cross_entropy_with_logits(labels=z, logits=X)
-    np.testing.assert_allclose(sigmoid(X, label_smoothing=0.2, reduction="none"), truth, rtol=1e-6)
+    expected = jxent.sigmoid_cross_entropy_with_logits(labels=z, logits=X)
+    np.testing.assert_allclose(
+        sigmoid(X, label_smoothing=0.2, reduction="none"), expected, rtol=1e-6
+    )
 
 
 def test_multi_class_smoothing_of_ids_is_that_of_one_hot_labels():
     onehot = np.eye(3, dtype=np.float32)[Y]
-    truth = jxent.softmax_cross_entropy_with_logits(labels=onehot * 0.7 + 0.1, logits=X)
+    expected = jxent.softmax_cross_entropy_with_logits(labels=onehot * 0.7 + 0.1, logits=X)
     options = {"label_smoothing": 0.3, "reduction": "none"}
-    np.testing.assert_allclose(sparse(X, **options), truth, rtol=1e-6)
-    np.testing.assert_allclose(losses.softmax_cross_entropy(onehot, X, **options), truth, rtol=1e-6)
+    np.testing.assert_allclose(sparse(X, **options), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.softmax_cross_entropy(onehot, X, **options), expected, rtol=1e-6
+    )
     np.testing.assert_allclose(
         jxent.sparse_softmax_cross_entropy_with_logits(labels=Y, logits=X, label_smoothing=0.3),
-        truth,
+        expected,
         rtol=1e-6,
     )
 
@@ -220,8 +224,8 @@ def test_smoothing_ids_builds_no_one_hot_array():
 
 def test_pos_weight_reaches_the_scalar():
     for q in (2.0, np.array([0.5, 1, 4], np.float32)):
-        truth = jxent.weighted_cross_entropy_with_logits(labels=Z, logits=X, pos_weight=q).mean()
-        np.testing.assert_allclose(sigmoid(X, pos_weight=q), truth, rtol=1e-6)
+        expected = jxent.weighted_cross_entropy_with_logits(labels=Z, logits=X, pos_weight=q).mean()
+        np.testing.assert_allclose(sigmoid(X, pos_weight=q), expected, rtol=1e-6)
 
 
 def test_labels_are_cast():
@@ -238,9 +242,9 @@ def test_half_precision_losses_are_summed_in_float32(dtype):
     x = jnp.full((1000, 3), 0.25, dtype)
     z = jnp.zeros((1000, 3), dtype)
     total = losses.sigmoid_cross_entropy(z, x, reduction="weighted_sum")
-    truth = 3000 * np.log1p(np.exp(0.25))
+    expected = 3000 * np.log1p(np.exp(0.25))
     assert total.dtype == dtype
-    np.testing.assert_allclose(np.float64(total), truth, rtol=float(jnp.finfo(dtype).eps))
+    np.testing.assert_allclose(np.float64(total), expected, rtol=float(jnp.finfo(dtype).eps))
     each = jnp.full(1000, 0.1, dtype)
     np.testing.assert_array_equal(losses.compute_weighted_loss(each), jnp.asarray(0.1, dtype))
 

@@ -24,8 +24,8 @@ def options_of(case: Case) -> int:
 
 
 # The case with most options of each public function, and of each loss.
-RICH = {c.function: c for c in sorted(CASES, key=options_of)}
-ONE_A_LOSS = {c for name, c in RICH.items() if name.startswith("jxent.")}
+MOST_OPTIONS = {c.function: c for c in sorted(CASES, key=options_of)}
+ONE_A_LOSS = {c for name, c in MOST_OPTIONS.items() if name.startswith("jxent.")}
 
 
 def param(case: Case, *values, default=True):
@@ -36,7 +36,7 @@ def param(case: Case, *values, default=True):
 
 each_case = pytest.mark.parametrize("case", [param(c) for c in CASES])
 each_function = pytest.mark.parametrize(
-    "case", [param(c, default=c is RICH[c.function]) for c in CASES]
+    "case", [param(c, default=c is MOST_OPTIONS[c.function]) for c in CASES]
 )
 each_loss_with_logits = pytest.mark.parametrize(
     "case", [param(c, default=c in ONE_A_LOSS and c.features is None) for c in CASES]
@@ -62,14 +62,16 @@ def split(case: Case, arrays, plain=False):
     names = case.differentiable()
     fixed = {k: v for k, v in arrays.items() if k not in names}
     function = case.plain if plain else case.loss
-    return lambda moving: function(**fixed, **moving), {k: jnp.asarray(arrays[k]) for k in names}
+    return lambda differentiated: function(**fixed, **differentiated), {
+        k: jnp.asarray(arrays[k]) for k in names
+    }
 
 
 def scalar(case: Case, function, seed=3):
     """A scalar of the losses that weighs each differently: the cotangents are uneven."""
 
-    def total(moving):
-        out = function(moving)
+    def total(differentiated):
+        out = function(differentiated)
         cotangent = np.random.default_rng(seed).uniform(0.5, 2, out.shape)
         return jnp.sum(out * jnp.asarray(cotangent, out.dtype))
 
@@ -80,9 +82,9 @@ def directions(case: Case, seed=1):
     return split(case, case.arrays(seed=seed))[1]
 
 
-def _value_and_gradient(function, moving):
+def _value_and_gradient(function, differentiated):
     """The losses, and their derivative for uneven cotangents that every dtype holds exactly."""
-    value, pullback = jax.vjp(function, moving)
+    value, pullback = jax.vjp(function, differentiated)
     cotangent = 0.5 + np.arange(value.size).reshape(value.shape) % 7 / 8
     return value, pullback(jnp.asarray(cotangent, value.dtype))[0]
 
@@ -91,24 +93,30 @@ value_and_gradient = jax.jit(_value_and_gradient, static_argnums=0)
 
 
 @cache
-def truth_of_value_and_gradient(case: Case):
+def expected_value_and_gradient(case: Case):
     """One program for all dtypes: what does not move in a case is the same for all of them."""
     g, _ = split(case, widened(case.arrays()), plain=True)
     return quick(partial(_value_and_gradient, g))
 
 
 @cache
-def truth_at(case: Case):
+def expected_at(case: Case):
     """A program of the formula at a point: losses, gradient and Hessian of their scalar."""
     g, _ = split(case, case.arrays(), plain=True)
     total = scalar(case, g)
-    return quick(lambda moving: (g(moving), jax.grad(total)(moving), jax.hessian(total)(moving)))
+    return quick(
+        lambda differentiated: (
+            g(differentiated),
+            jax.grad(total)(differentiated),
+            jax.hessian(total)(differentiated),
+        )
+    )
 
 
 @cache
-def truth(case: Case):
+def expected(case: Case):
     """The same where nearly all tests look at a case."""
-    return jax.tree.map(np.asarray, truth_at(case)(split(case, case.arrays())[1]))
+    return jax.tree.map(np.asarray, expected_at(case)(split(case, case.arrays())[1]))
 
 
 def times(hessian, direction):
@@ -124,7 +132,7 @@ def inner(one, other):
     return sum(jnp.vdot(a, b) for a, b in leaves)
 
 
-def close(got, truth, dtype, terms):
+def close(got, expected, dtype, terms):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
             np.asarray(a, np.float64),
@@ -133,7 +141,7 @@ def close(got, truth, dtype, terms):
             atol=tolerance(dtype, terms) * max(1, float(np.max(np.abs(b), initial=0))),
         ),
         got,
-        truth,
+        expected,
     )
 
 
@@ -144,7 +152,7 @@ def is_short(case, dtype):
     """In the fast suite: the half precisions by turns, and every axis."""
     turn = ("bfloat16", "float16")[CASES.index(case) % 2]
     if dtype == "float32":
-        return case is RICH[case.function] or case.axis not in (None, -1)
+        return case is MOST_OPTIONS[case.function] or case.axis not in (None, -1)
     return dtype == turn and case in ONE_A_LOSS
 
 
@@ -155,43 +163,45 @@ def is_short(case, dtype):
 @pytest.mark.one_in(4)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
-    f, moving = split(case, arrays)
+    f, differentiated = split(case, arrays)
     _, wide = split(case, widened(arrays))
-    value, gradient = value_and_gradient(f, moving)
-    close((value, gradient), truth_of_value_and_gradient(case)(wide), dtype, case.terms)
+    value, gradient = value_and_gradient(f, differentiated)
+    close((value, gradient), expected_value_and_gradient(case)(wide), dtype, case.terms)
     narrow = not (case.features or case.is_wide) or jnp.finfo(dtype).bits >= 32
     assert value.dtype == (jnp.dtype(dtype) if narrow else jnp.float32)
-    assert jax.tree.map(lambda a: a.dtype, gradient) == jax.tree.map(lambda a: a.dtype, moving)
+    assert jax.tree.map(lambda a: a.dtype, gradient) == jax.tree.map(
+        lambda a: a.dtype, differentiated
+    )
 
 
 @each_function
 @pytest.mark.one_in(2)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
-    f, moving = split(case, case.arrays())
+    f, differentiated = split(case, case.arrays())
     g, _ = split(case, case.arrays(), plain=True)
     tangents = directions(case)
     total = scalar(case, f)
-    value, gradient, _ = truth(case)
+    value, gradient, _ = expected(case)
 
-    def scanned(moving):
-        return jax.lax.scan(lambda c, _: (c + total(moving), None), 0.0, length=3)[0]
+    def scanned(differentiated):
+        return jax.lax.scan(lambda c, _: (c + total(differentiated), None), 0.0, length=3)[0]
 
     @quick
-    def program(moving, tangents, cotangent):
-        out, change = jax.jvp(f, (moving,), (tangents,))
-        (pulled,) = jax.vjp(f, moving)[1](cotangent)
-        at, push = jax.linearize(total, moving)
+    def program(differentiated, tangents, cotangent):
+        out, change = jax.jvp(f, (differentiated,), (tangents,))
+        (pulled,) = jax.vjp(f, differentiated)[1](cotangent)
+        at, push = jax.linearize(total, differentiated)
         return {
-            "value": out, "jvp": change, "vjp": pulled, "grad": jax.grad(total)(moving),
-            "checkpoint": jax.grad(jax.checkpoint(total))(moving),
+            "value": out, "jvp": change, "vjp": pulled, "grad": jax.grad(total)(differentiated),
+            "checkpoint": jax.grad(jax.checkpoint(total))(differentiated),
             "linearize": (at, push(tangents)),
-            "scan": jax.value_and_grad(scanned)(moving),
+            "scan": jax.value_and_grad(scanned)(differentiated),
         }  # fmt: skip
 
     cotangent = np.random.default_rng(5).standard_normal(value.shape)
-    got = program(moving, tangents, jnp.asarray(cotangent))
-    change = quick(lambda m, t: jax.jvp(g, (m,), (t,))[1])(moving, tangents)
+    got = program(differentiated, tangents, jnp.asarray(cotangent))
+    change = quick(lambda m, t: jax.jvp(g, (m,), (t,))[1])(differentiated, tangents)
     close((got["value"], got["jvp"]), (value, change), "float64", case.terms)
     np.testing.assert_allclose(
         inner(got["vjp"], tangents), np.vdot(cotangent, got["jvp"]), rtol=1e-11, atol=1e-11
@@ -211,23 +221,23 @@ def test_first_order(case):
 @pytest.mark.one_in(4)
 def test_second_order(case):
     """The whole Hessian one way, its products with a direction the other three."""
-    f, moving = split(case, case.arrays())
+    f, differentiated = split(case, case.arrays())
     total, line = scalar(case, f), directions(case)
 
     @quick
-    def program(moving, line):
-        def along(moving):
-            return jax.jvp(total, (moving,), (line,))[1]
+    def program(differentiated, line):
+        def along(differentiated):
+            return jax.jvp(total, (differentiated,), (line,))[1]
 
         return {
-            "forward over reverse": jax.hessian(total)(moving),
-            "reverse over reverse": jax.vjp(jax.grad(total), moving)[1](line)[0],
-            "reverse over forward": jax.grad(along)(moving),
-            "forward over forward": jax.jacfwd(along)(moving),
+            "forward over reverse": jax.hessian(total)(differentiated),
+            "reverse over reverse": jax.vjp(jax.grad(total), differentiated)[1](line)[0],
+            "reverse over forward": jax.grad(along)(differentiated),
+            "forward over forward": jax.jacfwd(along)(differentiated),
         }
 
-    got = program(moving, line)
-    *_, hessian = truth(case)
+    got = program(differentiated, line)
+    *_, hessian = expected(case)
     close(got.pop("forward over reverse"), hessian, "float64", case.terms)
     product = times(hessian, line)
     for product_of in got.values():
@@ -248,18 +258,20 @@ def test_third_order(case):
         "reverse between": (jax.jacfwd, jax.grad, jax.jacfwd),
     }
 
-    def derivative(function, order, moving):
+    def derivative(function, order, differentiated):
         def along(t):
-            return scalar(case, function)(jax.tree.map(lambda a, b: a + t * b, moving, line))
+            return scalar(case, function)(
+                jax.tree.map(lambda a, b: a + t * b, differentiated, line)
+            )
 
         first, second, third = orders[order]
         return third(second(first(along)))(0.0)
 
     right = quick(partial(derivative, g, "forward"))
-    program = quick(lambda moving: {k: derivative(f, k, moving) for k in orders})
+    program = quick(lambda differentiated: {k: derivative(f, k, differentiated) for k in orders})
     for scale in (2.0, 0.0):
-        _, moving = split(case, case.arrays(scale=scale))
-        wanted, got = right(moving), program(moving)
+        _, differentiated = split(case, case.arrays(scale=scale))
+        wanted, got = right(differentiated), program(differentiated)
         np.testing.assert_allclose(got["forward"], wanted, rtol=1e-10, atol=1e-10)
         if scale:
             for order in ("reverse", "reverse between"):
@@ -270,28 +282,28 @@ def test_third_order(case):
 @pytest.mark.one_in(8)
 def test_second_order_through_a_scan_of_the_user(case):
     """As the README says to write it: the body and the whole scan under `jax.checkpoint`."""
-    f, moving = split(case, case.arrays())
+    f, differentiated = split(case, case.arrays())
     line, total = directions(case), scalar(case, f)
     factors = jnp.array([0.5, 1.0])
 
-    def scaled(factor, moving):
-        return total(jax.tree.map(lambda x: factor * x, moving))
+    def scaled(factor, differentiated):
+        return total(jax.tree.map(lambda x: factor * x, differentiated))
 
-    def scanned(moving):
+    def scanned(differentiated):
         def step(sum_, factor):
-            return sum_ + jax.checkpoint(scaled)(factor, moving), None
+            return sum_ + jax.checkpoint(scaled)(factor, differentiated), None
 
         return jax.lax.scan(step, jnp.zeros(()), factors)[0]
 
-    def unrolled(moving):
-        return sum(scaled(factor, moving) for factor in factors)
+    def unrolled(differentiated):
+        return sum(scaled(factor, differentiated) for factor in factors)
 
     @quick
-    def program(moving):
-        slopes = (jax.grad(f) for f in (jax.checkpoint(scanned), unrolled))
-        return [jax.jvp(slope, (moving,), (line,))[1] for slope in slopes]
+    def program(differentiated):
+        gradients = (jax.grad(f) for f in (jax.checkpoint(scanned), unrolled))
+        return [jax.jvp(slope, (differentiated,), (line,))[1] for slope in gradients]
 
-    got, wanted = program(moving)
+    got, wanted = program(differentiated)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), got, wanted)
 
 
@@ -301,35 +313,35 @@ def test_vmap_is_a_loop(case):
     batches = [case.arrays(seed=s) for s in range(3)]
     f, _ = split(case, batches[0])
     fixed = {k: v for k, v in batches[0].items() if k not in case.differentiable()}
-    moving = [split(case, {**b, **fixed})[1] for b in batches]
+    differentiated = [split(case, {**b, **fixed})[1] for b in batches]
     lines = [directions(case, seed=s) for s in range(3, 6)]
     total = scalar(case, f)
 
     @quick
     @jax.vmap
-    def program(moving, line):
-        gradient, curve = jax.jvp(jax.grad(total), (moving,), (line,))
-        return f(moving), gradient, curve
+    def program(differentiated, line):
+        gradient, curve = jax.jvp(jax.grad(total), (differentiated,), (line,))
+        return f(differentiated), gradient, curve
 
     def stacked(trees):
         return jax.tree.map(lambda *a: np.stack(a), *trees)
 
     loop = []
-    for m, line in zip(moving, lines, strict=True):
-        value, gradient, hessian = jax.tree.map(np.asarray, truth_at(case)(m))
+    for m, line in zip(differentiated, lines, strict=True):
+        value, gradient, hessian = jax.tree.map(np.asarray, expected_at(case)(m))
         loop.append((value, gradient, times(hessian, line)))
-    close(program(stacked(moving), stacked(lines)), stacked(loop), "float64", case.terms)
+    close(program(stacked(differentiated), stacked(lines)), stacked(loop), "float64", case.terms)
 
 
 @each_loss_with_logits
 @pytest.mark.one_in(2)
 def test_eager_jit_and_gradient_give_the_same_value(case):
-    f, moving = split(case, case.arrays(jnp.float32))
-    eager = f(moving)
+    f, differentiated = split(case, case.arrays(jnp.float32))
+    eager = f(differentiated)
     # A scalar's last bit depends on how the compiler splits the sum.
-    close(jax.jit(f)(moving), eager, "float32", case.terms)
-    value, _ = jax.value_and_grad(scalar(case, f))(moving)
-    close(value, scalar(case, lambda _: eager)(moving), "float32", case.terms)
+    close(jax.jit(f)(differentiated), eager, "float32", case.terms)
+    value, _ = jax.value_and_grad(scalar(case, f))(differentiated)
+    close(value, scalar(case, lambda _: eager)(differentiated), "float32", case.terms)
 
 
 @each_case
@@ -337,8 +349,8 @@ def test_eager_jit_and_gradient_give_the_same_value(case):
 def test_reverse_mode_saves_no_second_array_of_logits(case):
     """In bfloat16, so that a float32 copy would show; only what the caller gave may be saved."""
     arrays = case.arrays(jnp.bfloat16)
-    f, moving = split(case, arrays)
-    pullback = jax.eval_shape(lambda moving: jax.vjp(f, moving)[1], moving)
+    f, differentiated = split(case, arrays)
+    pullback = jax.eval_shape(lambda differentiated: jax.vjp(f, differentiated)[1], differentiated)
     given = [(a.size, a.dtype) for a in arrays.values()]  # one axis of examples, maybe
     if "kernel" in arrays:  # its gradient, a sum over the examples, is rounded last
         given.append((arrays["kernel"].size, jnp.dtype(jnp.float32)))
@@ -356,26 +368,26 @@ def test_a_huge_shape_traces_without_memory(case):
         return jax.ShapeDtypeStruct(tuple(n if n == 1 else n * 10**5 for n in a.shape), a.dtype)
 
     arrays = {k: grown(v) for k, v in case.arrays(jnp.float32).items()}
-    moving = {k: arrays.pop(k) for k in case.differentiable()}
-    gradient = jax.grad(lambda moving, rest: jnp.sum(case.loss(**moving, **rest)))
-    assert jax.eval_shape(gradient, moving, arrays) == moving
+    differentiated = {k: arrays.pop(k) for k in case.differentiable()}
+    gradient = jax.grad(lambda differentiated, rest: jnp.sum(case.loss(**differentiated, **rest)))
+    assert jax.eval_shape(gradient, differentiated, arrays) == differentiated
 
 
 @each_loss
 @pytest.mark.one_in(4)
 def test_frozen_arguments_cost_nothing(case):
     """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
-    f, moving = split(case, case.arrays(jnp.float32))
+    f, differentiated = split(case, case.arrays(jnp.float32))
 
     def flops(argument):
         def total(part):
-            return jnp.sum(f({**moving, **part}))
+            return jnp.sum(f({**differentiated, **part}))
 
-        part = {k: moving[k] for k in argument}
+        part = {k: differentiated[k] for k in argument}
         cost = jax.jit(jax.grad(total)).lower(part).compile(OPTIONS).cost_analysis()
         assert cost is not None
         return cost["flops"] + cost.get("transcendentals", 0)
 
-    first = next(iter(moving))
-    if len(moving) > 1:
-        assert flops([first]) < flops(moving)
+    first = next(iter(differentiated))
+    if len(differentiated) > 1:
+        assert flops([first]) < flops(differentiated)

@@ -43,24 +43,24 @@ def checked():
 
 def public(package: ModuleType, name: str):
     """The function that a case or a row names, in this package."""
-    room, _, function = name.rpartition(".")
-    return getattr(package.losses if room.endswith("losses") else package, function)
+    module, _, function = name.rpartition(".")
+    return getattr(package.losses if module.endswith("losses") else package, function)
 
 
-def trace(function, moving, fixed):
+def trace(function, differentiated, fixed):
     """Value and gradient."""
 
-    def total(moving):
-        return jnp.sum(function(**fixed, **moving))
+    def total(differentiated):
+        return jnp.sum(function(**fixed, **differentiated))
 
-    jax.eval_shape(jax.value_and_grad(total), moving)
+    jax.eval_shape(jax.value_and_grad(total), differentiated)
 
 
 def with_case(checked, case, dtype):
     """The case's function in the checked package, its arrays that have gradients, and the rest."""
     arrays = case.arrays(dtype)
-    moving = {name: jnp.asarray(arrays.pop(name)) for name in case.differentiable()}
-    return case.of(public(checked, case.function)), moving, arrays
+    differentiated = {name: jnp.asarray(arrays.pop(name)) for name in case.differentiable()}
+    return case.of(public(checked, case.function)), differentiated, arrays
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in FULL], ids=str)
@@ -72,23 +72,23 @@ def test_value_and_gradient(checked, case):
 @pytest.mark.parametrize("case", FULL, ids=str)
 @pytest.mark.one_in(4)
 def test_one_gradient_of_low_precision(checked, case):
-    function, moving, fixed = with_case(checked, case, jnp.bfloat16)
-    name, array = moving.popitem()
-    trace(function, {name: array}, {**fixed, **moving})
+    function, differentiated, fixed = with_case(checked, case, jnp.bfloat16)
+    name, array = differentiated.popitem()
+    trace(function, {name: array}, {**fixed, **differentiated})
 
 
 @pytest.mark.parametrize("case", FULL, ids=str)
 @pytest.mark.one_in(12)
 def test_second_derivatives_of_a_batch(checked, case):
-    function, moving, fixed = with_case(checked, case, np.float32)
+    function, differentiated, fixed = with_case(checked, case, np.float32)
 
-    def total(moving):
-        return jnp.sum(function(**fixed, **moving))
+    def total(differentiated):
+        return jnp.sum(function(**fixed, **differentiated))
 
-    def second(moving):
-        return jax.jvp(jax.grad(total), (moving,), (moving,))
+    def second(differentiated):
+        return jax.jvp(jax.grad(total), (differentiated,), (differentiated,))
 
-    jax.eval_shape(jax.vmap(second), jax.tree.map(lambda x: jnp.stack([x, x]), moving))
+    jax.eval_shape(jax.vmap(second), jax.tree.map(lambda x: jnp.stack([x, x]), differentiated))
 
 
 @pytest.mark.parametrize("name", ["sparse_softmax", "linear_sparse_sigmoid"])
@@ -97,13 +97,15 @@ def test_classes_of_a_mesh(checked, name):
     function = public(checked, f"losses.{name}_cross_entropy")
     fixed = {"inputs": X} if "linear" in name else {}
     labels = IDS[:, None] if "sigmoid" in name else IDS
-    moving = "kernel" if fixed else "logits"
+    differentiated = "kernel" if fixed else "logits"
 
-    def slope(x):
-        return jax.grad(lambda x: function(labels, **fixed, **{moving: x}, axis_name="chips"))(x)
+    def gradient(x):
+        return jax.grad(
+            lambda x: function(labels, **fixed, **{differentiated: x}, axis_name="chips")
+        )(x)
 
     split = jax.P(None, "chips")
-    shards = jax.shard_map(slope, mesh=mesh, in_specs=split, out_specs=split)
+    shards = jax.shard_map(gradient, mesh=mesh, in_specs=split, out_specs=split)
     jax.eval_shape(shards, KERNEL if fixed else X)
 
 
@@ -119,8 +121,8 @@ def test_losses_of_a_user(checked, reduction):
             loss_fn, kernel, rows, block_size=2, weights=weights, reduction=reduction
         ).sum()  # fmt: skip
 
-    moving = (jnp.zeros((5, 5)), jnp.ones(3))
-    jax.eval_shape(jax.hessian(total, (0, 1)), *moving)
+    differentiated = (jnp.zeros((5, 5)), jnp.ones(3))
+    jax.eval_shape(jax.hessian(total, (0, 1)), *differentiated)
 
 
 HARD = np.eye(3, 5, dtype=int)

@@ -146,7 +146,7 @@ class Call:
     def varies(self, name: str) -> bool:
         return self.row["mesh"] == "varying" and self.chosen(name)
 
-    def leads(self, name: str) -> tuple[int, ...]:
+    def leading_axes(self, name: str) -> tuple[int, ...]:
         return (2,) * self.varies(name) + (2,) * self.mapped(name)
 
     def spec(self, name: str) -> PartitionSpec:
@@ -266,7 +266,7 @@ class Drawn:
         self.given: Arrays = {}
         self.clean: Arrays = {}
         for name in call.tags:
-            value = self.draw(name, call.leads(name) + call.sizes(name))
+            value = self.draw(name, call.leading_axes(name) + call.sizes(name))
             self.given[name] = self.clean[name] = value
         if row["data"] == "masked class":
             self.mask_a_class()
@@ -314,7 +314,7 @@ class Drawn:
 
     def left_out(self, shape: tuple[int, ...]) -> np.ndarray:
         """Every third weight, if there are several."""
-        own = shape[len(self.call.leads("weights")) :]
+        own = shape[len(self.call.leading_axes("weights")) :]
         places = np.arange(prod(own)).reshape(own) % 3 == 1
         return np.broadcast_to(places, shape)
 

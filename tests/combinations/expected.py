@@ -29,8 +29,8 @@ class Expected:
             self.fixed[KEPT] = mask.astype(np.float64)
             self.tags[KEPT] = call.tags["weights"][: mask.ndim]
 
-    def totals(self, moving: Arrays) -> tuple[Any, Any]:
-        arrays = self.fixed | moving
+    def totals(self, differentiated: Arrays) -> tuple[Any, Any]:
+        arrays = self.fixed | differentiated
         call, row = self.call, self.call.row
         chips = 2 if row["mesh"] == "varying" else 1
         maps = 1 if row["mesh"] is None or row["mapped"] == "none" else 2

@@ -64,15 +64,19 @@ def derived(call: Call, total: Any) -> Any:
     if call.row["call"] == "checkpoint":
         total = jax.checkpoint(total)
 
-    def results(moving: Arrays, fixed: Arrays, directions: Arrays) -> Any:
-        slopes = jax.value_and_grad(lambda moving: total(fixed | moving), has_aux=True)
+    def results(differentiated: Arrays, fixed: Arrays, directions: Arrays) -> Any:
+        gradients = jax.value_and_grad(
+            lambda differentiated: total(fixed | differentiated), has_aux=True
+        )
         if call.row["what"] == "first":
-            (value, beside), gradient = slopes(moving)
-            _, along = jax.jvp(lambda m: total(fixed | m)[0], (moving,), (directions,))
+            (value, beside), gradient = gradients(differentiated)
+            _, along = jax.jvp(lambda m: total(fixed | m)[0], (differentiated,), (directions,))
         elif call.row["what"] == "forward over reverse":
-            ((value, beside), gradient), (_, along) = jax.jvp(slopes, (moving,), (directions,))
+            ((value, beside), gradient), (_, along) = jax.jvp(
+                gradients, (differentiated,), (directions,)
+            )
         else:
-            ((value, beside), gradient), pull = jax.vjp(slopes, moving)
+            ((value, beside), gradient), pull = jax.vjp(gradients, differentiated)
             still = jax.tree.map(jnp.zeros_like, (value, beside))
             (along,) = pull((still, directions))
         return value, beside, gradient, along
@@ -162,13 +166,13 @@ def program(call: Call, mesh: Any) -> Any:
 
 def arguments(call: Call, mesh: Any) -> tuple[Arrays, Arrays, Arrays]:
     """What moves, what does not, and the directions, placed on the mesh."""
-    moving = {name: call.arrays[name] for name in call.differentiable()}
-    fixed = {name: x for name, x in call.arrays.items() if name not in moving}
+    differentiated = {name: call.arrays[name] for name in call.differentiable()}
+    fixed = {name: x for name, x in call.arrays.items() if name not in differentiated}
 
     def placed(name: str, x: Any) -> Any:
         return x if mesh is None else jax.device_put(x, NamedSharding(mesh, call.spec(name)))
 
-    trees = (moving, fixed, call.directions)
+    trees = (differentiated, fixed, call.directions)
     return tuple({name: placed(name, x) for name, x in t.items()} for t in trees)  # type: ignore
 
 
@@ -190,10 +194,10 @@ def results(call: Call) -> Any:
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         mesh = None if call.row["mesh"] == "none" else mesh_of(call)
         with jax.set_mesh(mesh) if mesh is not None else jax.enable_x64(call.x64):
-            moving, fixed, directions = arguments(call, mesh)
-            moving = jax.tree.map(jnp.asarray, moving)
+            differentiated, fixed, directions = arguments(call, mesh)
+            differentiated = jax.tree.map(jnp.asarray, differentiated)
             with assumed(call):
-                found = compiled(call, mesh)(moving, fixed, directions)
+                found = compiled(call, mesh)(differentiated, fixed, directions)
         return jax.tree.map(lambda x: np.array(x, np.float64), found)
 
 
@@ -202,23 +206,25 @@ def expected(call: Call) -> Any:
     names = call.differentiable()
     with jax.enable_x64(True):
         of = Expected(call)
-        moving = {name: of.fixed[name] for name in names}
+        differentiated = {name: of.fixed[name] for name in names}
         directions = {
             name: jnp.asarray(np.asarray(x, np.float64)) for name, x in call.directions.items()
         }
-        slopes = jax.value_and_grad(of.totals, has_aux=True)
+        gradients = jax.value_and_grad(of.totals, has_aux=True)
 
-        def program(moving: Arrays, directions: Arrays) -> Any:
+        def program(differentiated: Arrays, directions: Arrays) -> Any:
             if call.row["what"] != "first":
-                ((value, beside), gradient), (_, along) = jax.jvp(slopes, (moving,), (directions,))
+                ((value, beside), gradient), (_, along) = jax.jvp(
+                    gradients, (differentiated,), (directions,)
+                )
                 return (value, beside, gradient, along), jnp.zeros(())
-            (value, beside), gradient = slopes(moving)
+            (value, beside), gradient = gradients(differentiated)
             terms = {name: gradient[name] * directions[name] for name in names}
             along = sum((jnp.sum(x) for x in terms.values()), jnp.zeros(()))
             size = sum((jnp.sum(jnp.abs(x)) for x in terms.values()), jnp.zeros(()))
             return (value, beside, gradient, along), size
 
-        found, size = jax.jit(program, compiler_options=OPTIONS)(moving, directions)
+        found, size = jax.jit(program, compiler_options=OPTIONS)(differentiated, directions)
         return jax.tree.map(np.asarray, found), float(size)
 
 
@@ -264,10 +270,12 @@ def lower(name: str, row: Row) -> None:
                 dtype = jax.dtypes.canonicalize_dtype(x.dtype)
                 return jax.ShapeDtypeStruct(x.shape, dtype, sharding=split)
 
-            moving = {n: shaped(n, call.arrays[n]) for n in call.differentiable()}
-            fixed = {n: shaped(n, x) for n, x in call.arrays.items() if n not in moving}
+            differentiated = {n: shaped(n, call.arrays[n]) for n in call.differentiable()}
+            fixed = {n: shaped(n, x) for n, x in call.arrays.items() if n not in differentiated}
             function = jax.jit(program(call, mesh))
-            function.trace(moving, fixed, moving).lower(lowering_platforms=PLATFORMS)
+            function.trace(differentiated, fixed, differentiated).lower(
+                lowering_platforms=PLATFORMS
+            )
 
 
 def failure(action: Any, name: str, row: Row) -> str | None:

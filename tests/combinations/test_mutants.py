@@ -20,7 +20,7 @@ from tests.combinations.table import BY_NAME, Row, each_operand
 
 
 def _unmatched(patch):
-    patch.setattr(entry, "_match_all_varying", lambda member, arrays: arrays)
+    patch.setattr(entry, "_match_all_varying", lambda loss_name, arrays: arrays)
 
 
 def _mask_of_varying_inputs(patch):
@@ -77,11 +77,11 @@ def _narrow_tangents(patch):
             product = multiply(self.low, operand)
             return product if self.down is None else product * self.down
 
-    def with_tangent(slope, dtype):
-        _, low, down = narrowed(slope, dtype)
+    def with_tangent(gradient, dtype):
+        _, low, down = narrowed(gradient, dtype)
         if down is not None:
-            low = (slope / down).astype(dtype)
-        return Narrow(slope, low, down)
+            low = (gradient / down).astype(dtype)
+        return Narrow(gradient, low, down)
 
     for module in (per_example, reduced):
         patch.setattr(module, "scaled_cast", with_tangent)

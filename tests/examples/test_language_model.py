@@ -96,7 +96,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(runs, tmp_path, monkeypatc
         ["--output", __file__],
     ],
 )
-def test_bad_arguments_end_the_program(argv, tmp_path, monkeypatch, capsys):
+def test_invalid_arguments_end_the_program(argv, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         language_model.main(argv)

@@ -13,10 +13,10 @@ def test_scenes_show_what_their_labels_say():
     scenes = multilabel_digits.compose(digits, names, 200, np.random.default_rng(0))
     for picture, label in zip(scenes.pictures, scenes.labels, strict=True):
         levels, pixels = np.unique(np.round(picture * 10).astype(int), return_counts=True)
-        shown = levels > 0
-        np.testing.assert_array_equal(levels[shown] - 1, np.flatnonzero(label))
-        assert np.all(pixels[shown] % 64 == 0)  # whole digits: none covers another
-        assert 1 <= pixels[shown].sum() // 64 <= 3
+        printed = levels > 0
+        np.testing.assert_array_equal(levels[printed] - 1, np.flatnonzero(label))
+        assert np.all(pixels[printed] % 64 == 0)  # whole digits: none covers another
+        assert 1 <= pixels[printed].sum() // 64 <= 3
 
 
 def test_held_out_digits_are_different_ones():

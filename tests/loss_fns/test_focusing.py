@@ -37,12 +37,12 @@ def test_sigmoid_terms_keep_their_digits(g, platform):
     with jxent.assume_platform(platform):
         results = [jax.jit(partial(program, label))(jnp.asarray(x)) for label in (0.0, 1.0)]
     for (value, slope, curve), sign in zip(results, (1, -1), strict=True):
-        truth = wide_focal_term(g, sign * x)
+        expected = wide_focal_term(g, sign * x)
         allowed = 6 + 2 * g + (g % 1) * np.maximum(-sign * x, 0)
         for got, wanted, size, more in (
-            (value, truth[0], truth[0], 0),
-            (slope, sign * truth[1], truth[1], 0),
-            (curve, truth[2], truth[3], 4),
+            (value, expected[0], expected[0], 0),
+            (slope, sign * expected[1], expected[1], 0),
+            (curve, expected[2], expected[3], 4),
         ):
             # Of a sum, each addend is flushed to 0 below the smallest normal number.
             least = 4 * (1 + g) * float(np.finfo(np.float32).tiny)
@@ -69,16 +69,16 @@ def test_limits_of_sigmoid_to_third_order(g):
             f = jax.grad(f)
         return found
 
-    value, *slopes = orders(1.0, x)
+    value, *gradients = orders(1.0, x)
     np.testing.assert_array_equal(value[:2], [inf, 0])
-    np.testing.assert_array_equal(slopes[0][:2], [-1, 0])
-    for slope in slopes[1:]:
+    np.testing.assert_array_equal(gradients[0][:2], [-1, 0])
+    for slope in gradients[1:]:
         np.testing.assert_array_equal(slope[:2], 0)
-    assert np.isfinite(slopes).all()
-    value, *slopes = orders(0.0, x)
+    assert np.isfinite(gradients).all()
+    value, *gradients = orders(0.0, x)
     np.testing.assert_array_equal(value[:2], [0, inf])
-    np.testing.assert_array_equal(slopes[0][:2], [0, 1])
-    assert np.isfinite(slopes).all()
+    np.testing.assert_array_equal(gradients[0][:2], [0, 1])
+    assert np.isfinite(gradients).all()
 
 
 def test_hard_labels_are_those_of_optax():
@@ -168,11 +168,11 @@ def test_softmax_at_its_ends(g):
             found.append(jax.vmap(f)(x, labels))
         return found
 
-    value, *slopes = program(x)
+    value, *gradients = program(x)
     np.testing.assert_array_equal(value[:3], [0, 0, inf])
-    np.testing.assert_array_equal(slopes[0][:2], 0)
-    np.testing.assert_allclose(slopes[0][2], [-1, 1])
-    for slope in slopes:
+    np.testing.assert_array_equal(gradients[0][:2], 0)
+    np.testing.assert_allclose(gradients[0][2], [-1, 1])
+    for slope in gradients:
         assert np.isfinite(slope[:3]).all()
         assert np.isnan(slope[3]).all()
 

@@ -89,11 +89,11 @@ def of_classes(x, z, q, label_smoothing=0.0, focusing=0.0, negative_focusing=Non
         soft = np.logaddexp(0, x)
         return p**g * soft, p**g * (g * (1 - p) * soft + p)
 
-    absent, absent_slope = term(absent_power, x)
-    present, present_slope = term(focusing, -x)
+    absent, absent_gradient = term(absent_power, x)
+    present, present_gradient = term(focusing, -x)
     loss = (1 - z) * absent + np.where(z == 0, 0, np.where(z == 0, 0, q) * z * present)
-    slope = (1 - z) * absent_slope - np.where(np.isinf(q), 0, q) * z * present_slope
-    return loss.astype(np.float64), (slope * cap).astype(np.float64)
+    gradient = (1 - z) * absent_gradient - np.where(np.isinf(q), 0, q) * z * present_gradient
+    return loss.astype(np.float64), (gradient * cap).astype(np.float64)
 
 
 def close(got, wanted):
@@ -104,14 +104,14 @@ def close(got, wanted):
 @pytest.mark.one_in(30)
 def test_a_class_without_its_label_has_its_negative_term_alone(form, options, lowered_for):
     f = partial(FORMS[form], **options)
-    each, slopes = of_classes(X, Z, Q, **options)
+    each, gradients = of_classes(X, Z, Q, **options)
     wanted = each.sum(-1)
     assert np.isinf(wanted[1])
     assert np.isfinite(wanted[[0, 2]]).all() or "label_smoothing" in options
     loss, pull = jax.vjp(f, X, Z, Q)
     close(loss, wanted)
     dx, dz, dq = pull(jnp.ones(3))
-    close(dx, slopes)
+    close(dx, gradients)
     assert np.isfinite(dz).all()
     assert np.isfinite(dq).all()
 
@@ -122,12 +122,12 @@ def test_a_class_without_its_label_has_its_negative_term_alone(form, options, lo
 def test_reduced_losses_are_those_without_the_class(form, options, lowered_for):
     """Of example 1, which has the class, the loss is infinite; a weight of 0 takes it out."""
     f = partial(REDUCED[form], pos_weight=Q, reduction="weighted_sum", **options)
-    each, slopes = of_classes(X, Z, Q, **options)
+    each, gradients = of_classes(X, Z, Q, **options)
     weights = np.array([1.0, 0.0, 2.0], np.float32)
     per_class = form == "dense"
     loss, pull = jax.vjp(lambda x: f(x, Z, weights[:, None] if per_class else weights), X)
     close(loss, (each[[0, 2]].sum(-1) * weights[[0, 2]]).sum())
-    close(pull(jnp.ones_like(loss))[0], slopes * weights[:, None])
+    close(pull(jnp.ones_like(loss))[0], gradients * weights[:, None])
     assert f(X, Z, 1.0) == inf
 
 

@@ -35,13 +35,13 @@ def test_a_student_that_agrees_keeps_its_digits(platform, lead, classes):
         student = np.asarray(teacher + apart * rng.standard_normal((32, classes)), np.float32)
         teacher = np.asarray(teacher, np.float32)
         with jxent.assume_platform(platform):
-            value, slope = program(teacher, student, temperature)
+            value, gradient = program(teacher, student, temperature)
         right, of_student, _ = wide_divergence(teacher, student, temperature)
         largest = np.abs(of_student).max(-1, keepdims=True)
         # A gap of `lead` is rounded, and both rows are: so many units in an exponential.
         allowed = 16 + lead
         assert np.max(ulps(value, right, np.float32)) <= allowed
-        assert np.max(ulps(slope, of_student, np.float32, largest)) <= allowed
+        assert np.max(ulps(gradient, of_student, np.float32, largest)) <= allowed
         log_t, log_s = (jax.nn.log_softmax(x / temperature) for x in (teacher, student))
         plain = (np.exp(log_t) * (log_t - log_s)).sum(-1)
         assert np.max(ulps(plain, right, np.float32)) > 1e6 or apart > 1e-3
@@ -64,9 +64,9 @@ def test_classes_that_the_teacher_hardly_has(temperature):
     for chosen in (slice(None), *np.arange(len(rows))[:, None]):  # together and each alone
         of_teacher = partial(loss, teacher_logits=teacher[chosen])
         value, pull = jax.vjp(lambda x, f=of_teacher: f(logits=x), student[chosen])
-        (slope,) = pull(jnp.ones_like(value))
+        (gradient,) = pull(jnp.ones_like(value))
         assert np.max(ulps(value, right[chosen], np.float32)) <= 128
-        assert np.max(ulps(slope, of_student[chosen], np.float32, largest[chosen])) <= 128
+        assert np.max(ulps(gradient, of_student[chosen], np.float32, largest[chosen])) <= 128
 
 
 @pytest.mark.parametrize("shift", [100.0, 1e4, 1e6])
@@ -77,10 +77,10 @@ def test_a_constant_between_the_two_costs_no_digits(shift):
     teacher = rng.standard_normal((50, 7)).astype(np.float32)
     student = (rng.standard_normal((50, 7)) + shift).astype(np.float32)
     value = KL(teacher_logits=teacher, logits=student)
-    slope = jax.grad(lambda x: KL(teacher_logits=teacher, logits=x).sum())(student)
+    gradient = jax.grad(lambda x: KL(teacher_logits=teacher, logits=x).sum())(student)
     right, of_student, _ = wide_divergence(teacher, student, 1.0)
     largest = np.abs(of_student).max(-1, keepdims=True)
-    assert np.max(ulps(slope, of_student, np.float32, largest)) <= 16
+    assert np.max(ulps(gradient, of_student, np.float32, largest)) <= 16
     assert np.max(ulps(value, right, np.float32)) <= 16
 
 
@@ -92,7 +92,7 @@ def test_the_temperature_has_its_digits(apart):
     teacher = (rng.standard_normal((50, 4)) * 3).astype(np.float32)
     student = (teacher + apart * rng.standard_normal((50, 4))).astype(np.float32)
     temperature = np.float32(1.5)
-    slope = jax.vmap(
+    gradient = jax.vmap(
         jax.grad(lambda t, a, b: KL(teacher_logits=a, logits=b, temperature=t)), (None, 0, 0)
     )(temperature, teacher, student)
 
@@ -103,7 +103,7 @@ def test_the_temperature_has_its_digits(apart):
     right = (8 * (along(h) - along(-h)) - along(2 * h) + along(-2 * h)) / (12 * h) / temperature
     value = wide_divergence(teacher, student, temperature)[0]
     size = np.maximum(np.abs(right), value / temperature)
-    assert np.max(ulps(slope, right, np.float32, size)) <= 64
+    assert np.max(ulps(gradient, right, np.float32, size)) <= 64
 
 
 def of_logits(teacher, student, **options):
@@ -128,9 +128,9 @@ def test_a_confident_teacher_has_its_gradient(platform, lead):
         apart = (log_s - log_t) - (log_s - log_t)[0]  # of the leader itself it is 0
         right = p * ((p * apart).sum() - apart)
         with jxent.assume_platform(platform):
-            slope = jax.jit(jax.grad(of_logits))(np.float32(teacher), np.float32(student))
-        np.testing.assert_allclose(slope, right, rtol=0, atol=2e-6 * np.abs(right).max())
-        np.testing.assert_allclose(slope[0], right[0], rtol=2e-6)
+            gradient = jax.jit(jax.grad(of_logits))(np.float32(teacher), np.float32(student))
+        np.testing.assert_allclose(gradient, right, rtol=0, atol=2e-6 * np.abs(right).max())
+        np.testing.assert_allclose(gradient[0], right[0], rtol=2e-6)
 
 
 @pytest.mark.one_in(112)
@@ -187,21 +187,21 @@ def test_dtypes_may_differ():
         with jax.enable_x64(True):
             x = jnp.asarray([[0.0, 2.0]], teacher), jnp.zeros((1, 2), student)
             for temperature in (1.0, 2.0):
-                value, slopes = jax.value_and_grad(
+                value, gradients = jax.value_and_grad(
                     lambda t, s, temperature=temperature: KL(
                         teacher_logits=t, logits=s, temperature=temperature
                     ).sum(),
                     (0, 1),
                 )(*x)
                 assert value.dtype == student
-                assert [slope.dtype for slope in slopes] == [teacher, student]
+                assert [gradient.dtype for gradient in gradients] == [teacher, student]
 
 
 def test_equal_logits_and_their_shift():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 7)), jnp.float32)
     np.testing.assert_array_equal(KL(teacher_logits=x, logits=x), 0)
-    slope = jax.grad(lambda x, y: KL(teacher_logits=x, logits=y).sum(), (0, 1))(x, x)
-    np.testing.assert_array_equal(slope, 0)
+    gradient = jax.grad(lambda x, y: KL(teacher_logits=x, logits=y).sum(), (0, 1))(x, x)
+    np.testing.assert_array_equal(gradient, 0)
     shifted = KL(teacher_logits=jnp.round(x * 8) / 8, logits=jnp.round(x * 8) / 8 + 1024)
     np.testing.assert_array_equal(shifted, 0)
 

@@ -18,8 +18,8 @@ def test_a_step_on_logits_stores_nothing():
     shape = (256, 8192)
 
     def step(x, teacher):
-        value, slope = jax.value_and_grad(losses.softmax_kl_divergence, 1)(teacher, x)
-        return value, x - 0.1 * slope
+        value, gradient = jax.value_and_grad(losses.softmax_kl_divergence, 1)(teacher, x)
+        return value, x - 0.1 * gradient
 
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     analysis = jax.jit(step, donate_argnums=0).lower(x, x).compile().memory_analysis()

@@ -28,15 +28,15 @@ def test_infinite_and_nan_rows(platform):
         def each(teacher, student):
             return KL(teacher_logits=teacher, logits=student)
 
-        slopes = jax.grad(lambda *x: each(*x).sum(), (0, 1))(teacher, student)
-        return each(teacher, student), slopes
+        gradients = jax.grad(lambda *x: each(*x).sum(), (0, 1))(teacher, student)
+        return each(teacher, student), gradients
 
     with jxent.assume_platform(platform):
         value, (of_teacher, of_student) = program(jnp.array(TEACHER), jnp.array(STUDENT))
     np.testing.assert_allclose(value, [np.log(1.5), inf, 0, nan, nan, 0, nan], rtol=1e-6)
-    for slope in (of_teacher, of_student):
-        assert np.isfinite(slope[np.array([0, 1, 2, 5])]).all()
-        assert np.isnan(slope[np.array([3, 4, 6])]).any(-1).all()
+    for gradient in (of_teacher, of_student):
+        assert np.isfinite(gradient[np.array([0, 1, 2, 5])]).all()
+        assert np.isnan(gradient[np.array([3, 4, 6])]).any(-1).all()
     np.testing.assert_allclose(of_student[0], [-1 / 6, -1 / 6, 1 / 3], rtol=1e-6)
     np.testing.assert_allclose(of_student[1], [1 / 6, 1 / 6, -1 / 3], rtol=1e-6)
     np.testing.assert_array_equal(of_student[2], 0)
@@ -50,10 +50,10 @@ def test_no_examples():
         (losses.softmax_kl_divergence, (none, none)),
         (losses.linear_softmax_kl_divergence, operands),
     ):
-        value, slopes = jax.value_and_grad(f, tuple(range(len(given))))(*given)
+        value, gradients = jax.value_and_grad(f, tuple(range(len(given))))(*given)
         assert value == 0
-        for slope in slopes:
-            np.testing.assert_array_equal(slope, 0)
+        for gradient in gradients:
+            np.testing.assert_array_equal(gradient, 0)
 
 
 def test_weight_0_drops_nonfinite_examples():
@@ -64,7 +64,7 @@ def test_weight_0_drops_nonfinite_examples():
 
     found = jax.value_and_grad(total, (0, 1))(jnp.array(TEACHER), jnp.array(STUDENT))
     np.testing.assert_allclose(found[0], np.log(1.5) / 3, rtol=1e-6)
-    assert all(np.isfinite(slope).all() for slope in found[1])
+    assert all(np.isfinite(gradient).all() for gradient in found[1])
 
 
 def test_weight_0_drops_nonfinite_examples_of_a_projection():
@@ -83,13 +83,13 @@ def test_weight_0_drops_nonfinite_examples_of_a_projection():
 
     for reduction in ("weighted_sum", "none"):
         f = jax.value_and_grad(partial(total, reduction), (0, 1, 2, 3))
-        value, slopes = f(teacher, kernel, inputs, kernel)
+        value, gradients = f(teacher, kernel, inputs, kernel)
         sound = np.array([0, 2])
         rest = partial(
             losses.linear_softmax_kl_divergence, weights=weights[sound], reduction="weighted_sum"
         )
         np.testing.assert_allclose(value, rest(teacher[sound], kernel, inputs[sound], kernel))
-        assert all(np.isfinite(slope).all() for slope in slopes), reduction
+        assert all(np.isfinite(gradient).all() for gradient in gradients), reduction
 
 
 # Wrong arguments.

@@ -19,15 +19,15 @@ LINEAR = jxent.linear_sparse_softmax_cross_entropy
 PLATFORMS = ("cpu", "tpu", "cuda", "reference")
 
 
-def value_and_slopes(logits, ids, weights, **options):
+def value_and_gradients(logits, ids, weights, **options):
     """The losses, and the gradients of their sum to logits and weights."""
 
     def total(logits, weights):
         value = EACH(labels=ids, logits=logits, label_weights=weights, **options)
         return jnp.sum(value), value
 
-    slopes, values = jax.grad(total, (0, 1), has_aux=True)(logits, weights)
-    return values, *slopes
+    gradients, values = jax.grad(total, (0, 1), has_aux=True)(logits, weights)
+    return values, *gradients
 
 
 def as_computed(platform, function, *arguments):
@@ -36,7 +36,7 @@ def as_computed(platform, function, *arguments):
     return result
 
 
-def value_and_slopes_of_dense(logits, ids, weights, **options):
+def value_and_gradients_of_dense(logits, ids, weights, **options):
     """The same from dense labels, whose own gradient is looked up for each id."""
 
     def total(logits, labels):
@@ -44,13 +44,13 @@ def value_and_slopes_of_dense(logits, ids, weights, **options):
         return jnp.sum(value), value
 
     dense = dense_labels(ids, weights, logits)
-    slopes, values = jax.grad(total, (0, 1), has_aux=True)(logits, dense)
-    of_ids = jnp.take_along_axis(slopes[1], jnp.maximum(ids, 0), -1)
-    return values, slopes[0], jnp.where(ids < 0, 0, of_ids)
+    gradients, values = jax.grad(total, (0, 1), has_aux=True)(logits, dense)
+    of_ids = jnp.take_along_axis(gradients[1], jnp.maximum(ids, 0), -1)
+    return values, gradients[0], jnp.where(ids < 0, 0, of_ids)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("labels", [value_and_slopes, value_and_slopes_of_dense])
+@pytest.mark.parametrize("labels", [value_and_gradients, value_and_gradients_of_dense])
 @pytest.mark.parametrize("classes", [6, 509, 1400])  # few, many, and such as are cut on CPU
 @pytest.mark.one_in(25)
 def test_a_dominant_class_keeps_the_digits_of_the_other_weights(platform, labels, classes):
@@ -62,7 +62,7 @@ def test_a_dominant_class_keeps_the_digits_of_the_other_weights(platform, labels
     logits[:, 1:] += noise.astype(np.float32)
     ids = np.tile(np.array([0, 2, -1, 4]), (rows, 1))
     weights = np.tile(np.array([1, small, 7, 2 * small], np.float32), (rows, 1))
-    values, slopes, of_weights = as_computed(
+    values, gradients, of_weights = as_computed(
         platform, labels, jnp.asarray(logits), jnp.asarray(ids), jnp.asarray(weights)
     )
     x, w = logits.astype(WIDE), weights.astype(WIDE)
@@ -76,13 +76,13 @@ def test_a_dominant_class_keeps_the_digits_of_the_other_weights(platform, labels
     others = np.tile(z.sum(-1, keepdims=True), classes)
     for j in (0, 2, 4):
         others[:, j] = np.delete(z, j, 1).sum(1)
-    surprise = x.max(-1, keepdims=True) - x + np.log1p(rest)
-    truth, size = others * p - z * q, others * p + z * q
+    neg_log_prob = x.max(-1, keepdims=True) - x + np.log1p(rest)
+    expected, size = others * p - z * q, others * p + z * q
     # The exponent of p is rounded too, and so is the sum of all classes.
     allowed = 16 + x[:, :1] - x.min()
-    assert (ulps(slopes, truth, np.float32, size) < allowed).all()
-    assert ulps(values, (z * surprise).sum(1), np.float32).max() < 16
-    assert ulps(of_weights[:, [0, 1, 3]], surprise[:, [0, 2, 4]], np.float32).max() < 16
+    assert (ulps(gradients, expected, np.float32, size) < allowed).all()
+    assert ulps(values, (z * neg_log_prob).sum(1), np.float32).max() < 16
+    assert ulps(of_weights[:, [0, 1, 3]], neg_log_prob[:, [0, 2, 4]], np.float32).max() < 16
     assert (np.asarray(of_weights)[:, 2] == 0).all()
 
 
@@ -121,11 +121,11 @@ def test_lists_are_the_dense_labels_that_they_stand_for(platform, count):
 def test_padding_has_no_part():
     logits = jnp.asarray([[1.0, 2.0, -1.0]])
     ids = jnp.asarray([[2, -1, -(2**31), 0]])
-    odd = jnp.asarray([[0.25, jnp.nan, jnp.inf, 0.75]])
-    values, slopes, of_weights = value_and_slopes(logits, ids, odd)
-    plain = value_and_slopes(logits, ids[:, ::3], odd[:, ::3])
+    nonfinite = jnp.asarray([[0.25, jnp.nan, jnp.inf, 0.75]])
+    values, gradients, of_weights = value_and_gradients(logits, ids, nonfinite)
+    plain = value_and_gradients(logits, ids[:, ::3], nonfinite[:, ::3])
     np.testing.assert_array_equal(values, plain[0])
-    np.testing.assert_array_equal(slopes, plain[1])
+    np.testing.assert_array_equal(gradients, plain[1])
     np.testing.assert_array_equal(of_weights[:, ::3], plain[2])
     np.testing.assert_array_equal(of_weights[:, 1:3], [[0, 0]])
 
@@ -133,8 +133,8 @@ def test_padding_has_no_part():
 def test_nothing_but_padding_costs_nothing():
     for ids in (-np.ones((2, 3), int), np.zeros((2, 0), int)):
         weights = jnp.ones(ids.shape)
-        values, slopes, of_weights = value_and_slopes(jnp.ones((2, 4)), ids, weights)
-        assert not any(map(np.any, (values, slopes, of_weights)))
+        values, gradients, of_weights = value_and_gradients(jnp.ones((2, 4)), ids, weights)
+        assert not any(map(np.any, (values, gradients, of_weights)))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -142,9 +142,9 @@ def test_nothing_but_padding_costs_nothing():
 def test_an_id_out_of_range_is_nan_for_its_example_alone(platform):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), jnp.float32)
     weights = jnp.ones((2, 2))
-    for bad in (4, 2**31 - 1):
+    for invalid in (4, 2**31 - 1):
         found = as_computed(
-            platform, value_and_slopes, logits, jnp.asarray([[1, bad], [0, 3]]), weights
+            platform, value_and_gradients, logits, jnp.asarray([[1, invalid], [0, 3]]), weights
         )
         for x in found:
             assert np.isnan(x[0]).all()
@@ -162,12 +162,12 @@ def test_a_dropped_example_takes_no_part():
     def loss(logits, shares):
         return losses.sparse_softmax_cross_entropy(ids, logits, mask, label_weights=shares)
 
-    value, slopes = jax.value_and_grad(loss, (0, 1))(logits, shares)
+    value, gradients = jax.value_and_grad(loss, (0, 1))(logits, shares)
     alone = EACH(labels=ids[:1], label_weights=shares[:1], logits=logits[:1])[0]
     np.testing.assert_allclose(value, alone, rtol=1e-6)
-    for slope in slopes:
-        assert np.isfinite(slope).all()
-        np.testing.assert_array_equal(np.any(slope, 1), [True, False, False])
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+        np.testing.assert_array_equal(np.any(gradient, 1), [True, False, False])
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -181,7 +181,9 @@ def test_masked_and_infinite_logits(platform):
     some = jnp.asarray([[0.3, 0.7], [1.0, 0.0], [0.3, 0.7], [0.0, 0.0]])
     for weights in (half, some):
         for options in ({}, {"z_loss": 0.1}):
-            got = as_computed(platform, partial(value_and_slopes, **options), logits, ids, weights)
+            got = as_computed(
+                platform, partial(value_and_gradients, **options), logits, ids, weights
+            )
             dense = partial(DENSE, labels=dense_labels(ids, weights, logits), **options)
             value, pull = jax.vjp(lambda x, f=dense: f(logits=x), logits)
             np.testing.assert_allclose(got[0], value, rtol=1e-6)
@@ -199,7 +201,7 @@ def test_an_id_adds_up_before_it_meets_infinity(platform):
         ([0.0, 1.0, -jnp.inf], [2, 0, 2], [2.0, 1.0, -1.0], jnp.inf),
     )
     logits, ids, weights, wanted = (jnp.asarray(x) for x in zip(*rows, strict=True))
-    got, *_ = as_computed(platform, value_and_slopes, logits, ids, weights)
+    got, *_ = as_computed(platform, value_and_gradients, logits, ids, weights)
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 

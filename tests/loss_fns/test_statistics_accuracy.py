@@ -37,15 +37,15 @@ def test_the_entropy_keeps_its_digits(platform, spread):
         return WITH_LOGITS(labels=np.zeros(len(x), int), logits=x).entropy
 
     def program(x, t):
-        slope = jax.grad(lambda x: entropy(x).sum())
-        return entropy(x), *jax.jvp(slope, (x,), (t,))
+        gradient = jax.grad(lambda x: entropy(x).sum())
+        return entropy(x), *jax.jvp(gradient, (x,), (t,))
 
     with jxent.assume_platform(platform):
-        value, slope, curve = jax.jit(program)(x, t)
+        value, gradient, curve = jax.jit(program)(x, t)
     right = wide_entropy(x, t)
     # A difference of logits is rounded: an error of |gap| units in each term.
     assert np.max(ulps(value, right[0], np.float32)) <= 8 + spread / 2
-    for got, wanted, size in ((slope, right[1], right[1]), (curve, right[2], right[3])):
+    for got, wanted, size in ((gradient, right[1], right[1]), (curve, right[2], right[3])):
         largest = np.abs(size).max(-1, keepdims=True)
         assert np.max(ulps(got, wanted, np.float32, largest)) <= 8 + spread / 2
     lost = -(jax.nn.softmax(x) * jax.nn.log_softmax(x)).sum(-1)
@@ -91,13 +91,13 @@ def test_a_temperature_may_be_traced_and_differentiated(form):
             found = WITH_LOGITS(labels=labels, logits=x, temperature=temperature)
         return found.entropy
 
-    traced, slope = jax.jvp(entropy, (jnp.float32(3.7),), (jnp.float32(1),))
+    traced, gradient = jax.jvp(entropy, (jnp.float32(3.7),), (jnp.float32(1),))
     np.testing.assert_allclose(entropy(3.7), traced, rtol=3e-6)
     scaled = np.asarray(x, np.float64) / 3.7
     right = wide_entropy(scaled, 0 * scaled)
     np.testing.assert_allclose(traced, right[0].astype(float), rtol=2e-5)
     by_temperature = (right[1] * -scaled / 3.7).sum(-1).astype(float)
-    np.testing.assert_allclose(slope, by_temperature, rtol=2e-5)
+    np.testing.assert_allclose(gradient, by_temperature, rtol=2e-5)
     for wrong in (0.0, -1.0, nan):
         assert np.isnan(entropy(jnp.float32(wrong))).all()
 

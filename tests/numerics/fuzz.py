@@ -39,20 +39,20 @@ def compiled(program: Program, batch: Batch):
     names = [*inspect.signature(function).parameters]
     renamed = {"labels": names[0]} if program.is_scalar else {}
 
-    def loss(moving, fixed):
-        arguments = {renamed.get(k, k): v for k, v in (fixed | moving).items()}
+    def loss(differentiated, fixed):
+        arguments = {renamed.get(k, k): v for k, v in (fixed | differentiated).items()}
         return function(**arguments, **options)
 
     @jax.jit
-    def run(moving, fixed, directions, cotangent):
-        def total(moving):
-            value = loss(moving, fixed)
+    def run(differentiated, fixed, directions, cotangent):
+        def total(differentiated):
+            value = loss(differentiated, fixed)
             return jnp.sum(value * cotangent.astype(value.dtype)), value
 
         gradient = jax.grad(total, has_aux=True)
         if not program.second_order:
-            return (*gradient(moving)[::-1], None)
-        (slope, value), (curve, _) = jax.jvp(gradient, (moving,), (directions,))
+            return (*gradient(differentiated)[::-1], None)
+        (slope, value), (curve, _) = jax.jvp(gradient, (differentiated,), (directions,))
         return value, slope, curve
 
     return run
@@ -61,10 +61,10 @@ def compiled(program: Program, batch: Batch):
 def run(program, function, batch, cotangent, split):
     fixed = {
         k: v for k, v in batch.arguments.items()
-        if k not in batch.moving and not (k == "weights" and program.weights == "number")
+        if k not in batch.differentiated and not (k == "weights" and program.weights == "number")
     }  # fmt: skip
-    moving = {k: batch.arguments[k] for k in batch.moving}
-    arrays = jax.tree.map(split, (moving, fixed, batch.directions))
+    differentiated = {k: batch.arguments[k] for k in batch.differentiated}
+    arrays = jax.tree.map(split, (differentiated, fixed, batch.directions))
     return jax.tree.map(np.asarray, function(*arrays, cotangent))
 
 

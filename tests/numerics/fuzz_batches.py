@@ -21,26 +21,28 @@ def rows_of(rng, kind: str, count: int, classes: int, labels) -> np.ndarray:
         ROWS[take](rng, row, own)
     if kind == "calm":  # all rows are such that a fast path may take all of them
         x = rng.standard_normal((count, classes)) * rng.choice([0.01, 1, 10])
-        for row, own, take in zip(x, labels, rng.integers(len(CALM), size=count), strict=True):
-            CALM[take](rng, row, own)
+        for row, own, take in zip(
+            x, labels, rng.integers(len(WELL_CONDITIONED), size=count), strict=True
+        ):
+            WELL_CONDITIONED[take](rng, row, own)
     return x
 
 
-def leads_by(*sizes):
+def label_margin(*sizes):
     def row(rng, x, own):
         x[own] = x.max() + rng.choice(sizes) * rng.uniform(0.9, 1.1)
 
     return row
 
 
-def trails_by(*sizes):
+def negative_margin(*sizes):
     def row(rng, x, own):
         x[own] = x.min() - rng.choice(sizes) * rng.uniform(0.9, 1.1)
 
     return row
 
 
-def faces(*sizes):
+def opposite_sign(*sizes):
     """The label as far below 0 as the others are above."""
 
     def row(rng, x, own):
@@ -52,7 +54,7 @@ def faces(*sizes):
     return row
 
 
-def drifts_to(*sizes):
+def offset(*sizes):
     def row(rng, x, own):
         x += rng.choice(sizes)
 
@@ -101,14 +103,15 @@ def label_at(value):
     return row
 
 
-CALM = (
-    leads_by(1, 10, 20, 60), trails_by(1, 10, 60, 88, 100, 150), split_in_two,
-    faces(60, 88, 89, 100, 150),
-    drifts_to(-60, 60, 78, -78), spreads(1, 3), tied,
+WELL_CONDITIONED = (
+    label_margin(1, 10, 20, 60), negative_margin(1, 10, 60, 88, 100, 150), split_in_two,
+    opposite_sign(60, 88, 89, 100, 150),
+    offset(-60, 60, 78, -78), spreads(1, 3), tied,
 )  # fmt: skip
 ROWS = (
-    *CALM, *CALM, leads_by(100, 1e4, 1e30), trails_by(87, 89, 300, 1e4, 1e30),
-    drifts_to(-87.5, 87.5, 88.8, 300, -300, 1e30, -1e30), spreads(0.1, 100, 1e4, 1e30, 1e-30),
+    *WELL_CONDITIONED, *WELL_CONDITIONED, label_margin(100, 1e4, 1e30),
+    negative_margin(87, 89, 300, 1e4, 1e30),
+    offset(-87.5, 87.5, 88.8, 300, -300, 1e30, -1e30), spreads(0.1, 100, 1e4, 1e30, 1e-30),
     sets(-inf, 0.3), sets(inf, 0.02), sets(-inf, 1.0), sets(1.2e-38, 0.5), masked_but_one,
     one_nan, label_at(-inf), label_at(inf),
 )  # fmt: skip
@@ -122,12 +125,12 @@ class Batch:
     """Arguments in the dtypes that are passed, and the same in the wide type, classes last."""
 
     arguments: dict
-    moving: tuple[str, ...]
+    differentiated: tuple[str, ...]
     directions: dict
     labels: np.ndarray  # dense
     logits: np.ndarray
     along: np.ndarray  # the direction of the logits
-    bad: np.ndarray  # examples with an id out of range
+    invalid: np.ndarray  # examples with an id out of range
     pos_weight: np.ndarray
     weights: np.ndarray | None  # of the losses' shape
     features: np.ndarray | None  # the inputs, [examples, features]
@@ -145,8 +148,8 @@ def draw_batch(program: Program, seed: int) -> Batch:
         x = rounded(rows_of(rng, style, count, classes, own), program.dtype)
         along = rounded(rng.standard_normal((count, classes)), program.dtype)
         arguments, direction = ({"logits": _with_axis(program, a)} for a in (x, along))
-    moving = ("kernel",) if program.is_linear else ("logits",)
-    arguments["labels"], z, bad = draw_labels(program, rng, own)
+    differentiated = ("kernel",) if program.is_linear else ("logits",)
+    arguments["labels"], z, invalid = draw_labels(program, rng, own)
     if program.kind == "sparse_softmax" and program.ids:
         z, arguments["label_weights"] = draw_label_weights(program, rng, arguments["labels"])
     pos_weight: np.ndarray = np.ones(classes)
@@ -157,7 +160,9 @@ def draw_batch(program: Program, seed: int) -> Batch:
     weights = None
     if program.is_scalar:
         weights = draw_weights(program, rng, arguments)
-    return Batch(arguments, moving, direction, z, x, along, bad, pos_weight, weights, features)
+    return Batch(
+        arguments, differentiated, direction, z, x, along, invalid, pos_weight, weights, features
+    )
 
 
 def rounded(x, dtype) -> np.ndarray:
@@ -191,22 +196,22 @@ def draw_projection(program: Program, rng, style: str):
 def draw_labels(program: Program, rng, own):
     """Labels as they are passed, dense, and which examples have an id out of range."""
     count, classes = program.examples, program.classes
-    bad = rng.random(count) < 0.05
+    invalid = rng.random(count) < 0.05
     if program.kind == "sparse_softmax" and program.ids:
         lists = rng.integers(-1, classes, size=(count, program.ids))
         lists[:, 0] = own
-        lists[bad, -1] = classes + 3
-        return lists.reshape(*program.batch, program.ids), np.eye(classes)[own], bad
+        lists[invalid, -1] = classes + 3
+        return lists.reshape(*program.batch, program.ids), np.eye(classes)[own], invalid
     if program.kind == "sparse_softmax":
         ids = own.copy()
-        ids[bad] = rng.choice([-1, classes, classes + 5])
-        return ids.reshape(program.batch), np.eye(classes)[own], bad
+        ids[invalid] = rng.choice([-1, classes, classes + 5])
+        return ids.reshape(program.batch), np.eye(classes)[own], invalid
     if program.kind == "sparse_sigmoid":
         lists = rng.integers(-1, classes, size=(count, program.ids))
         z = (lists[..., None] == np.arange(classes)).any(1) * 1.0
-        bad &= program.ids > 0
-        lists[bad, :1] = classes + 3
-        return lists.reshape(*program.batch, program.ids), z, bad
+        invalid &= program.ids > 0
+        lists[invalid, :1] = classes + 3
+        return lists.reshape(*program.batch, program.ids), z, invalid
     z = rng.choice([0.0, 1.0, 0.3, 0.9999], size=(count, classes), p=[0.6, 0.3, 0.05, 0.05])
     if program.kind == "softmax" and rng.random() < 0.5:
         z = np.eye(classes)[own]

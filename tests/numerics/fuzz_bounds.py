@@ -11,7 +11,7 @@ from tests.reference import WIDE, Wide
 inf, nan = np.inf, np.nan
 
 
-def truth_of(program: Program, batch: Batch) -> Wide:
+def expected_of(program: Program, batch: Batch) -> Wide:
     options = dict(program.options)
     with np.errstate(all="ignore"):
         if "softmax" in program.kind:
@@ -24,10 +24,10 @@ def truth_of(program: Program, batch: Batch) -> Wide:
                 found = found._replace(
                     value=found.value.sum(-1), value_size=found.value_size.sum(-1)
                 )
-    hole = np.where(batch.bad, np.nan, WIDE(0))
+    hole = np.where(batch.invalid, np.nan, WIDE(0))
     rows = hole[:, None]
     value = found.value + (rows if program.is_elementwise else hole)
-    return found._replace(value=value, slope=found.slope + rows, curve=found.curve + rows)
+    return found._replace(value=value, gradient=found.gradient + rows, curve=found.curve + rows)
 
 
 class Bound:
@@ -37,7 +37,7 @@ class Bound:
     of two logits costs in its exponential (up to where it is flushed), and in the soft cap's.
     """
 
-    def __init__(self, program: Program, batch: Batch, truth: Wide):
+    def __init__(self, program: Program, batch: Batch, expected: Wide):
         wide = jnp.float64 if program.dtype == "float64" else jnp.float32
         self.eps, self.tiny = float(jnp.finfo(wide).eps), float(jnp.finfo(wide).tiny)
         narrow = jnp.finfo(program.dtype)
@@ -74,31 +74,31 @@ class Bound:
         return factor * self.of_element * self.eps * size
 
 
-def agree(got, truth, allowed, what):
+def agree(got, expected, allowed, what):
     """Within the bounds where the truth is finite, and equal where it is not."""
     got = np.asarray(got, WIDE)
     with np.errstate(all="ignore"):
         fine = np.where(
-            np.isfinite(truth), np.abs(got - truth) <= allowed,
-            (got == truth) | (np.isnan(got) & np.isnan(truth)),
+            np.isfinite(expected), np.abs(got - expected) <= allowed,
+            (got == expected) | (np.isnan(got) & np.isnan(expected)),
         )  # fmt: skip
     if not fine.all():
         at = tuple(int(i[0]) for i in np.nonzero(~fine))
         raise AssertionError(
-            f"{what} at {at}: {got[at]}, the truth is {truth[at]}, allowed {allowed[at]}; "
+            f"{what} at {at}: {got[at]}, the truth is {expected[at]}, allowed {allowed[at]}; "
             f"{int((~fine).sum())} of {fine.size}"
         )
 
 
 def check(program: Program, batch: Batch, results):
-    value, slope, curve = results
-    truth = truth_of(program, batch)
-    bound = Bound(program, batch, truth)
+    value, gradient, curve = results
+    expected = expected_of(program, batch)
+    bound = Bound(program, batch, expected)
     count = len(batch.logits)
     cotangent = cotangents(program, count)
 
     # Reduction.
-    losses_, size = truth.value, truth.value_size
+    losses_, size = expected.value, expected.value_size
     factor = np.ones_like(losses_)
     if program.is_scalar:
         assert batch.weights is not None
@@ -130,32 +130,33 @@ def check(program: Program, batch: Batch, results):
     pulled = factor * cotangent if program.reduction in (None, "none") else factor
     if not program.is_elementwise:
         pulled = pulled[:, None]
-    check_derivatives(program, batch, bound, truth, pulled, slope, curve)
+    check_derivatives(program, batch, bound, expected, pulled, gradient, curve)
 
 
-def check_derivatives(program, batch, bound, truth, pulled, slope, curve):
+def check_derivatives(program, batch, bound, expected, pulled, gradient, curve):
     floor = 4 * bound.tiny * np.max(scale_of_floor(program, batch), initial=0)
     with np.errstate(all="ignore"):
-        cut = np.broadcast_to(pulled == 0, truth.slope.shape)
-        by_slope = np.where(cut, 0, pulled * truth.slope)
-        allowed = np.where(cut, 0, np.abs(pulled) * bound.element(truth.slope_size, 2))
+        cut = np.broadcast_to(pulled == 0, expected.gradient.shape)
+        by_gradient = np.where(cut, 0, pulled * expected.gradient)
+        allowed = np.where(cut, 0, np.abs(pulled) * bound.element(expected.gradient_size, 2))
         allowed = allowed + floor * np.maximum(1, np.abs(pulled))
-        by_curve = np.where(cut, 0, pulled * truth.curve)
-        curve_allowed = np.where(cut, 0, np.abs(pulled) * bound.element(truth.curve_size, 4))
+        by_curve = np.where(cut, 0, pulled * expected.curve)
+        curve_allowed = np.where(cut, 0, np.abs(pulled) * bound.element(expected.curve_size, 4))
         # Relative to the row: what is small beside it cancels.
         curve_allowed = curve_allowed + bound.eps * 8 * np.max(
             np.where(np.isfinite(curve_allowed), curve_allowed / bound.eps, 0),
             -1, keepdims=True, initial=0,
         ) + 64 * bound.tiny * np.maximum(1, np.abs(pulled))  # fmt: skip
         finite = (
-            np.isfinite(np.asarray(batch.logits, WIDE)).all(-1, keepdims=True) | batch.bad[:, None]
+            np.isfinite(np.asarray(batch.logits, WIDE)).all(-1, keepdims=True)
+            | batch.invalid[:, None]
         )
         # Where a cap's own second derivative is below the range its share is nobody's.
         moderate = (np.abs(np.asarray(batch.logits, WIDE)) < 1e15).all(-1, keepdims=True)
     if not program.is_linear:
         agree(
-            _without_axis(program, slope["logits"]), by_slope,
-            allowed + bound.half * np.abs(by_slope) + bound.least, "gradient",
+            _without_axis(program, gradient["logits"]), by_gradient,
+            allowed + bound.half * np.abs(by_gradient) + bound.least, "gradient",
         )  # fmt: skip
         if curve is None:
             return
@@ -168,14 +169,14 @@ def check_derivatives(program, batch, bound, truth, pulled, slope, curve):
     assert batch.features is not None
     features = np.abs(np.asarray(batch.features, WIDE))
     with np.errstate(all="ignore"):
-        wanted = np.asarray(batch.features, WIDE).T @ by_slope
+        wanted = np.asarray(batch.features, WIDE).T @ by_gradient
         # Slopes are rounded to the operands' dtype before the product.
-        low = np.abs(by_slope) * bound.half
+        low = np.abs(by_gradient) * bound.half
         if program.dtype == "float16":
-            low = low + 2.0**-37 * np.max(np.abs(by_slope), initial=0)
-        within = features.T @ (allowed + low + 4 * bound.eps * np.abs(by_slope))
+            low = low + 2.0**-37 * np.max(np.abs(by_gradient), initial=0)
+        within = features.T @ (allowed + low + 4 * bound.eps * np.abs(by_gradient))
         within = within + bound.half * np.abs(wanted) + bound.least
-    agree(slope["kernel"], wanted, within, "d/d kernel")
+    agree(gradient["kernel"], wanted, within, "d/d kernel")
     if bound.half or curve is None:
         return  # second order of a projection in half precision: the tangent itself is rounded
     with np.errstate(all="ignore"):

@@ -48,7 +48,7 @@ def test_every_bound_in_full_precision(dtype):
 
 @pytest.mark.long
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_the_truth_rounded_once(dtype):
+def test_half_precision_is_rounded_once(dtype):
     """Right in all but 1 % of cases, and then the neighbour."""
     for errors in measure(jnp.dtype(dtype), [jxent_peer]):
         assert np.mean(errors.ulps > 0.5) <= 0.01, errors.row()
@@ -58,7 +58,7 @@ def test_half_precision_is_the_truth_rounded_once(dtype):
 def test_jit_is_as_accurate_as_eager():
     """Outside our own `jit`, in a caller's program, whose fusions are other ones."""
     x = np.linspace(-80, 80, 997, dtype=np.float32)[:, None] * np.array([0, 1], np.float32)
-    truth = [reference.wide_softmax_of_class(0, row)[0] for row in x]
+    expected = [reference.wide_softmax_of_class(0, row)[0] for row in x]
 
     @jax.jit
     def program(x):
@@ -66,8 +66,8 @@ def test_jit_is_as_accurate_as_eager():
             labels=jnp.zeros(x.shape[:1], jnp.int32), logits=2 * (x / 2)
         )
 
-    errors = reference.ulps(program(x), truth, jnp.float32)
-    assert np.all(errors <= 8 + np.abs(np.log(np.maximum(np.float64(truth), 1e-38))))
+    errors = reference.ulps(program(x), expected, jnp.float32)
+    assert np.all(errors <= 8 + np.abs(np.log(np.maximum(np.float64(expected), 1e-38))))
 
 
 def test_a_weight_keeps_the_digits():

@@ -50,9 +50,9 @@ def approximations(lowered: jax.stages.Lowered) -> tuple[list[str], list[str]]:
 @pytest.mark.one_in(9)
 def test_every_approximation_asks_for_its_digits(case, dtype):
     """Value, gradient and second order, as they are lowered for a TPU."""
-    f, moving = split(case, case.arrays(jnp.dtype(dtype)))
-    slope = jax.grad(scalar(case, f))
-    traced = jax.jit(lambda m: (f(m), jax.jvp(slope, (m,), (m,)))).trace(moving)
+    f, differentiated = split(case, case.arrays(jnp.dtype(dtype)))
+    gradient = jax.grad(scalar(case, f))
+    traced = jax.jit(lambda m: (f(m), jax.jvp(gradient, (m,), (m,)))).trace(differentiated)
     full, few = approximations(traced.lower(lowering_platforms=("tpu",)))
     assert {"stablehlo.exponential", "stablehlo.log_plus_one"} <= set(full)
     assert few == []

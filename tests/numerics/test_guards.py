@@ -23,7 +23,7 @@ DTYPES = ["float32", pytest.param("float64", marks=wider)]
 LONG = [pytest.param(c, marks=pytest.mark.long) for c in (3, 64, 1000, 4099)]
 WIDEST = pytest.param(2**17, marks=pytest.mark.long)
 CLASSES = [2, 640, WIDEST, *LONG]
-SIDES = [1 - 1e-3, 1 + 1e-3]
+BOUNDARY_SIDES = [1 - 1e-3, 1 + 1e-3]
 
 
 def ranges(dtype, classes):
@@ -55,7 +55,7 @@ def ends(dtype, classes):
             "tiny": float(info.tiny),
         }.items()
     }
-    for side in SIDES:
+    for side in BOUNDARY_SIDES:
         inside = side < 1
         nudge = math.log(side) * 4  # rows are rounded to the dtype
         yield "others above least", row(dtype, classes, log["least"] - nudge, 0.0), inside
@@ -149,7 +149,7 @@ def test_a_normalizer_on_both_sides_of_its_guard(classes, loss, own):
     assert abs(np.sqrt(WIDE(aux.z_loss)) - abs(log_normalizer)) < 2**-22
 
 
-def value_and_slope(function, x):
+def value_and_gradient(function, x):
     value, pull = jax.vjp(function, x)
     return value, pull(jnp.ones_like(value))[0]
 
@@ -157,7 +157,7 @@ def value_and_slope(function, x):
 @jax.jit
 def by_ids(x):
     ids = jnp.zeros(x.shape[0], jnp.int32)
-    return value_and_slope(
+    return value_and_gradient(
         lambda x: jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x), x
     )
 
@@ -165,7 +165,9 @@ def by_ids(x):
 @jax.jit
 def by_dense_labels(x):
     z = jnp.zeros_like(x).at[:, 0].set(1)
-    return value_and_slope(lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x)
+    return value_and_gradient(
+        lambda x: jxent.softmax_cross_entropy_with_logits(labels=z, logits=x), x
+    )
 
 
 def check(x, names):
@@ -173,20 +175,20 @@ def check(x, names):
     z = np.zeros(x.shape)
     z[:, 0] = 1
     with np.errstate(all="ignore"):
-        truth = reference.wide_softmax_of(z, np.asarray(x), np.zeros(x.shape))
+        expected = reference.wide_softmax_of(z, np.asarray(x), np.zeros(x.shape))
     info = jnp.finfo(x.dtype)
     eps, tiny = float(info.eps), float(info.tiny)
     for f in (by_ids, by_dense_labels):
         value, slope = f(x)
         walk = 16 + x.shape[1] ** 0.5
-        size = np.abs(np.log(np.maximum(np.float64(truth.value), tiny)))
-        allowed = (walk + size) * eps * truth.value_size + 4 * tiny
-        off = np.abs(np.asarray(value, WIDE) - truth.value)
+        size = np.abs(np.log(np.maximum(np.float64(expected.value), tiny)))
+        allowed = (walk + size) * eps * expected.value_size + 4 * tiny
+        off = np.abs(np.asarray(value, WIDE) - expected.value)
         assert np.all(off <= allowed), (f, [names[i] for i in np.flatnonzero(off > allowed)])
         gap = np.float64(x.max(-1, keepdims=True) - x)
         lost = np.minimum(gap, -np.log(tiny)) + size[:, None]
-        allowed = 2 * (walk + lost) * eps * truth.slope_size + 4 * tiny
-        off = np.abs(np.asarray(slope, WIDE) - truth.slope)
+        allowed = 2 * (walk + lost) * eps * expected.gradient_size + 4 * tiny
+        off = np.abs(np.asarray(slope, WIDE) - expected.gradient)
         wrong = np.flatnonzero((off > allowed).any(1))
         assert not wrong.size, (f, [names[i] for i in wrong])
 
@@ -204,14 +206,14 @@ def test_the_maximum_left_out_or_subtracted(dtype, classes):
         with np.errstate(under="ignore"):
             odds = np.exp(np.asarray(x, WIDE) - np.asarray(x, WIDE).max(-1, keepdims=True))
         odds[np.arange(len(x)), odds.argmax(-1)] = 0
-        truth = odds.sum(-1)
+        expected = odds.sum(-1)
         np.testing.assert_array_equal(np.asarray(top)[:, 0], x.max(-1))
-        far = 1 + np.abs(np.log(np.maximum(np.float64(truth), 1e-300)))
-        allowed = (16 + classes**0.5 + far) * float(jnp.finfo(dtype).eps) * truth
-        assert np.all(np.abs(np.asarray(rest, WIDE)[:, 0] - truth) <= allowed)
+        far = 1 + np.abs(np.log(np.maximum(np.float64(expected), 1e-300)))
+        allowed = (16 + classes**0.5 + far) * float(jnp.finfo(dtype).eps) * expected
+        assert np.all(np.abs(np.asarray(rest, WIDE)[:, 0] - expected) <= allowed)
 
 
-NEIGHBOURS = {
+CONTAMINANTS = {
     "NaN": np.nan, "inf": np.inf, "-inf": -np.inf, "far above": 1e30, "far below": -1e30,
     "drifted": 95.0,
 }  # fmt: skip
@@ -240,33 +242,33 @@ def programs_of_neighbours(classes):
         "sigmoid": lambda x: losses.linear_sigmoid_cross_entropy(
             dense, x, np.eye(classes, dtype=np.float32), reduction="none", block_size=70),
     }  # fmt: skip
-    return {k: jax.jit(partial(value_and_slope, f)) for k, f in functions.items()}
+    return {k: jax.jit(partial(value_and_gradient, f)) for k, f in functions.items()}
 
 
 @pytest.mark.xdist_group("neighbours")
 @pytest.mark.parametrize("classes", [640, *LONG])
-@pytest.mark.parametrize("odd", NEIGHBOURS)
+@pytest.mark.parametrize("nonfinite", CONTAMINANTS)
 @pytest.mark.one_in(8)
-def test_one_bad_row_changes_no_other(odd, classes):
+def test_one_invalid_row_changes_no_other(nonfinite, classes):
     """The others' answers are those without it, to one unit in the last place."""
     x, ids = rows_for_neighbours(classes)
-    bad = x.copy()
-    bad[7, ids[7] if odd == "drifted" else 1] = NEIGHBOURS[odd]
-    bad[9] = NEIGHBOURS[odd]
+    invalid = x.copy()
+    invalid[7, ids[7] if nonfinite == "drifted" else 1] = CONTAMINANTS[nonfinite]
+    invalid[9] = CONTAMINANTS[nonfinite]
     others = np.delete(np.arange(70), [7, 9])
     for kind, program in programs_of_neighbours(classes).items():
-        if kind == "sigmoid" and not np.isfinite(NEIGHBOURS[odd]):
+        if kind == "sigmoid" and not np.isfinite(CONTAMINANTS[nonfinite]):
             continue  # in a projection 0 times it is NaN for its whole row: test_linear_blocks
-        (clean, slope), (got, slope_bad) = program(x), program(bad)
+        (clean, slope), (got, gradient_invalid) = program(x), program(invalid)
         np.testing.assert_array_max_ulp(np.asarray(got)[others], np.asarray(clean)[others], 1)
         np.testing.assert_allclose(
-            np.asarray(slope_bad)[others], np.asarray(slope)[others], rtol=1e-6, atol=1e-37
+            np.asarray(gradient_invalid)[others], np.asarray(slope)[others], rtol=1e-6, atol=1e-37
         )
-        if odd == "NaN":
+        if nonfinite == "NaN":
             assert np.isnan(got[7])
             assert np.isnan(got[9])
             if kind != "lists":  # its classes are independent
-                assert np.isnan(slope_bad[7]).all()
+                assert np.isnan(gradient_invalid[7]).all()
 
 
 @pytest.mark.parametrize(
@@ -283,8 +285,8 @@ def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
     rng = np.random.default_rng(0)
     examples, classes = shape
     x = rng.standard_normal(shape).astype(np.float32)
-    bad = examples // 2
-    x[bad, classes - 1] = np.nan
+    invalid = examples // 2
+    x[invalid, classes - 1] = np.nan
     ids = np.zeros(examples, int)
     z = np.full(shape, 1 / classes, np.float32)
     moved = np.moveaxis(x, -1, axis)
@@ -294,9 +296,9 @@ def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
             labels=np.moveaxis(z, -1, axis), logits=x, axis=axis
         ),
     ):
-        value, gradient = jax.jit(partial(value_and_slope, f))(moved)
+        value, gradient = jax.jit(partial(value_and_gradient, f))(moved)
         gradient = np.moveaxis(np.asarray(gradient), axis, -1)
-        only = np.arange(examples) == bad
+        only = np.arange(examples) == invalid
         np.testing.assert_array_equal(np.isnan(value), only)
         np.testing.assert_array_equal(np.isnan(gradient).any(1), only)
         np.testing.assert_array_equal(np.isnan(gradient).all(1), only)
@@ -305,14 +307,14 @@ def test_a_nan_logit_reaches_its_loss_and_gradient(shape, axis):
 def test_a_nan_in_one_column_of_the_kernel():
     inputs, kernel = np.ones((64, 4), np.float32), np.ones((4, 640), np.float32)
     kernel[2, 5] = np.nan
-    for member, labels in (
+    for loss_name, labels in (
         ("sparse_softmax", np.zeros(64, int)), ("softmax", np.zeros((64, 640), np.float32)),
         ("sigmoid", np.zeros((64, 640), np.float32)), ("sparse_sigmoid", np.zeros((64, 1), int)),
     ):  # fmt: skip
-        function = getattr(losses, f"linear_{member}_cross_entropy")
+        function = getattr(losses, f"linear_{loss_name}_cross_entropy")
         value, slope = jax.value_and_grad(function, 1)(labels, inputs, kernel)
-        assert np.isnan(value), member
-        assert np.isnan(slope).all(), member
+        assert np.isnan(value), loss_name
+        assert np.isnan(slope).all(), loss_name
 
 
 @pytest.mark.parametrize("axis", [-1, 0])
@@ -321,7 +323,18 @@ def test_a_nan_in_one_column_of_the_kernel():
 def test_sums_of_labels(classes, axis):
     """From none to more than the largest label, across half of it, and ties: each way on CPU."""
     rng = np.random.default_rng(0)
-    shares = [0, 1e-30, 1e-12, 1e-6, 0.3, *(0.5 * s for s in SIDES), 1 - 1e-3, 1, 1 + 1e-3, 10]
+    shares = [
+        0,
+        1e-30,
+        1e-12,
+        1e-6,
+        0.3,
+        *(0.5 * s for s in BOUNDARY_SIDES),
+        1 - 1e-3,
+        1,
+        1 + 1e-3,
+        10,
+    ]
     others = rng.dirichlet(np.ones(classes - 1), len(shares)) * np.array(shares)[:, None]
     rows = [rng.permutation([1.0, *row]) for row in others]
     z = np.asarray([*rows, np.full(classes, 0.25), np.zeros(classes)], np.float32)
@@ -337,8 +350,8 @@ def test_sums_of_labels(classes, axis):
     ends = [
         np.argmax(row.astype(np.float32) == value) for value, row in zip(largest, z, strict=True)
     ]
-    truth = np.array([np.delete(row, end).sum() for row, end in zip(z, ends, strict=True)])
+    expected = np.array([np.delete(row, end).sum() for row, end in zip(z, ends, strict=True)])
     rounding = (8 + classes**0.5) * float(jnp.finfo(np.float32).eps)
-    assert (np.abs(left - truth) <= rounding * np.abs(truth)).all()
+    assert (np.abs(left - expected) <= rounding * np.abs(expected)).all()
     outweighs = 2 * z.max(-1) > z.sum(-1)
     np.testing.assert_array_equal(largest[outweighs], z.max(-1)[outweighs])

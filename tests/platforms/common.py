@@ -12,6 +12,6 @@ def rarely(values, often):
     return [pytest.param(v, marks=[] if v in often else [pytest.mark.long]) for v in values]
 
 
-def value_and_slope(function, x):
+def value_and_gradient(function, x):
     value, pull = jax.vjp(function, jnp.asarray(x))
     return value, pull(jnp.ones_like(value))[0]

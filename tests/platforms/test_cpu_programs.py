@@ -23,11 +23,11 @@ def test_only_many_narrow_rows_are_worth_a_condition(examples, many):
     assert (" conditional(" in text) == many
 
 
-@pytest.mark.parametrize("member", ["sparse softmax", "sigmoid"])
-def test_vmap_decides_once_for_all_examples(member):
+@pytest.mark.parametrize("loss_name", ["sparse softmax", "sigmoid"])
+def test_vmap_decides_once_for_all_examples(loss_name):
     """With one decision an example, both ways would be computed for all of them."""
     decisions = 1
-    if member == "sigmoid":
+    if loss_name == "sigmoid":
         arguments = (jnp.zeros((4, 9)), jnp.zeros((4, 9)))
 
         def loss(z, x):
@@ -80,8 +80,8 @@ def test_second_order_along_many_directions(loss, rows):
     """`jax.hessian` of a batch: XLA:CPU has had a fusion that went wrong from 2^15 numbers on."""
     x = jax.random.normal(jax.random.key(0), (rows, 8))
     along = jax.random.normal(jax.random.key(1), (256 * 32 // rows // 8 * 8, rows, 8))
-    slope = jax.grad(lambda x: jnp.sum(loss(x) * jnp.linspace(0.5, 2, 32)))
-    products = jax.jit(jax.vmap(lambda t: jax.jvp(slope, (x,), (t,))[1]))
+    gradient = jax.grad(lambda x: jnp.sum(loss(x) * jnp.linspace(0.5, 2, 32)))
+    products = jax.jit(jax.vmap(lambda t: jax.jvp(gradient, (x,), (t,))[1]))
     few = [products(part) for part in jnp.split(along, len(along) // 8)]
     np.testing.assert_allclose(products(along), jnp.concatenate(few), rtol=1e-4, atol=1e-5)
 

@@ -14,7 +14,7 @@ from jxent._src.numerics import logsumexp
 from jxent._src.platforms.cpu import softmax
 from jxent._src.sharding.class_axis import ClassAxis
 from tests import reference
-from tests.platforms.common import PLAIN, rarely, value_and_slope
+from tests.platforms.common import PLAIN, rarely, value_and_gradient
 from tests.reference import tolerance
 
 pytestmark = pytest.mark.optimized
@@ -53,8 +53,8 @@ def test_logits_that_drifted(drift, classes):
     value, gradient = by_ids(x, ids)
     allowed = tolerance(jnp.float32, classes)
     np.testing.assert_allclose(value, np.float64([t[0] for t in truths]), rtol=allowed)
-    slopes = np.float64([t[1] for t in truths])
-    np.testing.assert_allclose(gradient, slopes, rtol=4 * allowed, atol=1e-37)
+    gradients = np.float64([t[1] for t in truths])
+    np.testing.assert_allclose(gradient, gradients, rtol=4 * allowed, atol=1e-37)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_no_other_class_is_left_out(examples, classes):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((examples, classes)).astype(np.float32)
     ids = rng.integers(classes, size=examples)
-    truth = [reference.wide_softmax_of_class(y, row)[0] for y, row in zip(ids, x, strict=True)]
+    expected = [reference.wide_softmax_of_class(y, row)[0] for y, row in zip(ids, x, strict=True)]
     got = jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
-    np.testing.assert_allclose(got, np.float64(truth), rtol=2e-6)
+    np.testing.assert_allclose(got, np.float64(expected), rtol=2e-6)
 
 
 @pytest.mark.parametrize("chance", [1e-4, 0.49, 0.51, 1 - 1e-7])
@@ -102,9 +102,9 @@ def test_tiled_rows(classes, chance):
             by_ids(x[:examples], ids[:examples]),
             by_dense_labels(x[:examples], z),
         ):
-            slopes = np.asarray(gradient)[np.arange(examples), ids[:examples]]
+            gradients = np.asarray(gradient)[np.arange(examples), ids[:examples]]
             assert np.all(reference.ulps(got, value[:examples], np.float32) <= 16)
-            assert np.all(reference.ulps(slopes, slope[:examples], np.float32) <= 16)
+            assert np.all(reference.ulps(gradients, slope[:examples], np.float32) <= 16)
 
 
 WIDE = 1000  # cut into pieces
@@ -156,12 +156,12 @@ def test_masked_classes_change_nothing_in_wide_rows(row, kind, options):
     narrow = jnp.asarray(row, jnp.float32)
     wide = jnp.full(WIDE, -jnp.inf).at[:3].set(narrow)
     both = value_and_slopes_of(kind, options)
-    (value, slopes), (value_of_narrow, slopes_of_narrow) = both(wide), both(narrow)
+    (value, gradients), (value_of_narrow, slopes_of_narrow) = both(wide), both(narrow)
     np.testing.assert_allclose(value, value_of_narrow, rtol=1e-6)
-    slopes = np.asarray(slopes)
-    np.testing.assert_allclose(slopes[:3], slopes_of_narrow, rtol=1e-6, atol=1e-37)
+    gradients = np.asarray(gradients)
+    np.testing.assert_allclose(gradients[:3], slopes_of_narrow, rtol=1e-6, atol=1e-37)
     if not np.isnan(value_of_narrow):
-        np.testing.assert_array_equal(slopes[3:], 0)
+        np.testing.assert_array_equal(gradients[3:], 0)
 
 
 @each_option
@@ -205,9 +205,9 @@ def test_no_examples_of_rows_of_any_width(shape):
 
 
 @pytest.mark.xdist_group("odd")
-@pytest.mark.parametrize("odd", [200.0, -200.0, np.inf, -np.inf])
+@pytest.mark.parametrize("nonfinite", [200.0, -200.0, np.inf, -np.inf])
 @pytest.mark.one_in(4)
-def test_one_example_out_of_range_costs_the_others_no_digit(odd):
+def test_one_example_out_of_range_costs_the_others_no_digit(nonfinite):
     for sample in softmax_samples(jnp.float32, rows=40):
         truths = [
             reference.wide_softmax_of_class(y, x)
@@ -215,7 +215,7 @@ def test_one_example_out_of_range_costs_the_others_no_digit(odd):
         ]
         value = np.array([t[0] for t in truths])
         strange = np.full((1, sample.logits.shape[1]), 0, np.float32)
-        strange[0, 0] = odd
+        strange[0, 0] = nonfinite
         x = jnp.asarray(np.concatenate([sample.logits, strange]))
         ids = np.append(sample.labels, 0)
         got, gradient = by_ids(x, ids)
@@ -223,8 +223,8 @@ def test_one_example_out_of_range_costs_the_others_no_digit(odd):
         assert np.all(reference.ulps(got[:-1], value, np.float32) <= 8 + size)
         own = (np.arange(len(value)), sample.labels)
         slope = np.array([t[1] for t in truths])[own]
-        slopes = np.asarray(gradient)[:-1][own]
-        assert np.all(reference.ulps(slopes, slope, np.float32) <= 8 + size)
+        gradients = np.asarray(gradient)[:-1][own]
+        assert np.all(reference.ulps(gradients, slope, np.float32) <= 8 + size)
 
 
 # Narrow rows.
@@ -235,8 +235,8 @@ def test_one_example_out_of_range_costs_the_others_no_digit(odd):
 @pytest.mark.one_in(3)
 def test_every_mix_of_nonfinite_logits_in_narrow_rows(classes):
     """As the plain spelling, which has a decision for each of them."""
-    odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 30.0, 90.0, 200.0]
-    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    nonfinite = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 30.0, 90.0, 200.0]
+    x = np.stack(np.meshgrid(*[np.float32(nonfinite)] * classes), -1).reshape(-1, classes)
     for y in range(classes):
         ids = np.full(len(x), y)
 
@@ -244,8 +244,8 @@ def test_every_mix_of_nonfinite_logits_in_narrow_rows(classes):
             return jxent.sparse_softmax_cross_entropy_with_logits(labels=ids, logits=x)
 
         with jxent.assume_platform(PLAIN):
-            value, slope = jax.jit(partial(value_and_slope, loss))(x)
-        got, got_slope = jax.jit(partial(value_and_slope, loss))(x)
+            value, slope = jax.jit(partial(value_and_gradient, loss))(x)
+        got, got_slope = jax.jit(partial(value_and_gradient, loss))(x)
         np.testing.assert_allclose(got, value, rtol=1e-6)
         np.testing.assert_allclose(got_slope, slope, rtol=1e-6, atol=1e-37)
 
@@ -254,14 +254,14 @@ def test_every_mix_of_nonfinite_logits_in_narrow_rows(classes):
 @pytest.mark.parametrize("classes", [1, 2, 3])
 def test_dominant_class_in_narrow_rows(classes):
     """One comparison finds whom two find."""
-    odd = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 90.0]
-    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    nonfinite = [np.inf, -np.inf, np.nan, 3e38, -3e38, 0.0, 1.0, 1.0 + 1e-7, 90.0]
+    x = np.stack(np.meshgrid(*[np.float32(nonfinite)] * classes), -1).reshape(-1, classes)
     pair = logsumexp.nan_if_invalid(
         *logsumexp.pair_of_rows.reference(ClassAxis(-1), jnp.asarray(x))
     )
-    way = logsumexp.is_dominant.select("cpu", x, *pair)
-    assert way is not logsumexp.is_dominant.reference
-    found = jax.jit(way)(x, *pair)
+    implementation = logsumexp.is_dominant.select("cpu", x, *pair)
+    assert implementation is not logsumexp.is_dominant.reference
+    found = jax.jit(implementation)(x, *pair)
     np.testing.assert_array_equal(found, logsumexp.is_dominant.reference(x, *pair))
     assert np.any(found)
 
@@ -271,15 +271,15 @@ def test_dominant_class_in_narrow_rows(classes):
 @pytest.mark.one_in(2)
 def test_nonfinite_logits_of_dense_labels_in_narrow_rows(classes):
     """Few rows are computed by the plain spelling, many by CPU's."""
-    odd = [np.inf, -np.inf, np.nan, 3e38, 0.0, 1.0, 30.0, 200.0]
-    x = np.stack(np.meshgrid(*[np.float32(odd)] * classes), -1).reshape(-1, classes)
+    nonfinite = [np.inf, -np.inf, np.nan, 3e38, 0.0, 1.0, 30.0, 200.0]
+    x = np.stack(np.meshgrid(*[np.float32(nonfinite)] * classes), -1).reshape(-1, classes)
     z = np.random.default_rng(0).dirichlet(np.ones(classes), len(x)).astype(np.float32)
 
     def loss(x, z):
         return jxent.softmax_cross_entropy_with_logits(labels=z, logits=x)
 
     copies = -(-softmax.MANY // x.size)
-    both = jax.jit(lambda x, z: value_and_slope(partial(loss, z=z), x))
+    both = jax.jit(lambda x, z: value_and_gradient(partial(loss, z=z), x))
     few, many = both(x, z), both(np.tile(x, (copies, 1)), np.tile(z, (copies, 1)))
     for a, b in zip(few, many, strict=True):
         np.testing.assert_allclose(a, b[: len(x)], rtol=1e-6, atol=1e-37)

@@ -8,7 +8,7 @@ import pytest
 import jxent
 from jxent import losses
 from tests import reference
-from tests.platforms.common import value_and_slope
+from tests.platforms.common import value_and_gradient
 
 pytestmark = pytest.mark.optimized
 
@@ -55,13 +55,13 @@ def test_losses_of_lists_are_those_of_dense_labels(options, count):
             each = losses.sigmoid_cross_entropy(z, jnp.float64(x), reduction="none", **other)
             return each.sum(-1).astype(jnp.float32)
 
-    value, slope = value_and_slope(of_lists, x)
-    wanted, wanted_slope = value_and_slope(of_labels, x)
+    value, slope = value_and_gradient(of_lists, x)
+    wanted, wanted_slope = value_and_gradient(of_labels, x)
     np.testing.assert_allclose(value, wanted, rtol=3e-6)
     np.testing.assert_allclose(slope, wanted_slope, rtol=1e-5, atol=1e-37)
     ids[4, 0] = 70
-    bad = np.arange(6) == 4
-    np.testing.assert_array_equal(np.isnan(of_lists(x, ids)), bad)
+    invalid = np.arange(6) == 4
+    np.testing.assert_array_equal(np.isnan(of_lists(x, ids)), invalid)
 
 
 @pytest.mark.parametrize("pos_weight", [1.0, np.float32(3)])

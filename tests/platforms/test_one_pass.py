@@ -14,7 +14,7 @@ from benchmarks.compiled.collectives import collectives
 from jxent import losses
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.platforms import one_pass
-from jxent._src.platforms.one_pass import Row
+from jxent._src.platforms.one_pass import RowSums
 from jxent._src.sharding.class_axis import ClassAxis
 from tests import reference
 
@@ -26,7 +26,7 @@ ODD = [0.0, 1.5, -2.0, 40.0, -120.0, 5e37, -5e37, inf, -inf, nan]
 UNIT = 0.25  # of the classes that are left
 
 
-def truth(x, ids, z) -> dict[str, np.ndarray]:
+def expected(x, ids, z) -> dict[str, np.ndarray]:
     """The statistics of rows `x` by their definition, in float64."""
     x, z = np.asarray(x, np.float64), np.asarray(z, np.float64)
     row_max = x.max(-1)  # NaN where one is
@@ -47,13 +47,13 @@ def truth(x, ids, z) -> dict[str, np.ndarray]:
         }
 
 
-def rows_of(x, ids, z) -> Row:
+def rows_of(x, ids, z) -> RowSums:
     """Each class of the rows alone."""
     logit = jnp.where(jnp.arange(x.shape[-1])[None] == ids[:, None], x, 0)
-    return one_pass.row_of_one(jnp.asarray(x), logit, jnp.asarray(z), UNIT)
+    return one_pass.singleton(jnp.asarray(x), logit, jnp.asarray(z), UNIT)
 
 
-def known(row: Row) -> dict[str, np.ndarray]:
+def known(row: RowSums) -> dict[str, np.ndarray]:
     assert row.labels is not None
     assert row.left is not None
     found = {
@@ -82,7 +82,7 @@ def edges():
     return x, ids, z
 
 
-merged = jax.jit(one_pass.merged)
+combine = jax.jit(one_pass.combine)
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))], ids=str)
@@ -90,15 +90,15 @@ merged = jax.jit(one_pass.merged)
 def test_joined_in_any_order_rows_are_what_they_are_defined_to_be(edges, order, right):
     rows = rows_of(*edges)
     a, b, c = (jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in order)
-    got = merged(a, merged(b, c)) if right else merged(merged(a, b), c)
-    agree(known(got), truth(*edges))
+    got = combine(a, combine(b, c)) if right else combine(combine(a, b), c)
+    agree(known(got), expected(*edges))
 
 
 def test_nothing_joined_with_a_row_changes_no_bit(edges):
     rows = rows_of(*edges)
-    pairs = merged(*(jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in (0, 1)))
-    nothing = jax.tree.map(lambda e, v: jnp.full_like(v, e), one_pass.empty(pairs), pairs)
-    for got in (merged(pairs, nothing), merged(nothing, pairs)):
+    pairs = combine(*(jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in (0, 1)))
+    nothing = jax.tree.map(lambda e, v: jnp.full_like(v, e), one_pass.identity(pairs), pairs)
+    for got in (combine(pairs, nothing), combine(nothing, pairs)):
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(pairs), strict=True):
             fine = ~np.isnan(pairs.rest)
             np.testing.assert_array_equal(np.asarray(one)[fine], np.asarray(other)[fine])
@@ -116,7 +116,7 @@ def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
     x, *_ = edges
     rows = rows_of(*edges)
     a, b, c = (jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in range(3))
-    got = one_pass.merged(one_pass.merged(a, b), c)
+    got = one_pass.combine(one_pass.combine(a, b), c)
     np.testing.assert_array_equal(np.isnan(np.asarray(got.rest)[:, 0]), np.isnan(x).any(-1))
 
 
@@ -124,7 +124,7 @@ def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
 def test_the_reduction_is_the_definition(edges, classes):
     x, ids, z = (v[:, :classes] if v.ndim == 2 else v % classes for v in edges)
     got = jax.jit(partial(one_pass.reduced, ClassAxis(-1)))(rows_of(x, ids, z))
-    agree(known(got), truth(x, ids, z))
+    agree(known(got), expected(x, ids, z))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
@@ -159,12 +159,12 @@ def test_every_row_has_the_statistics_of_the_plain_spelling(edges, smoothing):
 def in_order(x, ids, lanes):
     """Value and complement of the label's probability."""
     logit = jnp.where(jnp.arange(x.shape[-1])[None] == ids, x, 0)
-    row = one_pass.row_of_one(x, logit)
+    row = one_pass.singleton(x, logit)
     tiles = jax.tree.map(lambda v: jnp.moveaxis(v.reshape(len(x), -1, lanes), 1, 0), row)
-    start = jax.tree.map(lambda v, e: jnp.full(v.shape[1:], e), tiles, one_pass.empty(row))
-    row, _ = jax.lax.scan(lambda row, tile: (one_pass.merged(row, tile), None), start, tiles)
+    start = jax.tree.map(lambda v, e: jnp.full(v.shape[1:], e), tiles, one_pass.identity(row))
+    row, _ = jax.lax.scan(lambda row, tile: (one_pass.combine(row, tile), None), start, tiles)
     while row.row_max.shape[-1] > 1:
-        row = one_pass.merged(*halves(row))
+        row = one_pass.combine(*halves(row))
     pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
     normalizer = softmax_rows.of_pair(row.logit, *pair)
     return normalizer.loss, normalizer.complement
@@ -181,7 +181,7 @@ def halves(row):
 def test_a_label_of_nan_is_in_a_sum():
     """Whatever a maximum or a minimum makes of it."""
     z = jnp.array([[0.0, jnp.nan, 1.0]])
-    labels = one_pass.row_of_one(jnp.zeros_like(z), labels=z).labels
+    labels = one_pass.singleton(jnp.zeros_like(z), labels=z).labels
     assert labels is not None
     np.testing.assert_array_equal(np.isnan(labels.others), np.isnan(z))
 
@@ -204,8 +204,10 @@ def test_in_every_order_the_digits_are_kept(classes, lanes):
         np.put_along_axis(odds, ids, 0, -1)
         others = odds.sum(-1, keepdims=True)
         allowed = 4 if lanes > 8 else 4 + (classes / lanes) ** 0.5 / 4
-        truth = np.log1p(others), others / (1 + others)
-        for got, wanted in zip(jax.jit(partial(in_order, lanes=lanes))(x, ids), truth, strict=True):
+        expected = np.log1p(others), others / (1 + others)
+        for got, wanted in zip(
+            jax.jit(partial(in_order, lanes=lanes))(x, ids), expected, strict=True
+        ):
             assert np.all(reference.ulps(got, wanted, np.float32) <= allowed), lead
 
 

@@ -15,7 +15,7 @@ from benchmarks.lib.peers import jxent_peer
 from jxent import losses
 from jxent._src.core import dispatch
 from jxent._src.platforms.cpu import softmax
-from tests.api.test_properties import close, each_loss, scalar, split, times, truth_at
+from tests.api.test_properties import close, each_loss, expected_at, scalar, split, times
 from tests.catalog import CASES
 from tests.compile_options import quick
 from tests.numerics.test_accuracy import BOUNDS
@@ -24,7 +24,11 @@ from tests.platforms.common import PLAIN
 pytestmark = pytest.mark.optimized
 
 # The platforms that have ways of their own, and any that has none.
-REGISTERED = {way.platform: None for f in dispatch.PerPlatform.every for way in f.implementations}
+REGISTERED = {
+    implementation.platform: None
+    for f in dispatch.PerPlatform.every
+    for implementation in f.implementations
+}
 
 
 @pytest.fixture
@@ -50,11 +54,11 @@ as_on_others = pytest.mark.parametrize(
 def test_other_platforms_get_the_same_value_gradient_and_second_order(case):
     with jax.enable_x64(True):
         arrays = case.arrays(jnp.dtype("float64"), 0.5)
-        f, moving = split(case, arrays)
+        f, differentiated = split(case, arrays)
         slope = jax.grad(scalar(case, f))
-        got = quick(lambda m: (f(m), jax.jvp(slope, (m,), (m,))))(moving)
-        value, gradient, hessian = jax.tree.map(np.asarray, truth_at(case)(moving))
-        close(got, (value, (gradient, times(hessian, moving))), "float64", case.terms)
+        got = quick(lambda m: (f(m), jax.jvp(slope, (m,), (m,))))(differentiated)
+        value, gradient, hessian = jax.tree.map(np.asarray, expected_at(case)(differentiated))
+        close(got, (value, (gradient, times(hessian, differentiated))), "float64", case.terms)
 
 
 def entropy(labels, inputs, kernel):
@@ -96,10 +100,10 @@ def test_the_catalog_takes_every_implementation(platform, monkeypatch):
             if narrow != softmax.NARROW:
                 jax.clear_caches()
                 monkeypatch.setattr(softmax, "NARROW", narrow)
-            f, moving = split(case, case.arrays(jnp.dtype("float32")))
+            f, differentiated = split(case, case.arrays(jnp.dtype("float32")))
             slope = jax.grad(scalar(case, f))
             # Some stand in what is of second order only.
-            jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), moving)
+            jax.eval_shape(lambda m, slope=slope: jax.jvp(slope, (m,), (m,)), differentiated)
     assert registered <= seen
     jax.clear_caches()  # of NARROW
 

@@ -190,10 +190,10 @@ def in_place(loss, shape, dtype=jnp.float32):
     return analysis.temp_size_in_bytes, copies
 
 
-@pytest.mark.parametrize("odd", [0.0, -0.0, np.inf, -np.inf, np.nan])
-def test_the_zero_of_the_dependency(odd):
+@pytest.mark.parametrize("nonfinite", [0.0, -0.0, np.inf, -np.inf, np.nan])
+def test_the_zero_of_the_dependency(nonfinite):
     """Added to a logit it changes nothing, whatever the loss is."""
-    zero = jax.jit(hints.ordering_zero)(jnp.float32(odd))
+    zero = jax.jit(hints.ordering_zero)(jnp.float32(nonfinite))
     logits = np.float32([1e-30, -80, np.inf])
     np.testing.assert_array_equal(logits + np.asarray(zero), logits)
-    assert zero == (np.finfo(np.float32).tiny if odd == -np.inf else 0)
+    assert zero == (np.finfo(np.float32).tiny if nonfinite == -np.inf else 0)

@@ -31,16 +31,23 @@ def loss_fn(params, row):
     return EACH(labels=row["y"], logits=logits, z_loss=0.1)
 
 
-def by_blocks(moving, y, **options):
-    params = {"kernel": moving["kernel"], "scale": moving["scale"], "step": jnp.int32(3)}
-    weights = moving.get("weights", 1.0)
-    rows = {"x": moving["x"], "y": y}
+def by_blocks(differentiated, y, **options):
+    params = {
+        "kernel": differentiated["kernel"],
+        "scale": differentiated["scale"],
+        "step": jnp.int32(3),
+    }
+    weights = differentiated.get("weights", 1.0)
+    rows = {"x": differentiated["x"], "y": y}
     return BLOCKS(loss_fn, params, rows, block_size=4, weights=weights, **options)
 
 
-def by_projection(moving, y, **options):
+def by_projection(differentiated, y, **options):
     return losses.linear_sparse_softmax_cross_entropy(
-        y, moving["x"], moving["kernel"] * moving["scale"], weights=moving.get("weights", 1.0),
+        y,
+        differentiated["x"],
+        differentiated["kernel"] * differentiated["scale"],
+        weights=differentiated.get("weights", 1.0),
         z_loss=0.1, **options,
     )  # fmt: skip
 
@@ -55,14 +62,20 @@ def close(got, wanted, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, wanted)
 
 
-def all_orders(loss, moving):
+def all_orders(loss, differentiated):
     """Value, gradient, its derivatives both ways, and a third one."""
-    slope = jax.grad(loss)
+    gradient = jax.grad(loss)
 
-    def along(moving):
-        return jax.jvp(slope, (moving,), (moving,))[1]
+    def along(differentiated):
+        return jax.jvp(gradient, (differentiated,), (differentiated,))[1]
 
     def back(function):
-        return jax.vjp(function, moving)[1](moving)[0]
+        return jax.vjp(function, differentiated)[1](differentiated)[0]
 
-    return loss(moving), slope(moving), along(moving), back(slope), back(along)
+    return (
+        loss(differentiated),
+        gradient(differentiated),
+        along(differentiated),
+        back(gradient),
+        back(along),
+    )

@@ -4,19 +4,21 @@ import jax
 import jax.numpy as jnp
 
 
-def nested(total, moving, along):
+def nested(total, differentiated, along):
     """Value, gradient, its product with the Hessian in three nestings, and a third derivative."""
 
-    def slope(moving):
-        return jax.jvp(total, (moving,), (along,))[1]
+    def gradient(differentiated):
+        return jax.jvp(total, (differentiated,), (along,))[1]
 
-    twice = jax.grad(slope)
+    twice = jax.grad(gradient)
     return (
-        jax.value_and_grad(total)(moving),
-        twice(moving),
-        jax.jvp(jax.grad(total), (moving,), (along,))[1],
-        jax.grad(lambda moving: sum_of(jax.grad(total)(moving), along))(moving),
-        jax.grad(lambda moving: sum_of(twice(moving), along))(moving),
+        jax.value_and_grad(total)(differentiated),
+        twice(differentiated),
+        jax.jvp(jax.grad(total), (differentiated,), (along,))[1],
+        jax.grad(lambda differentiated: sum_of(jax.grad(total)(differentiated), along))(
+            differentiated
+        ),
+        jax.grad(lambda differentiated: sum_of(twice(differentiated), along))(differentiated),
     )
 
 

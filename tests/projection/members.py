@@ -9,30 +9,30 @@ import numpy as np
 import jxent
 from jxent import losses
 
-MEMBERS = ("sparse_softmax", "softmax", "sparse_sigmoid", "sigmoid")
+LOSSES = ("sparse_softmax", "softmax", "sparse_sigmoid", "sigmoid")
 
 
-def operands(member, examples=7, features=3, classes=5, dtype=np.float32, seed=0):
+def operands(loss_name, examples=7, features=3, classes=5, dtype=np.float32, seed=0):
     """Labels, inputs and kernel."""
     rng = np.random.default_rng(seed)
     labels = {
         "sparse_softmax": rng.integers(classes, size=examples),
         "sparse_sigmoid": rng.integers(-1, classes, size=(examples, 3)),
-    }.get(member, rng.uniform(0, 1, (examples, classes)).astype(np.float32))
+    }.get(loss_name, rng.uniform(0, 1, (examples, classes)).astype(np.float32))
     inputs = rng.standard_normal((examples, features))
     kernel = rng.standard_normal((features, classes))
     return labels, jnp.asarray(inputs, dtype), jnp.asarray(kernel, dtype)
 
 
-def scalar(member):
-    return getattr(losses, f"linear_{member}_cross_entropy")
+def scalar(loss_name):
+    return getattr(losses, f"linear_{loss_name}_cross_entropy")
 
 
 SOFTMAX = scalar("sparse_softmax")
 
 
-def per_example(member):
-    function = getattr(jxent, f"linear_{member}_cross_entropy")
+def per_example(loss_name):
+    function = getattr(jxent, f"linear_{loss_name}_cross_entropy")
 
     def by_position(labels, inputs, kernel, **options):
         return function(labels=labels, inputs=inputs, kernel=kernel, **options)

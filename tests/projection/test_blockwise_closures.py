@@ -61,9 +61,9 @@ def close(got, wanted):
 
 
 def orders(f, x):
-    slope = jax.grad(f)
-    return f(x), slope(x), jax.jvp(slope, (x,), (jnp.ones_like(x),))[1], jax.grad(
-        lambda x: slope(x).sum()
+    gradient = jax.grad(f)
+    return f(x), gradient(x), jax.jvp(gradient, (x,), (jnp.ones_like(x),))[1], jax.grad(
+        lambda x: gradient(x).sum()
     )(x)  # fmt: skip
 
 

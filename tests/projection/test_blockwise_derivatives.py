@@ -14,22 +14,24 @@ from tests.projection.blockwise import C, D, all_orders, by_blocks, by_projectio
 
 
 @pytest.mark.parametrize("reduction", [r.value for r in losses.Reduction])
-@pytest.mark.parametrize("moving", ["all", "without weights", "weights alone"])
+@pytest.mark.parametrize("differentiated", ["all", "without weights", "weights alone"])
 @pytest.mark.long
-def test_every_derivative_is_the_projections(reduction, moving):
+def test_every_derivative_is_the_projections(reduction, differentiated):
     """Of ragged blocks, rows of weight 0 and their weights' slopes among them."""
     with jax.enable_x64(True):
         arrays = data(np.float64)
         y = arrays.pop("y")
         fixed = {}
-        if moving == "without weights":
+        if differentiated == "without weights":
             fixed = {"weights": arrays.pop("weights")}
-        elif moving == "weights alone":
+        elif differentiated == "weights alone":
             fixed, arrays = arrays, {"weights": arrays.pop("weights")}
 
         def of(function):
-            def loss(moving):
-                return jnp.sum(jnp.sin(function({**moving, **fixed}, y, reduction=reduction)))
+            def loss(differentiated):
+                return jnp.sum(
+                    jnp.sin(function({**differentiated, **fixed}, y, reduction=reduction))
+                )
 
             return quick(partial(all_orders, loss))(arrays)
 
@@ -49,8 +51,8 @@ def test_a_weight_that_moves_only_in_the_last_derivative():
                 return jnp.sum(function(given, y, reduction=reduction))
 
             def along(kernel, weights):
-                slope = partial(jax.grad(loss), weights=weights)
-                return jax.jvp(slope, (kernel,), (jnp.cos(kernel),))[1]
+                gradient = partial(jax.grad(loss), weights=weights)
+                return jax.jvp(gradient, (kernel,), (jnp.cos(kernel),))[1]
 
             def last(kernel, weights):
                 return jax.grad(lambda w: jnp.sum(jnp.sin(along(kernel, w))))(weights)
@@ -84,8 +86,8 @@ def test_logits_are_those_of_the_products():
         def loss(x, kernel, bias):
             return jnp.sum(jnp.sin(function(x, kernel, bias)))
 
-        moving = (arrays["x"].reshape(2, 5, D), arrays["kernel"], bias)
-        return all_orders(lambda moving: loss(*moving), moving)
+        differentiated = (arrays["x"].reshape(2, 5, D), arrays["kernel"], bias)
+        return all_orders(lambda differentiated: loss(*differentiated), differentiated)
 
     got = of(lambda x, k, b: jxent.linear_logits(inputs=x, kernel=k, bias=b))
     close(got, of(lambda x, k, b: x @ k + b[None, None]), rtol=2e-5, atol=2e-5)

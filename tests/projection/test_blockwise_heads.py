@@ -27,14 +27,14 @@ def test_sums_beside_the_loss():
         )  # fmt: skip
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True))
-    (_, sums), slope = step(arrays["kernel"], arrays["weights"])
+    (_, sums), gradient = step(arrays["kernel"], arrays["weights"])
     logits = arrays["x"] @ arrays["kernel"]
     right = (logits.argmax(-1) == arrays["y"]).astype(np.float32)
     weights = arrays["weights"]
     close(sums["right"], (weights * right).sum(), rtol=1e-6)
     close(sums["logits"], weights @ logits, rtol=1e-5, atol=1e-5)
     wanted = jax.grad(lambda k: jnp.vdot(weights, EACH(labels=arrays["y"], logits=arrays["x"] @ k)))
-    close(slope, wanted(arrays["kernel"]), rtol=2e-5, atol=1e-6)
+    close(gradient, wanted(arrays["kernel"]), rtol=2e-5, atol=1e-6)
     none = jax.grad(lambda kernel: loss(kernel, weights)[1]["logits"].sum())(arrays["kernel"])
     assert not np.any(none)
 
@@ -49,16 +49,16 @@ def test_what_is_closed_over_has_its_gradient():
         rows = {"x": arrays["x"], "y": arrays["y"]}
         return BLOCKS(inside, (), rows, block_size=4)
 
-    slopes = jax.jit(jax.grad(loss, (0, 1)))(arrays["kernel"], arrays["scale"])
-    moving = {k: arrays[k] for k in ("x", "kernel", "scale")}
+    gradients = jax.jit(jax.grad(loss, (0, 1)))(arrays["kernel"], arrays["scale"])
+    differentiated = {k: arrays[k] for k in ("x", "kernel", "scale")}
 
-    def plain(moving):
+    def plain(differentiated):
         return losses.linear_sparse_softmax_cross_entropy(
-            arrays["y"], moving["x"], moving["kernel"] * moving["scale"]
+            arrays["y"], differentiated["x"], differentiated["kernel"] * differentiated["scale"]
         )
 
-    wanted = jax.grad(plain)(moving)
-    close(slopes, (wanted["kernel"], wanted["scale"]), rtol=2e-5, atol=1e-6)
+    wanted = jax.grad(plain)(differentiated)
+    close(gradients, (wanted["kernel"], wanted["scale"]), rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])

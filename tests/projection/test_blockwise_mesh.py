@@ -70,11 +70,11 @@ def test_split_by_hand():
     close(jax.tree.map(np.asarray, jax.jit(inside)(*arguments)), wanted[1], rtol=2e-5, atol=1e-6)
 
     def along(function, kernel, x, weights, y):
-        def of(*moving):
-            return function(*moving, y)
+        def of(*differentiated):
+            return function(*differentiated, y)
 
-        moving = (kernel, x, weights)
-        return jax.jvp(jax.grad(of, (0, 1, 2)), moving, moving)[1]
+        differentiated = (kernel, x, weights)
+        return jax.jvp(jax.grad(of, (0, 1, 2)), differentiated, differentiated)[1]
 
     second = jax.jit(partial(along, outside))(*arguments)
     whole = partial(along, partial(total, None))(*(np.asarray(moved[k]) for k in order))
@@ -88,7 +88,7 @@ def test_what_is_the_same_on_all_chips_is_refused_in_the_closure():
     kernel, x = jnp.ones((D, C)), jnp.ones((16, D))
     y = jnp.zeros(16, int)
 
-    def slopes(head):
+    def gradients(head):
         def local(kernel, x, y):
             return jax.lax.psum(head(kernel, x, y), "data")
 
@@ -107,5 +107,5 @@ def test_what_is_the_same_on_all_chips_is_refused_in_the_closure():
         return normed(kernel, {"x": x, "y": y}).mean()
 
     with pytest.raises(ValueError, match=r"loss_fn must not close over .*\['data'\].*in params"):
-        slopes(closing)
-    close(np.asarray(slopes(given)), np.asarray(slopes(plain)), rtol=1e-5, atol=1e-6)
+        gradients(closing)
+    close(np.asarray(gradients(given)), np.asarray(gradients(plain)), rtol=1e-5, atol=1e-6)

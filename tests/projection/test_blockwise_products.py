@@ -20,9 +20,9 @@ def test_low_precision_is_added_up_in_float32():
     def loss(scale):
         return BLOCKS(lambda s, r: s * r, scale, rows, block_size=1, reduction="weighted_sum")
 
-    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.bfloat16(1))
-    assert (value, slope) == (2048, 2048)
-    assert (value.dtype, slope.dtype) == (jnp.float32, jnp.bfloat16)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.bfloat16(1))
+    assert (value, gradient) == (2048, 2048)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -46,15 +46,15 @@ def test_products_of_a_projection_are_in_its_dtype(dtype):
         assert len(found) == 3
         if dtype == jnp.bfloat16:  # float16 is too narrow for a slope over the number of rows
             assert dtypes == {"bf16"}
-        value, slopes = step(kernel, arrays["x"])
+        value, gradients = step(kernel, arrays["x"])
         wanted = jax.value_and_grad(
             lambda k, x: losses.linear_sparse_softmax_cross_entropy(rows["y"], x, k), (0, 1)
         )(kernel, arrays["x"])
         close(value, wanted[0], rtol=1e-5)
-        for slope, other in zip(slopes, wanted[1], strict=True):
-            assert slope.dtype == other.dtype
+        for gradient, other in zip(gradients, wanted[1], strict=True):
+            assert gradient.dtype == other.dtype
             size = np.abs(np.asarray(other, np.float32)).max()
-            close(slope, other, rtol=0, atol=2e-2 * size)
+            close(gradient, other, rtol=0, atol=2e-2 * size)
 
 
 # What it costs.
@@ -79,10 +79,10 @@ def projection_and_blocks(examples, features, classes, block):
     return arrays, blocks, own
 
 
-@pytest.mark.parametrize(("moving", "count"), [((0, 1), 3), (0, 2), (1, 2)])
-def test_products(moving, count):
+@pytest.mark.parametrize(("differentiated", "count"), [((0, 1), 3), (0, 2), (1, 2)])
+def test_products(differentiated, count):
     arrays, blocks, _ = projection_and_blocks(64, 8, 32, 16)
-    text = jax.jit(jax.value_and_grad(blocks, moving)).lower(*arrays).as_text()
+    text = jax.jit(jax.value_and_grad(blocks, differentiated)).lower(*arrays).as_text()
     assert text.count("stablehlo.dot_general") == count
 
 

@@ -9,12 +9,12 @@ from tests.projection.blockwise import BLOCKS, D, by_blocks, close, data, normed
 
 
 @pytest.mark.parametrize("reduction", ["weighted_mean", "none"])
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("invalid", [0.0, np.nan, np.inf])
 @pytest.mark.one_in(10)
-def test_rows_that_do_not_count_reach_nothing(bad, reduction):
+def test_rows_that_do_not_count_reach_nothing(invalid, reduction):
     arrays = data()
     weights = arrays["weights"]
-    rows = {"x": arrays["x"].at[weights == 0].set(bad), "y": arrays["y"]}
+    rows = {"x": arrays["x"].at[weights == 0].set(invalid), "y": arrays["y"]}
 
     def loss(kernel, x, weights, y=rows["y"]):
         per_row = BLOCKS(
@@ -67,25 +67,25 @@ def test_nothing_that_counts_is_0(reduction):
             BLOCKS(normed, kernel, rows, block_size=2, weights=weights, reduction=reduction)
         )
 
-    value, slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))(data()["kernel"], x)
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(data()["kernel"], x)
     assert value == 0
-    assert not any(map(np.any, slopes))
+    assert not any(map(np.any, gradients))
 
 
 def test_no_rows():
     empty = {"x": jnp.zeros((0, D)), "y": jnp.zeros(0, int)}
     for weights in (1.0, jnp.zeros(0)):
-        value, slope = jax.value_and_grad(
+        value, gradient = jax.value_and_grad(
             lambda kernel, w: BLOCKS(normed, kernel, empty, block_size=3, weights=w)
         )(data()["kernel"], weights)
         assert value == 0
-        assert not np.any(slope)
+        assert not np.any(gradient)
 
 
 def test_a_loss_of_nan_that_counts_is_seen():
     arrays = data()
     arrays["x"] = arrays["x"].at[0].set(jnp.nan)
     y = arrays.pop("y")
-    value, slope = jax.value_and_grad(by_blocks)(arrays, y)
+    value, gradient = jax.value_and_grad(by_blocks)(arrays, y)
     assert np.isnan(value)
-    assert np.isnan(slope["kernel"]).all()
+    assert np.isnan(gradient["kernel"]).all()

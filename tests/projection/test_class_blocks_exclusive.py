@@ -25,21 +25,23 @@ def test_exclusive_classes_of_every_width(width):
             "sparse_softmax", examples=5, classes=13, dtype=np.float64
         )
         rng = np.random.default_rng(1)
-        moving = (inputs, kernel, rng.standard_normal(13), np.array([1, 0.5, 0, 2, 3]))
+        differentiated = (inputs, kernel, rng.standard_normal(13), np.array([1, 0.5, 0, 2, 3]))
 
         @partial(quick, static_argnums=1)
-        def both(moving, sizes):
-            def total(moving):
-                inputs, kernel, bias, weights = moving
+        def both(differentiated, sizes):
+            def total(differentiated):
+                inputs, kernel, bias, weights = differentiated
                 return SOFTMAX(
                     labels, inputs, kernel, bias=bias, weights=weights, **ALL, **dict(sizes)
                 )
 
-            slope = jax.grad(total)
-            return jax.value_and_grad(total)(moving), jax.jvp(slope, (moving,), (moving,))[1]
+            gradient = jax.grad(total)
+            return jax.value_and_grad(total)(differentiated), jax.jvp(
+                gradient, (differentiated,), (differentiated,)
+            )[1]
 
-        wanted = both(moving, (("block_size", 5),))
-        got = both(moving, (("class_block_size", width),))
+        wanted = both(differentiated, (("block_size", 5),))
+        got = both(differentiated, (("class_block_size", width),))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), got, wanted)
 
 
@@ -55,20 +57,20 @@ def test_one_loss_an_example_of_exclusive_classes(width, options):
         )
         inputs = inputs.at[1].multiply(30)  # one class leads by far
         rng = np.random.default_rng(1)
-        moving = {"inputs": inputs, "kernel": kernel, "bias": rng.standard_normal(13)}
-        moving["weights"] = np.array([1, 0.5, 0, 2, 3])
-        along = jax.tree.map(lambda x: rng.standard_normal(x.shape), moving)
+        differentiated = {"inputs": inputs, "kernel": kernel, "bias": rng.standard_normal(13)}
+        differentiated["weights"] = np.array([1, 0.5, 0, 2, 3])
+        along = jax.tree.map(lambda x: rng.standard_normal(x.shape), differentiated)
 
         @partial(quick, static_argnums=1)
-        def both(moving, sizes):
-            def total(moving):
-                each = SOFTMAX(labels, **moving, **options, **dict(sizes), reduction="none")
+        def both(differentiated, sizes):
+            def total(differentiated):
+                each = SOFTMAX(labels, **differentiated, **options, **dict(sizes), reduction="none")
                 return jnp.sum(each * jnp.sin(each))
 
-            return nested(total, moving, along)
+            return nested(total, differentiated, along)
 
-        wanted = both(moving, (("block_size", 5),))
-        got = both(moving, (("class_block_size", width),))
+        wanted = both(differentiated, (("block_size", 5),))
+        got = both(differentiated, (("class_block_size", width),))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, wanted)
 
 
@@ -84,10 +86,10 @@ def test_second_derivatives_of_a_dominant_class_keep_their_digits():
     def each(bias):
         return SOFTMAX(labels, inputs, kernel, bias=bias, class_block_size=2, reduction="none")
 
-    def slope(bias):
+    def gradient(bias):
         return jax.jvp(each, (bias,), (along,))[1]
 
-    got = jax.jvp(slope, (jnp.zeros(5),), (along,))[1]
+    got = jax.jvp(gradient, (jnp.zeros(5),), (along,))[1]
     logits = inputs.astype(np.float64) @ kernel.astype(np.float64)
     rest = np.exp(np.delete(logits, 3, 1) - logits[:, 3:4]).sum(1)
     p = 1 / (1 + rest)
@@ -96,10 +98,10 @@ def test_second_derivatives_of_a_dominant_class_keep_their_digits():
     np.testing.assert_allclose(got, p * rest / (1 + rest), rtol=2e-6)
 
 
-@pytest.mark.parametrize("odd", [nan, inf, -inf, 3e38])
+@pytest.mark.parametrize("nonfinite", [nan, inf, -inf, 3e38])
 @pytest.mark.usefixtures("lowered_for")
 @pytest.mark.one_in(12)
-def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
+def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(nonfinite):
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     weights = jnp.array([1.0, 0.0, 2.0, 0.0])
 
@@ -108,8 +110,8 @@ def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
 
     of = jax.value_and_grad(f, (1, 2, 3))
     wanted = of(labels, inputs, kernel, weights)
-    bad = np.array([labels[0], labels[1], labels[2], 7])
-    got = of(bad, inputs.at[1, 0].set(odd), kernel, weights)
+    invalid = np.array([labels[0], labels[1], labels[2], 7])
+    got = of(invalid, inputs.at[1, 0].set(nonfinite), kernel, weights)
     np.testing.assert_array_equal(got[0], wanted[0])
     jax.tree.map(np.testing.assert_array_equal, got[1][:2], wanted[1][:2])
     assert np.isfinite(got[1][2]).all()
@@ -120,17 +122,17 @@ def test_an_example_of_weight_0_has_no_part_in_exclusive_classes(odd):
 def test_an_id_out_of_range_is_nan_in_blocks_of_classes():
     labels, inputs, kernel = operands("sparse_softmax", examples=4, classes=7)
     f = jax.value_and_grad(partial(SOFTMAX, class_block_size=3), 1)
-    for odd, dtype in (
+    for nonfinite, dtype in (
         (7, np.int32),
         (-1, np.int32),
         (2**31 - 1, np.int32),
         (2**32 - 1, np.uint32),
     ):
-        bad = labels.astype(dtype)
-        bad[2] = odd
-        value, slope = f(bad, inputs, kernel)
+        invalid = labels.astype(dtype)
+        invalid[2] = nonfinite
+        value, gradient = f(invalid, inputs, kernel)
         assert np.isnan(value)
-        np.testing.assert_array_equal(np.isnan(slope).any(1), [0, 0, 1, 0])
+        np.testing.assert_array_equal(np.isnan(gradient).any(1), [0, 0, 1, 0])
 
 
 @pytest.mark.usefixtures("lowered_for")
@@ -146,18 +148,18 @@ def test_a_confident_example_keeps_its_digits():
     logits = x @ k + np.asarray(bias, np.float64)
     rest = np.exp(logits - logits[:, 4:])
     rest[:, 4] = 0
-    slope = rest / (1 + rest.sum(1, keepdims=True))
-    slope[:, 4] = -slope.sum(1)
+    gradient = rest / (1 + rest.sum(1, keepdims=True))
+    gradient[:, 4] = -gradient.sum(1)
     np.testing.assert_allclose(value, np.log1p(rest.sum(1)).mean(), rtol=1e-5)
-    np.testing.assert_allclose(dkernel, x.T @ slope / 2, rtol=1e-5)
-    np.testing.assert_allclose(dx, slope @ k.T / 2, rtol=1e-5)
+    np.testing.assert_allclose(dkernel, x.T @ gradient / 2, rtol=1e-5)
+    np.testing.assert_allclose(dx, gradient @ k.T / 2, rtol=1e-5)
 
 
 def test_four_products_of_exclusive_classes():
     labels, inputs, kernel = operands("sparse_softmax", classes=12)
     f = partial(SOFTMAX, class_block_size=4)
-    for moving, count in {None: 1, 1: 3, 2: 3, (1, 2): 4}.items():
-        g = f if moving is None else jax.value_and_grad(f, moving)
+    for differentiated, count in {None: 1, 1: 3, 2: 3, (1, 2): 4}.items():
+        g = f if differentiated is None else jax.value_and_grad(f, differentiated)
         assert len(products(g, labels, inputs, kernel)) == count
 
     def each(*arguments):

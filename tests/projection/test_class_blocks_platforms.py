@@ -13,56 +13,58 @@ from jxent._src.core.blocking import ClassBlocks, ExampleBlocks
 from jxent._src.platforms import tpu
 from jxent._src.projection.matmuls import Operands
 from tests.compile_options import quick
-from tests.projection.members import MEMBERS, SOFTMAX, operands, per_example, scalar
+from tests.projection.members import LOSSES, SOFTMAX, operands, per_example, scalar
 
 inf, nan = np.inf, np.nan
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.usefixtures("lowered_for")
 @pytest.mark.long
-def test_default_blocks_that_are_filled_up(member, monkeypatch):
+def test_default_blocks_that_are_filled_up(loss_name, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
-    monkeypatch.setattr(blocking, "_ROOM", 64)
+    monkeypatch.setattr(blocking, "_MAX_LOGITS", 64)
     with jax.enable_x64(True):
-        labels, inputs, kernel = operands(member, examples=13, classes=24, dtype=np.float64)
+        labels, inputs, kernel = operands(loss_name, examples=13, classes=24, dtype=np.float64)
         labels = labels if labels.dtype == np.int64 else labels.astype(np.float64)
-        moving = (inputs, kernel)
+        differentiated = (inputs, kernel)
 
         @partial(quick, static_argnums=(1, 2))
-        def both(moving, loss, block_size):
-            def total(moving):
-                return jnp.sum(loss(labels, *moving, block_size=block_size) ** 2)
+        def both(differentiated, loss, block_size):
+            def total(differentiated):
+                return jnp.sum(loss(labels, *differentiated, block_size=block_size) ** 2)
 
-            slope = jax.grad(total)
-            return jax.value_and_grad(total)(moving), jax.jvp(slope, (moving,), (moving,))[1]
+            gradient = jax.grad(total)
+            return jax.value_and_grad(total)(differentiated), jax.jvp(
+                gradient, (differentiated,), (differentiated,)
+            )[1]
 
-        for loss in (scalar(member), per_example(member)):
-            wanted, got = both(moving, loss, 13), both(moving, loss, None)
+        for loss in (scalar(loss_name), per_example(loss_name)):
+            wanted, got = both(differentiated, loss, 13), both(differentiated, loss, None)
             jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), got, wanted)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize(
     ("examples", "features", "classes"), [(4096, 4, 50304), (1000, 4, 32000), (5, 4096, 128256)]
 )
 @pytest.mark.one_in(3)
-def test_every_platform_has_models_of_usual_sizes(member, examples, features, classes):
+def test_every_platform_has_models_of_usual_sizes(loss_name, examples, features, classes):
     """One program holds all ways, which must return the same however they cut."""
     ids = {"sparse_softmax": ((examples,), jnp.int32), "sparse_sigmoid": ((examples, 8), jnp.int32)}
-    labels = ids.get(member, ((examples, classes), jnp.float32))
+    labels = ids.get(loss_name, ((examples, classes), jnp.float32))
     arrays = [
         jax.ShapeDtypeStruct(*labels),
         jax.ShapeDtypeStruct((examples, features), jnp.bfloat16),
         jax.ShapeDtypeStruct((features, classes), jnp.bfloat16),
     ]
-    for loss in (scalar(member), per_example(member)):
+    for loss in (scalar(loss_name), per_example(loss_name)):
 
         def total(*arrays, loss=loss):
             return jnp.sum(loss(*arrays))
 
-        _, slopes = jax.eval_shape(jax.value_and_grad(total, (1, 2)), *arrays)
-        assert [x.shape for x in slopes] == [x.shape for x in arrays[1:]]
+        _, gradients = jax.eval_shape(jax.value_and_grad(total, (1, 2)), *arrays)
+        assert [x.shape for x in gradients] == [x.shape for x in arrays[1:]]
 
 
 def of_shape(examples, features, classes, dtype="bfloat16"):
@@ -107,10 +109,10 @@ def test_no_examples_and_any_number_of_them_on_a_tpu(reduction):
 
 @pytest.mark.usefixtures("usual_limits")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-def test_inputs_that_are_kept_near_are_the_same(dtype):
-    odd = jnp.array([0.0, -0.0, inf, -inf, nan, 1.5, *np.sqrt(np.arange(2, 60))], dtype)
+def test_inputs_kept_in_fast_memory_are_the_same(dtype):
+    nonfinite = jnp.array([0.0, -0.0, inf, -inf, nan, 1.5, *np.sqrt(np.arange(2, 60))], dtype)
     for features, copied in ((64, False), (4096, True)):
-        inputs = jnp.tile(odd, features // 64)[None]
+        inputs = jnp.tile(nonfinite, features // 64)[None]
         given, _ = of_shape(1, features, 8, dtype)
         given = given._replace(inputs=inputs)
         kept = jax.jit(tpu._kept_near)(given).inputs

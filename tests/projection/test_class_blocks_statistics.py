@@ -29,23 +29,32 @@ def test_every_width_has_the_derivatives_of_blocks_of_examples(width, fields):
         inputs = inputs.at[1].multiply(30)  # one class leads by far
         rng = np.random.default_rng(1)
         bias, shares = rng.standard_normal(13), rng.standard_normal((len(FIELDS), 5))
-        moving = {"inputs": inputs, "kernel": kernel, "bias": bias, "temperature": np.array(1.3)}
-        along = jax.tree.map(lambda x: rng.standard_normal(x.shape), moving)
+        differentiated = {
+            "inputs": inputs,
+            "kernel": kernel,
+            "bias": bias,
+            "temperature": np.array(1.3),
+        }
+        along = jax.tree.map(lambda x: rng.standard_normal(x.shape), differentiated)
 
         @partial(quick, static_argnums=1)
-        def both(moving, sizes):
-            def total(moving):
-                found = STATISTICS(labels=labels, **moving, logit_softcap=6.0, **dict(sizes))
+        def both(differentiated, sizes):
+            def total(differentiated):
+                found = STATISTICS(
+                    labels=labels, **differentiated, logit_softcap=6.0, **dict(sizes)
+                )
                 values = jnp.stack([getattr(found, name) for name in fields])
                 return jnp.sum(shares[: len(fields)] * jnp.sin(values))
 
-            def slope(moving):
-                return jax.jvp(total, (moving,), (along,))[1]
+            def gradient(differentiated):
+                return jax.jvp(total, (differentiated,), (along,))[1]
 
-            return nested(total, moving, along), jax.jvp(slope, (moving,), (along,))[1]
+            return nested(total, differentiated, along), jax.jvp(
+                gradient, (differentiated,), (along,)
+            )[1]
 
-        wanted = both(moving, (("block_size", 5),))
-        got = both(moving, (("class_block_size", width),))
+        wanted = both(differentiated, (("block_size", 5),))
+        got = both(differentiated, (("class_block_size", width),))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), got, wanted)
 
 
@@ -63,14 +72,14 @@ def test_second_derivatives_of_a_dominant_class_keep_their_digits():
         )
         return found.log_prob, found.entropy
 
-    def slope(bias):
+    def gradient(bias):
         return jax.jvp(each, (bias,), (along,))[1]
 
     zero = jnp.zeros(2)
-    log_prob, entropy = jax.jvp(slope, (zero,), (along,))[1]
+    log_prob, entropy = jax.jvp(gradient, (zero,), (along,))[1]
     a = ahead.astype(np.longdouble)
     p, q = 1 / (1 + np.exp(-a)), 1 / (1 + np.exp(a))
-    np.testing.assert_allclose(slope(zero)[1], np.float64(-a * p * q), rtol=2e-6, atol=1e-12)
+    np.testing.assert_allclose(gradient(zero)[1], np.float64(-a * p * q), rtol=2e-6, atol=1e-12)
     np.testing.assert_allclose(log_prob, np.float64(-p * q), rtol=2e-6)
     # d/da of -a p q, which crosses 0: of the size of its terms.
     exact, size = -p * q * (1 + a * (q - p)), p * q * (1 + np.abs(a))
@@ -86,14 +95,14 @@ def test_an_id_out_of_range_is_of_the_log_probability_alone():
         found = STATISTICS(labels=labels, inputs=inputs, kernel=kernel, class_block_size=3)
         return jnp.sum(getattr(found, name))
 
-    for odd, dtype in ((7, np.int32), (-1, np.int32), (2**32 - 1, np.uint32)):
-        bad = labels.astype(dtype)
-        bad[2] = odd
+    for nonfinite, dtype in ((7, np.int32), (-1, np.int32), (2**32 - 1, np.uint32)):
+        invalid = labels.astype(dtype)
+        invalid[2] = nonfinite
         for name in FIELDS:
-            value, slope = jax.value_and_grad(partial(f, name), 1)(bad, inputs)
+            value, gradient = jax.value_and_grad(partial(f, name), 1)(invalid, inputs)
             is_nan = [0, 0, name == "log_prob", 0]
             assert np.isnan(value) == (name == "log_prob")
-            np.testing.assert_array_equal(np.isnan(slope).any(1), is_nan)
+            np.testing.assert_array_equal(np.isnan(gradient).any(1), is_nan)
 
 
 @pytest.mark.usefixtures("lowered_for")
@@ -114,11 +123,11 @@ def test_masked_classes_and_equal_maxima():
                 )  # fmt: skip
                 return jnp.sum(found.log_prob + 0.3 * found.entropy - 0.1 * found.log_normalizer)
 
-            def slope(*moving):
-                return jax.grad(total, (0, 1, 2))(*moving)
+            def gradient(*differentiated):
+                return jax.grad(total, (0, 1, 2))(*differentiated)
 
-            moving = (inputs, kernel, temperature)
-            return slope(*moving), jax.jvp(slope, moving, moving)[1]
+            differentiated = (inputs, kernel, temperature)
+            return gradient(*differentiated), jax.jvp(gradient, differentiated, differentiated)[1]
 
         wanted = both(jnp.float32(1.3), (("block_size", 3),))
         got = both(jnp.float32(1.3), (("class_block_size", 2),))
@@ -155,12 +164,16 @@ def test_a_block_is_alive_at_a_time():
         assert sizes is not None
         return sizes.temp_size_in_bytes
 
-    slope = jax.grad(total, (0, 1))
-    assert held(slope) <= 250e6  # stored logits: 1.07 GB
+    gradient = jax.grad(total, (0, 1))
+    assert held(gradient) <= 250e6  # stored logits: 1.07 GB
 
     def product(inputs, kernel, labels):
-        moving = (inputs, kernel)
-        return jax.jvp(lambda *moving: slope(*moving, labels), moving, moving)[1]
+        differentiated = (inputs, kernel)
+        return jax.jvp(
+            lambda *differentiated: gradient(*differentiated, labels),
+            differentiated,
+            differentiated,
+        )[1]
 
     assert held(product) <= 500e6
 
@@ -177,7 +190,7 @@ def test_no_examples_and_one_class(examples, classes):
         found = STATISTICS(labels=labels, inputs=inputs, kernel=kernel, class_block_size=2)
         return jnp.sum(found.log_prob + found.entropy)
 
-    value, slopes = jax.value_and_grad(total, (0, 1))(inputs, kernel)
+    value, gradients = jax.value_and_grad(total, (0, 1))(inputs, kernel)
     assert value == 0
-    for slope, x in zip(slopes, (inputs, kernel), strict=True):
-        np.testing.assert_array_equal(slope, jnp.zeros_like(x))
+    for gradient, x in zip(gradients, (inputs, kernel), strict=True):
+        np.testing.assert_array_equal(gradient, jnp.zeros_like(x))

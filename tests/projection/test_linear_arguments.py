@@ -7,13 +7,13 @@ import pytest
 
 import jxent
 from jxent import losses
-from tests.projection.members import MEMBERS, per_example, scalar
+from tests.projection.members import LOSSES, per_example, scalar
 
 X, W, Y = np.zeros((2, 3), np.float32), np.zeros((3, 5), np.float32), np.zeros(2, int)
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
@@ -34,13 +34,13 @@ X, W, Y = np.zeros((2, 3), np.float32), np.zeros((3, 5), np.float32), np.zeros(2
         ({"logit_softcap": 0}, ValueError, "logit_softcap must be in"),
     ],
 )  # fmt: skip
-def test_wrong_arguments(form, member, changed, error, message):
+def test_wrong_arguments(form, loss_name, changed, error, message):
     labels = {"sparse_softmax": Y, "sparse_sigmoid": Y[:, None]}.get(
-        member, np.zeros((2, 5), np.float32)
+        loss_name, np.zeros((2, 5), np.float32)
     )
     arguments = {"labels": labels, "inputs": X, "kernel": W, **changed}
     with pytest.raises(error, match=message):
-        form(member)(**arguments)
+        form(loss_name)(**arguments)
 
 
 def test_more_wrong_arguments():

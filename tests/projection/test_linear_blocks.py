@@ -10,7 +10,7 @@ import pytest
 from jxent import losses
 from jxent._src.core import blocking
 from tests.compile_options import quick
-from tests.projection.members import MEMBERS, operands, per_example, scalar
+from tests.projection.members import LOSSES, operands, per_example, scalar
 
 inf, nan = np.inf, np.nan
 
@@ -18,27 +18,27 @@ inf, nan = np.inf, np.nan
 # Blocks.
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.one_in(5)
-def test_every_block_size_gives_the_same(member):
+def test_every_block_size_gives_the_same(loss_name):
     """On small logits: a padded class or example would show."""
-    labels, inputs, kernel = operands(member)
+    labels, inputs, kernel = operands(loss_name)
     kernel = 0.01 * kernel
     weights = np.array([1, 0.5, 0, 2, 1, 3, 0.25], np.float32)
 
     def f(inputs, kernel, block_size):
-        return scalar(member)(labels, inputs, kernel, weights=weights, block_size=block_size)
+        return scalar(loss_name)(labels, inputs, kernel, weights=weights, block_size=block_size)
 
     @partial(quick, static_argnums=2)
     def both(inputs, kernel, block_size):
-        each = per_example(member)(labels, inputs, kernel, block_size=block_size)
+        each = per_example(loss_name)(labels, inputs, kernel, block_size=block_size)
         return jax.value_and_grad(f, (0, 1))(inputs, kernel, block_size), each
 
-    truth, each = both(inputs, kernel, 7)
+    expected, each = both(inputs, kernel, 7)
     for block_size in (None, 1, 3, 6, 8):
         got, by_example = both(inputs, kernel, block_size)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected
         )
         np.testing.assert_allclose(by_example, each, rtol=1e-6)
 
@@ -54,20 +54,20 @@ def test_the_default_block():
     assert blocking.cut(0, (3, 5), None) == (1, 0)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_no_examples(member):
-    labels, inputs, kernel = operands(member, examples=0)
-    value, gradients = jax.value_and_grad(scalar(member), (1, 2))(labels, inputs, kernel)
+@pytest.mark.parametrize("loss_name", LOSSES)
+def test_no_examples(loss_name):
+    labels, inputs, kernel = operands(loss_name, examples=0)
+    value, gradients = jax.value_and_grad(scalar(loss_name), (1, 2))(labels, inputs, kernel)
     assert float(value) == 0
     assert not any(np.any(g) for g in gradients)
-    assert per_example(member)(labels, inputs, kernel).shape == (0,)
+    assert per_example(loss_name)(labels, inputs, kernel).shape == (0,)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.one_in(2)
-def test_a_masked_class_and_ragged_blocks(member):
+def test_a_masked_class_and_ragged_blocks(loss_name):
     """A bias of -inf rules class 0 out; examples that fill up the last block meet it as well."""
-    labels, inputs, kernel = operands(member, classes=4)
+    labels, inputs, kernel = operands(loss_name, classes=4)
     if labels.dtype.kind == "i":
         labels = np.where(labels == 0, 1, labels)
     else:
@@ -75,43 +75,43 @@ def test_a_masked_class_and_ragged_blocks(member):
     bias = np.array([-inf, 0.1, 0.2, 0.3], np.float32)
 
     def f(inputs, kernel, block_size):
-        return scalar(member)(labels, inputs, kernel, bias=bias, block_size=block_size)
+        return scalar(loss_name)(labels, inputs, kernel, bias=bias, block_size=block_size)
 
     gradients = quick(jax.value_and_grad(f, (0, 1)), static_argnums=2)
-    truth, got = gradients(inputs, kernel, 7), gradients(inputs, kernel, 3)
-    assert np.isfinite(truth[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth)
+    expected, got = gradients(inputs, kernel, 7), gradients(inputs, kernel, 3)
+    assert np.isfinite(expected[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected)
     assert not np.any(got[1][1][:, 0])
 
 
 @pytest.mark.parametrize("form", [scalar, per_example])
-@pytest.mark.parametrize("member", ["sparse_softmax", "softmax"])
+@pytest.mark.parametrize("loss_name", ["sparse_softmax", "softmax"])
 @pytest.mark.one_in(5)
-def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(member, form):
+def test_a_kernel_that_rules_a_class_out_and_ragged_blocks(loss_name, form):
     """Places that fill up the last block are 0 @ kernel, which is NaN: none reaches a sum."""
     inputs = np.float32([[1, 1], [2, 1], [1, 3]])
     kernel = np.float32([[1, 2, -inf], [0, 1, -inf]])
     labels = np.array([0, 1, 0])
-    if member == "softmax":
+    if loss_name == "softmax":
         labels = np.eye(3, dtype=np.float32)[labels]
 
     def total(kernel, bias, block_size):
-        each = form(member)(labels, inputs, kernel, bias=bias, block_size=block_size)
+        each = form(loss_name)(labels, inputs, kernel, bias=bias, block_size=block_size)
         return jnp.sum(each)
 
     def stored(kernel, bias):
         logits = inputs @ kernel + bias[None]
-        return getattr(losses, f"{member}_cross_entropy")(
+        return getattr(losses, f"{loss_name}_cross_entropy")(
             labels, logits, reduction="weighted_mean" if form is scalar else "weighted_sum"
         )
 
     bias = np.zeros(3, np.float32)
-    truth = jax.value_and_grad(stored, (0, 1))(kernel, bias)
+    expected = jax.value_and_grad(stored, (0, 1))(kernel, bias)
     for block_size in (1, 2, 3, 5):
         gradients = quick(jax.value_and_grad(total, (0, 1)), static_argnums=2)
         got = gradients(kernel, bias, block_size)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, truth
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected
         )
 
 
@@ -122,9 +122,9 @@ def test_no_ids_and_no_features(form):
     value = form("sparse_sigmoid")(none, np.ones((2, 3), np.float32), np.eye(3, dtype=np.float32))
     np.testing.assert_allclose(value, np.log1p(np.e) + 2 * np.log1p(np.e), rtol=1e-6)
     inputs, kernel = np.ones((2, 0), np.float32), np.ones((0, 3), np.float32)
-    for member in MEMBERS:
-        labels, *_ = operands(member, examples=2, classes=3)
-        f = form(member)
+    for loss_name in LOSSES:
+        labels, *_ = operands(loss_name, examples=2, classes=3)
+        f = form(loss_name)
         total = jax.value_and_grad(
             lambda *a, f=f, y=labels: jnp.sum(f(y, *a[:2], bias=a[2])), (0, 1, 2)
         )
@@ -137,28 +137,28 @@ def test_no_ids_and_no_features(form):
 # Dropped examples.
 
 
-@pytest.mark.parametrize("member", MEMBERS)
+@pytest.mark.parametrize("loss_name", LOSSES)
 @pytest.mark.parametrize(
     "reduction", [*(pytest.param(r, marks=pytest.mark.long) for r in ("none", "weighted_sum")),
                   "weighted_mean"],
 )  # fmt: skip
 @pytest.mark.one_in(5)
-def test_weight_0_takes_a_nonfinite_example_out(member, reduction):
-    labels, inputs, kernel = operands(member)
+def test_weight_0_takes_a_nonfinite_example_out(loss_name, reduction):
+    labels, inputs, kernel = operands(loss_name)
     weights = np.array([1, 0.5, 0, 2, 1, 3, 0], np.float32)
-    broken_inputs = inputs.at[2].set(nan).at[6, 0].set(inf)
-    broken_labels = labels.copy()
-    broken_labels[2] = 99 if labels.dtype.kind == "i" else nan
+    nonfinite_inputs = inputs.at[2].set(nan).at[6, 0].set(inf)
+    nonfinite_labels = labels.copy()
+    nonfinite_labels[2] = 99 if labels.dtype.kind == "i" else nan
 
     def total(labels, inputs, kernel, weights):
-        each = scalar(member)(
+        each = scalar(loss_name)(
             labels, inputs, kernel, weights=weights, reduction=reduction, block_size=3
         )
         return jnp.sum(each)
 
     @partial(quick, static_argnums=0)
-    def everything(labels_are_broken, inputs):
-        labels_now = broken_labels if labels_are_broken else labels
+    def everything(labels_are_nonfinite, inputs):
+        labels_now = nonfinite_labels if labels_are_nonfinite else labels
         f = partial(total, labels_now)
         return [
             jax.value_and_grad(f, (0, 1))(inputs, kernel, weights),
@@ -168,24 +168,24 @@ def test_weight_0_takes_a_nonfinite_example_out(member, reduction):
                 (jnp.ones_like(inputs), kernel)),
         ], jax.grad(f, 2)(inputs, kernel, weights)  # fmt: skip
 
-    got, by_weight = everything(True, broken_inputs)
-    truth, _ = everything(False, inputs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, truth)
+    got, by_weight = everything(True, nonfinite_inputs)
+    expected, _ = everything(False, inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, expected)
     assert not np.any(got[0][1][0][jnp.array([2, 6])])
     assert np.isfinite(by_weight).all()
 
 
-@pytest.mark.parametrize("member", ["sparse_softmax", "sparse_sigmoid"])
+@pytest.mark.parametrize("loss_name", ["sparse_softmax", "sparse_sigmoid"])
 @pytest.mark.one_in(2)
-def test_an_id_out_of_range_is_loud_and_local(member):
-    labels, inputs, kernel = operands(member)
+def test_an_id_out_of_range_is_loud_and_local(loss_name):
+    labels, inputs, kernel = operands(loss_name)
     labels[3] = 5
-    each = per_example(member)(labels, inputs, kernel, block_size=2)
+    each = per_example(loss_name)(labels, inputs, kernel, block_size=2)
     gradient = jax.grad(
-        lambda x: per_example(member)(labels, x, kernel, block_size=2).sum()
+        lambda x: per_example(loss_name)(labels, x, kernel, block_size=2).sum()
     )(inputs)  # fmt: skip
-    bad = np.arange(7) == 3
-    np.testing.assert_array_equal(np.isnan(each), bad)
-    np.testing.assert_array_equal(np.isnan(gradient).all(1), bad)
-    np.testing.assert_array_equal(np.isnan(gradient).any(1), bad)
-    assert np.isnan(scalar(member)(labels, inputs, kernel))
+    invalid = np.arange(7) == 3
+    np.testing.assert_array_equal(np.isnan(each), invalid)
+    np.testing.assert_array_equal(np.isnan(gradient).all(1), invalid)
+    np.testing.assert_array_equal(np.isnan(gradient).any(1), invalid)
+    assert np.isnan(scalar(loss_name)(labels, inputs, kernel))

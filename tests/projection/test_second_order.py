@@ -47,9 +47,9 @@ def nestings(f):
     """Forward over reverse and reverse over reverse, to both operands."""
 
     def of(x, k, tangents):
-        slopes = jax.grad(f, (0, 1))
-        forward = jax.jvp(slopes, (x, k), tangents)[1]
-        return forward, jax.vjp(slopes, x, k)[1](tangents)
+        gradients = jax.grad(f, (0, 1))
+        forward = jax.jvp(gradients, (x, k), tangents)[1]
+        return forward, jax.vjp(gradients, x, k)[1](tangents)
 
     return of
 
@@ -79,8 +79,8 @@ def temporaries(loss, *shapes):
     """Bytes of a Hessian-vector product by forward over reverse, along the kernel."""
 
     def product(labels, inputs, kernel, along):
-        slope = jax.grad(lambda kernel: loss(labels, inputs, kernel))
-        return jax.jvp(slope, (kernel,), (along,))[1]
+        gradient = jax.grad(lambda kernel: loss(labels, inputs, kernel))
+        return jax.jvp(gradient, (kernel,), (along,))[1]
 
     compiled = jax.jit(product).lower(*shapes, shapes[-1]).compile()
     memory = compiled.memory_analysis()

@@ -101,10 +101,10 @@ def test_strict_promotion_and_uneven_cotangents(loss, sizes):
     with jax.numpy_dtype_promotion("strict"):
         each, pull = jax.vjp(lambda table: losses_of(jxent.Transposed(table)), table)
         expected, pull_expected = jax.vjp(losses_of, table.T)
-        (slope,), (right,) = pull(cotangent), pull_expected(cotangent)
+        (gradient,), (right,) = pull(cotangent), pull_expected(cotangent)
     chex.assert_trees_all_close(each, expected, rtol=1e-5)
     # One loss an example: the gradient is rounded to the inputs' dtype once a block.
-    np.testing.assert_allclose(slope, right.T, atol=2**-7 * np.abs(right).max())
+    np.testing.assert_allclose(gradient, right.T, atol=2**-7 * np.abs(right).max())
 
 
 @pytest.mark.parametrize(

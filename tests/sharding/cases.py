@@ -61,7 +61,7 @@ class Case:
         return f"{self.name} of {' '.join(self.takes)}"
 
     @property
-    def moving(self):
+    def differentiated(self):
         return tuple(i for i, name in enumerate(self.takes) if name not in ("ids", "lists"))
 
 
@@ -153,20 +153,20 @@ def everything(case: Case, total, *, second=True):
     """Value, gradient and a Hessian-vector product in both nestings, as one program."""
 
     def program(*arguments):
-        moving = tuple(arguments[i] for i in case.moving)
+        differentiated = tuple(arguments[i] for i in case.differentiated)
 
-        def of(*moving):
+        def of(*differentiated):
             whole = list(arguments)
-            for i, x in zip(case.moving, moving, strict=True):
+            for i, x in zip(case.differentiated, differentiated, strict=True):
                 whole[i] = x
             return total(*whole)
 
-        slopes = jax.grad(of, tuple(range(len(moving))))
-        value, gradient = of(*moving), slopes(*moving)
+        gradients = jax.grad(of, tuple(range(len(differentiated))))
+        value, gradient = of(*differentiated), gradients(*differentiated)
         if not second:
             return value, gradient
-        forward = jax.jvp(slopes, moving, moving)[1]
-        backward = jax.vjp(slopes, *moving)[1](moving)
+        forward = jax.jvp(gradients, differentiated, differentiated)[1]
+        backward = jax.vjp(gradients, *differentiated)[1](differentiated)
         return value, gradient, forward, backward
 
     return program

@@ -78,9 +78,9 @@ def on_mesh(of, weights):
     """With the examples split, and weights that are not."""
     with jax.set_mesh(mesh()):
         rows = [jax.device_put(a, P("data")) for a in (X, Y, Z)]
-        value, slope = of(*rows, jax.device_put(weights, P()))
-        assert jax.typeof(slope).sharding.spec[0] == "data"
-        return np.asarray(value), np.asarray(slope)
+        value, gradient = of(*rows, jax.device_put(weights, P()))
+        assert jax.typeof(gradient).sharding.spec[0] == "data"
+        return np.asarray(value), np.asarray(gradient)
 
 
 def same(got, wanted):

@@ -89,9 +89,9 @@ def test_under_jit(case, kind, shape, second):
     same(got, on_one_device(case, second))
     kinds = {c.kind for c in collectives(compiled.as_text())}
     assert kinds <= {"all-reduce"}
-    for i, slope in zip(case.moving, got[1], strict=True):
+    for i, gradient in zip(case.differentiated, got[1], strict=True):
         if kind is AxisType.Explicit:
-            assert is_split_like(slope, mesh, SPLITS[case.takes[i]]), case.takes[i]
+            assert is_split_like(gradient, mesh, SPLITS[case.takes[i]]), case.takes[i]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_under_shard_map(case, shape, second):
         return jax.lax.psum(value, axes)
 
     outside = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
-    slopes = tuple(specs[i] for i in case.moving)
+    gradients = tuple(specs[i] for i in case.differentiated)
     inside = jax.shard_map(
-        jax.grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=slopes
+        jax.grad(local, case.differentiated), mesh=mesh, in_specs=specs, out_specs=gradients
     )
 
     @quick
@@ -143,9 +143,12 @@ def test_examples_alone_split_need_no_name(case):
     def local(*arguments):
         return jax.lax.psum(case.total(*arguments), DATA)
 
-    slopes = tuple(specs[i] for i in case.moving)
+    gradients = tuple(specs[i] for i in case.differentiated)
     inside = jax.shard_map(
-        jax.value_and_grad(local, case.moving), mesh=mesh, in_specs=specs, out_specs=(P(), slopes)
+        jax.value_and_grad(local, case.differentiated),
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=(P(), gradients),
     )
     same(quick(inside)(*placed(case, mesh)), on_one_device(case)[:2])
 
@@ -165,7 +168,7 @@ def test_a_kernel_split_both_ways(name, kind):
         got = quick(everything(case, case.total))(*arguments)
     same(got, on_one_device(case, second=True))
     if kind is AxisType.Explicit:
-        assert is_split_like(got[1][case.moving.index(i)], mesh, split)
+        assert is_split_like(got[1][case.differentiated.index(i)], mesh, split)
 
 
 @pytest.mark.parametrize("classes", [37, 8191])
@@ -212,17 +215,17 @@ def test_digits_survive_the_split():
     samples = [s for s in softmax_samples(jnp.float32, rows=100) if s.logits.shape[1] == 1000]
     assert len(samples) == 3
     for sample in samples:
-        value, slopes = loss_and_slopes(jnp.asarray(sample.labels, jnp.int32), sample.logits)
+        value, gradients = loss_and_slopes(jnp.asarray(sample.labels, jnp.int32), sample.logits)
         truths = [
             reference.wide_softmax_of_class(y, x)
             for y, x in zip(sample.labels, sample.logits, strict=True)
         ]
-        truth = np.array([t[0] for t in truths])
-        own = (np.arange(len(truth)), sample.labels)
-        size = np.abs(np.log(np.maximum(np.float64(truth), 1e-38)))
-        assert np.all(reference.ulps(value, truth, np.float32) <= 8 + size)
-        slope = np.array([t[1] for t in truths])[own]
-        assert np.all(reference.ulps(np.asarray(slopes)[own], slope, np.float32) <= 8 + size)
+        expected = np.array([t[0] for t in truths])
+        own = (np.arange(len(expected)), sample.labels)
+        size = np.abs(np.log(np.maximum(np.float64(expected), 1e-38)))
+        assert np.all(reference.ulps(value, expected, np.float32) <= 8 + size)
+        gradient = np.array([t[1] for t in truths])[own]
+        assert np.all(reference.ulps(np.asarray(gradients)[own], gradient, np.float32) <= 8 + size)
 
 
 def test_ids_out_of_range_are_nan_on_every_chip():

@@ -224,13 +224,13 @@ def split(x):
 def derivatives(f):
     """Value, gradient, and the gradient's tangent along the arguments and along their negative."""
 
-    def of(moving, fixed):
+    def of(differentiated, fixed):
         g = jax.grad(lambda m: f({**m, **fixed}))
-        value, slopes = jax.value_and_grad(lambda m: f({**m, **fixed}))(moving)
-        forward = jax.jvp(g, (moving,), (moving,))[1]
-        backward = jax.vjp(g, moving)[1](moving)[0]
-        along = jax.jvp(lambda m: f({**m, **fixed}), (moving,), (moving,))[1]
-        return value, slopes, forward, backward, along
+        value, gradients = jax.value_and_grad(lambda m: f({**m, **fixed}))(differentiated)
+        forward = jax.jvp(g, (differentiated,), (differentiated,))[1]
+        backward = jax.vjp(g, differentiated)[1](differentiated)[0]
+        along = jax.jvp(lambda m: f({**m, **fixed}), (differentiated,), (differentiated,))[1]
+        return value, gradients, forward, backward, along
 
     return of
 
@@ -258,7 +258,11 @@ def check(f, name):
     """Value and gradient are right, and second derivatives can be traced."""
     given = split(taken(name))
     jax.eval_shape(derivatives(f), *given)
-    first = quick(lambda moving, fixed: jax.value_and_grad(lambda m: f({**m, **fixed}))(moving))
+    first = quick(
+        lambda differentiated, fixed: jax.value_and_grad(lambda m: f({**m, **fixed}))(
+            differentiated
+        )
+    )
     same(first(*given), on_one_device(name)[:2])
 
 

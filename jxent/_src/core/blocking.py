@@ -18,7 +18,7 @@ from jaxtyping import Array, Integer
 from jxent._src.core.kernel import Kernel, Transposed
 
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
-_ROOM = 2**25
+_MAX_LOGITS = 2**25
 _LANES = 128  # what the widest vector units work on at once
 
 
@@ -105,7 +105,7 @@ def cut(
     """
     features, classes = kernel
     if block_size is None:
-        block_size = max(_ROOM // classes, features // 2, 8)
+        block_size = max(_MAX_LOGITS // classes, features // 2, 8)
         block_size -= block_size % 128 if block_size > 128 else 0
     return balanced(examples, block_size, chips)
 
@@ -277,7 +277,7 @@ _PER_FEATURE = 4
 _PART = 6
 # At least so many, and the logits of a block that every shape may have: on one chip, and on each
 # chip of a mesh, where sums cross the chips in every block.
-_ALONE, _ON_A_MESH = (1024, 3 * _ROOM), (8192, _ROOM // 2)
+_ALONE, _ON_A_MESH = (1024, 3 * _MAX_LOGITS), (8192, _MAX_LOGITS // 2)
 
 
 def class_blocks(
@@ -292,11 +292,11 @@ def class_blocks(
     length = classes // runs
     if class_block_size is not None:
         return ClassBlocks(classes, runs, min(-(-class_block_size // runs), length))
-    fewest, room = _ALONE if runs == 1 else _ON_A_MESH
+    fewest, max_logits = _ALONE if runs == 1 else _ON_A_MESH
     size = max(fewest, _PER_FEATURE * features)
     if isinstance(examples, int) and examples:
         size = max(size, features * classes // (_PART * examples))
-        size = min(size, max(room // examples, _LANES))
+        size = min(size, max(max_logits // examples, _LANES))
     return ClassBlocks(classes, runs, min(-(-size // _LANES) * _LANES, length))
 
 

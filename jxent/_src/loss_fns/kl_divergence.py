@@ -11,7 +11,7 @@ difference of the two normalisers, and d one of the log-probabilities.
 
     d KL / d y_s = p_s - p_t = p_t expm1(d)        d KL / d y_t = p_t (-d - KL)
 
-for y = x / temperature. `Rows` is a cache of the row, whose tangents are 0.
+for y = x / temperature. `DivergenceResiduals` is a cache of the row, whose tangents are 0.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ from jxent._src.sharding.class_axis import ClassAxis
 FAR = -1.0
 
 
-class Rows(NamedTuple):
+class DivergenceResiduals(NamedTuple):
     """What is kept of each example, the class axis of size 1."""
 
     teacher: tuple[Array, Array]  # the pair (max, rest)
@@ -67,16 +67,20 @@ class Divergence(Loss):
 
     teacher_logit_softcap: float | None = None
 
-    def losses(self, labels: Array, logits: Array, parameters: Array | None) -> tuple[Array, Rows]:
+    def losses(
+        self, labels: Array, logits: Array, parameters: Array | None
+    ) -> tuple[Array, DivergenceResiduals]:
         rows = self._rows((labels, logits, parameters))
         return jnp.squeeze(rows.divergence, self.axis), rows
 
-    def gradient(self, data: Data, statistics: Rows) -> Array:
+    def gradient(self, data: Data, statistics: DivergenceResiduals) -> Array:
         _, logits, temperature = data
         grad, _ = self._grads(data, statistics)
         return _per(grad, temperature) * softcap_grad(upcast(logits), self.logit_softcap)
 
-    def local_tangent(self, data: Data, statistics: Rows, tangents: Tangents) -> Array:
+    def local_tangent(
+        self, data: Data, statistics: DivergenceResiduals, tangents: Tangents
+    ) -> Array:
         teacher, logits, temperature = data
         dteacher, dlogits, dtemperature = tangents
         of_student, of_teacher = self._grads(data, statistics)
@@ -101,12 +105,12 @@ class Divergence(Loss):
         x_t = x_t if self.teacher_logit_softcap is None else hints.materialize_capped(False, x_t)
         return x_t, x_s if self.logit_softcap is None else hints.materialize_capped(False, x_s)
 
-    def _scaled(self, data: Data, rows: Rows) -> tuple[Array, Array, Array]:
+    def _scaled(self, data: Data, rows: DivergenceResiduals) -> tuple[Array, Array, Array]:
         """Both logits over the temperature, and a, which is subtracted before it is divided."""
         teacher, logits, temperature = data
         return _scaled(*self._capped(teacher, logits), temperature, rows)
 
-    def _rows(self, data: Data) -> Rows:
+    def _rows(self, data: Data) -> DivergenceResiduals:
         """In three passes: the pairs, the mean of a, and S."""
         classes, temperature = self.classes, data[2]
         capped = self._capped(*data[:2])
@@ -124,7 +128,9 @@ class Divergence(Loss):
         shift = jnp.where(jnp.isfinite(shift), shift, 0)
         none = jnp.zeros_like(shift)
         pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
-        rows = Rows(pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none)
+        rows = DivergenceResiduals(
+            pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none
+        )
         mean = sum_logit_differences(classes, *capped, temperature, rows) / (1 + rest_t)
         # At -inf the student rules out what the teacher does not.
         infinite_mean = mean == -jnp.inf
@@ -141,13 +147,13 @@ class Divergence(Loss):
         divergence = jnp.where(near, log1p(excess), apart)
         divergence = jnp.where(infinite_mean, jnp.inf, divergence)
         # NaN of a row is in its pairs.
-        broken = jnp.isnan(rest_t) | jnp.isnan(rest_s)
+        nonfinite = jnp.isnan(rest_t) | jnp.isnan(rest_s)
         return rows._replace(
             more=jnp.where(near, divergence, FAR),
-            divergence=nan_unless(~broken, divergence),
+            divergence=nan_unless(~nonfinite, divergence),
         )
 
-    def _grads(self, data: Data, rows: Rows) -> tuple[Array, Array]:
+    def _grads(self, data: Data, rows: DivergenceResiduals) -> tuple[Array, Array]:
         """The gradient to y of the student and of the teacher."""
         teacher, logits, temperature = data
         if logits.dtype.itemsize < 4:  # else what is made of them in float32 might be stored
@@ -160,7 +166,7 @@ class Divergence(Loss):
 
 
 def _scaled(
-    x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+    x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> tuple[Array, Array, Array]:
     x_t, x_s = _finite(x_t, rows.teacher_is_infinite), _finite(x_s, rows.student_is_infinite)
     apart, lost = _difference(x_s, x_t)
@@ -174,7 +180,7 @@ def _scaled(
 
 @per_platform(statics=1)
 def sum_logit_differences(
-    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> Array:
     """Sum of p_t a (1 + rest)."""
     y_t, _, a = _scaled(x_t, x_s, temperature, rows)
@@ -183,7 +189,12 @@ def sum_logit_differences(
 
 @per_platform(statics=1)
 def sum_expm1_residuals(
-    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+    classes: ClassAxis,
+    x_t: Array,
+    x_s: Array,
+    temperature: Array | None,
+    rows: DivergenceResiduals,
+    offset: Array,
 ) -> Array:
     """S (1 + rest); the terms times e^b are exp(offset - gap) of the student."""
     y_t, y_s, a = _scaled(x_t, x_s, temperature, rows)
@@ -247,7 +258,9 @@ def _expm1_residual(d: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _log_ratio(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
+def _log_ratio(
+    y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
+) -> Array:
     """The d above, 0 where both rule a class out."""
     gap_t, gap_s = gap(y_t, rows.teacher[0]), gap(y_s, rows.student[0])
     neither = jnp.isinf(gap_t) & jnp.isinf(gap_s)
@@ -278,7 +291,9 @@ def _deviations(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _student_grad(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
+def _student_grad(
+    y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
+) -> Array:
     """p_s - p_t, without the cancellation: the larger of the two times -expm1(-|d|)."""
     d = _log_ratio(y_t, y_s, a, rows, classes)
     p_t, _ = logsumexp.probability_and_complement(y_t, *rows.teacher, classes)
@@ -294,7 +309,9 @@ def _student_grad_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _teacher_grad(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
+def _teacher_grad(
+    y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
+) -> Array:
     """p_t (-d - KL); 0 in a row whose divergence is infinite.
 
     The slopes add up to 0. That of a class with more than half of the probability is what the
@@ -320,7 +337,9 @@ def _teacher_grad_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[
     return grad, grad * dev_t + p_t * (dev_t - dev_s - dkl)
 
 
-def _of_grads(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
+def _of_grads(
+    y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
+) -> Array:
     """What adds up to d KL / d log T: each slope times its logits, measured from their maximum.
 
     Either slope's sum is 0, so that the logits may be measured from anywhere.
@@ -331,7 +350,9 @@ def _of_grads(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) 
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _by_logarithm(y_t: Array, y_s: Array, a: Array, rows: Rows, classes: ClassAxis) -> Array:
+def _by_logarithm(
+    y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
+) -> Array:
     """The same without the cancellation: a is the difference of the two gaps.
 
     Where student and teacher agree the slopes are of the order of d, and what they add up to is of

@@ -172,7 +172,7 @@ def neg_log_probs(
 
 
 @neg_log_probs.defjvp
-def _surprises_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _neg_log_probs_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, ids, row_max, rest = primals
     p, _ = logsumexp.probability_and_complement(x, row_max, rest, classes)
     apart = logsumexp.deviation(p, x, row_max, rest, tangents[0], classes)

@@ -56,7 +56,7 @@ class SoftmaxStatistics(NamedTuple):
     """The class of the largest logit, the lowest id among equals; -1 where that is NaN."""
 
 
-class Row(NamedTuple):
+class RowResiduals(NamedTuple):
     """What is kept of each example, the class axis of size 1; a cache, whose tangents are 0."""
 
     normalizer: SparseLabelResiduals
@@ -64,7 +64,7 @@ class Row(NamedTuple):
     gap_tangent_covariance: Array | None = None  # see `softmax_statistics`
 
 
-Outputs = tuple[SoftmaxStatistics, Row]
+Outputs = tuple[SoftmaxStatistics, RowResiduals]
 FIELDS = ("log_prob", "entropy", "log_normalizer")  # those with a derivative
 
 
@@ -102,16 +102,16 @@ class Predictor(OfLogits):
         log_normalizer = normalizer.log_normalizer
         prediction = jnp.where(jnp.isnan(log_normalizer), -1, found.prediction)
         every = (log_prob, mean_gap + log1p(rest), log_normalizer, prediction)
-        row = Row(normalizer._replace(complement=complement), mean_gap)
+        row = RowResiduals(normalizer._replace(complement=complement), mean_gap)
         return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
 
-    def moved(self, data: Any, nonzero_tangents: Any, row: Row) -> tuple[Array, Array]:
+    def moved(self, data: Any, nonzero_tangents: Any, row: RowResiduals) -> tuple[Array, Array]:
         """What the softmax is taken of, and its tangent but for a constant of the row."""
         scaled = partial(self.scaled, origin=_origin(row))
         return cast(tuple[Array, Array], _jvp_with_zeros(scaled, data, nonzero_tangents))
 
     def with_constant(
-        self, tangents_out: dict[str, Array], temperature: Any, dtemperature: Any, row: Row
+        self, tangents_out: dict[str, Array], temperature: Any, dtemperature: Any, row: RowResiduals
     ) -> dict[str, Array]:
         """The tangents of the fields with what a constant of the row makes of them."""
         if temperature is None or dtemperature is None:
@@ -121,7 +121,9 @@ class Predictor(OfLogits):
         moved = tangents_out["log_normalizer"] + jnp.squeeze(constant, self.axis)
         return {**tangents_out, "log_normalizer": moved}
 
-    def tangents_out(self, labels: Array, y: Array, dy: Array, row: Row) -> dict[str, Array]:
+    def tangents_out(
+        self, labels: Array, y: Array, dy: Array, row: RowResiduals
+    ) -> dict[str, Array]:
         """The tangents of the fields along `dy`, of whole rows or of a block of their classes."""
         p = logsumexp.probabilities(y, row.normalizer, self.classes)
         scale = row.normalizer.scale
@@ -139,7 +141,7 @@ class Predictor(OfLogits):
         return {name: self.classes.total(grad * dy) for name, grad in grads.items()}
 
 
-def _origin(row: Row) -> Array:
+def _origin(row: RowResiduals) -> Array:
     """What tangents to the temperature are measured from: the row's largest logit, or 0."""
     shift = row.normalizer.shift
     # Of a dominant class at +inf the shift is the largest number.
@@ -147,7 +149,7 @@ def _origin(row: Row) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def gap_minus_mean(y: Array, row: Row, classes: ClassAxis) -> Array:
+def gap_minus_mean(y: Array, row: RowResiduals, classes: ClassAxis) -> Array:
     """The difference gap - E; -E where a class has no probability.
 
     Where it has none the gap may be so large that its product with a tangent overflows.
@@ -189,7 +191,9 @@ def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[O
     found = predicted(predictor, *primals)
     nonzero_tangents = base.present(tangents[1:])
 
-    def tangent_out(name: str, value: Array, row: Row, data: Any, nonzero_tangents: Any) -> Array:
+    def tangent_out(
+        name: str, value: Array, row: RowResiduals, data: Any, nonzero_tangents: Any
+    ) -> Array:
         # After the field itself, see `base`: a step writes the new logits over the old ones.
         zero = predictor.classes.expand(hints.ordering_zero(value))
         (_, *data), row = hints.add_dependency(zero, (labels, *data), row)

@@ -107,7 +107,7 @@ def probability_and_complement(
 # the mean agree in nearly all digits. Measured from that class, t_j is exactly 0 there and the
 # mean is a sum over the *other* classes alone, so p (1 - p) keeps its digits at p near 1.
 @probability_and_complement.defjvp
-def _chances_jvp(
+def _probability_and_complement_jvp(
     classes: ClassAxis, primals: Arrays, tangents: Arrays
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     x, row_max, rest = primals
@@ -133,9 +133,9 @@ def grads(
     no difference where its label is nearly all of Z.
     """
     scale = 1 / (1 + rest)
-    of_leader = others * scale - z * (rest * scale)
+    of_dominant = others * scale - z * (rest * scale)
     p = exp(clip_posinf(x) - clip_posinf(row_max)) * scale
-    return jnp.where(is_dominant(x, row_max, rest), of_leader, total * p - z)
+    return jnp.where(is_dominant(x, row_max, rest), of_dominant, total * p - z)
 
 
 # `total` and `others` are caches as well: their share of the second derivative is in `by_labels`.
@@ -300,7 +300,9 @@ def neg_log_probs(x: Float[Array, "..."], row_max: Array, rest: Array, classes: 
 
 # d(-log p_j) = -(t_j - sum_i p_i t_i), finite at a masked class too, where the value is cut.
 @neg_log_probs.defjvp
-def _surprises_jvp(classes: ClassAxis, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
+def _neg_log_probs_jvp(
+    classes: ClassAxis, primals: Arrays, tangents: Arrays
+) -> tuple[Array, Array]:
     x, row_max, rest = primals
     p, _ = probability_and_complement(x, row_max, rest, classes)
     return neg_log_probs(x, row_max, rest, classes), -deviation(

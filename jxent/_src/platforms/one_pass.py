@@ -2,7 +2,7 @@
 
 The reference reads the logits twice: for the maximum, then for the sums that need it. These
 chips wait for their memory, so there all of a row's numbers come from one reduction of tuples,
-joined by `merged`. It has no derivative rule: what stands here is called under `custom_jvp` only.
+joined by `combine`. It has no derivative rule: what stands here is called under `custom_jvp` only.
 XLA:CPU reduces sequentially, which costs digits, and time too.
 """
 
@@ -44,8 +44,8 @@ class Predicted(NamedTuple):
     largest: Array | None = None  # of all labels
 
 
-class Row(NamedTuple):
-    """What is known of some classes of a row; of each alone: `row_of_one`; of none: `empty`."""
+class RowSums(NamedTuple):
+    """What is known of some classes of a row; of each alone: `singleton`; of none: `identity`."""
 
     row_max: Array
     rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
@@ -71,7 +71,7 @@ def apart(a: Array, b: Array) -> tuple[Array, Array]:
     return -gap, e + e * jnp.where(jnp.abs(lost) < 1, lost, 0)
 
 
-def merged(a: Row, b: Row) -> Row:
+def combine(a: RowSums, b: RowSums) -> RowSums:
     """What is known of the classes of both: associative and commutative, to rounding.
 
     NaN, whatever a maximum makes of it, is in `rest`: no select depends on it alone.
@@ -101,7 +101,7 @@ def merged(a: Row, b: Row) -> Row:
         moved = zero_safe_multiply(1 + jnp.where(first, b.rest, a.rest), gap)
         return higher + zero_safe_multiply(e, lower + moved)
 
-    return Row(
+    return RowSums(
         jnp.maximum(a_max, b_max),
         rest,
         None if a.logit is None else a.logit + cast(Array, b.logit),
@@ -112,17 +112,17 @@ def merged(a: Row, b: Row) -> Row:
     )
 
 
-def row_of_one(
+def singleton(
     x: Array,
     logit: Array | None = None,
     labels: Array | None = None,
     unit: float | None = None,
     predicted: Predicted | None = None,
     gaps: bool = False,
-) -> Row:
+) -> RowSums:
     """Each class alone, of the logits `x`."""
     zero = jnp.zeros_like(x)
-    return Row(
+    return RowSums(
         x,
         zero,
         logit,
@@ -135,11 +135,11 @@ def row_of_one(
     )
 
 
-def empty(like: Row) -> Row:
+def identity(like: RowSums) -> RowSums:
     """No class: 1 + rest is 0, and merged with any row it changes nothing."""
     dtype = like.row_max.dtype
     least = jnp.full((), -jnp.inf, dtype)
-    nothing: Row = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
+    nothing: RowSums = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
     if nothing.predicted is not None:
         last = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
         largest = None if nothing.predicted.largest is None else least
@@ -147,18 +147,18 @@ def empty(like: Row) -> Row:
     return nothing._replace(row_max=least, rest=jnp.full((), -1, dtype))
 
 
-def reduced(classes: ClassAxis, row: Row) -> Row:
+def reduced(classes: ClassAxis, row: RowSums) -> RowSums:
     """All classes of a row together; the axis is kept, of size 1."""
     axis = classes.index % row.row_max.ndim
-    row, start = class_axis.match_varying((row, empty(row)), integers=True)
-    row = jax.lax.reduce(row, start, merged, (axis,))
+    row, start = class_axis.match_varying((row, identity(row)), integers=True)
+    row = jax.lax.reduce(row, start, combine, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.
     return row._replace(rest=jnp.where(jnp.isnan(row.row_max), row.row_max, row.rest))
 
 
-def across(classes: ClassAxis, row: Row) -> Row:
-    """`merged` over the chips, which hold a part of the classes each."""
+def across(classes: ClassAxis, row: RowSums) -> RowSums:
+    """`combine` over the chips, which hold a part of the classes each."""
     if classes.name is None:
         return row
     row_max = jax.lax.pmax(row.row_max, classes.name)
@@ -173,8 +173,8 @@ def across(classes: ClassAxis, row: Row) -> Row:
     if labels is not None:
         largest_label = jax.lax.pmax(labels.largest, classes.name)
         has_it = labels.largest == largest_label
-        apart_from_it = jnp.where(has_it, labels.others, labels.total)
-        labels = WeightedSums(has_it.astype(row_max.dtype), apart_from_it, below(labels))
+        less_dominant = jnp.where(has_it, labels.others, labels.total)
+        labels = WeightedSums(has_it.astype(row_max.dtype), less_dominant, below(labels))
 
     predicted = row.predicted
     if predicted is not None:
@@ -201,12 +201,12 @@ def across(classes: ClassAxis, row: Row) -> Row:
     if labels is not None:
         more = (labels.largest - 1) * largest_label
         labels = WeightedSums(largest_label, labels.others + more, labels.below)
-    return Row(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
+    return RowSums(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
 
 
 def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
     """As `logsumexp.pair_of_rows`."""
-    row = reduced(classes, row_of_one(upcast(x)))
+    row = reduced(classes, singleton(upcast(x)))
     return row.row_max, row.rest
 
 
@@ -219,7 +219,7 @@ def sparse_label_residuals(
     logit = jnp.where(numbers == ids, x, 0)
     predicted = Predicted(numbers) if predicts else None
     row = reduced(
-        classes, row_of_one(x, logit, unit=_unit(classes, smoothing, x), predicted=predicted)
+        classes, singleton(x, logit, unit=_uniform_part(classes, smoothing, x), predicted=predicted)
     )
     pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
     normalizer = softmax_rows.of_pair(cast(Array, row.logit), *pair)
@@ -240,7 +240,8 @@ def dense_label_residuals(
     z = z.astype(x.dtype)
     predicted = Predicted(classes.iota(x), z, z) if predicts else None
     row = reduced(
-        classes, row_of_one(x, labels=z, unit=_unit(classes, smoothing, x), predicted=predicted)
+        classes,
+        singleton(x, labels=z, unit=_uniform_part(classes, smoothing, x), predicted=predicted),
     )
     row_max, rest = logsumexp.nan_if_invalid(row.row_max, row.rest)
     labels = cast(WeightedSums, row.labels)
@@ -266,7 +267,7 @@ def of_prediction(classes: ClassAxis, x: Array, ids: Array) -> PredictionResidua
     x = upcast(x)
     numbers = classes.iota(x)
     logit = jnp.where(numbers == ids, x, 0)
-    row = reduced(classes, row_of_one(x, logit, predicted=Predicted(numbers), gaps=True))
+    row = reduced(classes, singleton(x, logit, predicted=Predicted(numbers), gaps=True))
     predicted = cast(Predicted, row.predicted).number
     logit, gaps = cast(Array, row.logit), cast(Array, row.gaps)
     return PredictionResiduals(logit, row.row_max, row.rest, gaps, predicted)
@@ -277,7 +278,7 @@ def _cost(w: WeightedSums, rest: Array) -> Array:
     return w.below + w.total * log1p(rest)
 
 
-def _unit(classes: ClassAxis, smoothing: float, x: Array) -> float | None:
+def _uniform_part(classes: ClassAxis, smoothing: float, x: Array) -> float | None:
     """A power of two of which all classes have 1 at most: no distance overflows in their sum."""
     return 2.0 ** -classes.count(x).bit_length() if smoothing else None
 
@@ -286,7 +287,7 @@ def _shares(
     classes: ClassAxis, smoothing: float, x: Array, left: WeightedSums, rest: Array
 ) -> tuple[Array, Array]:
     """What smoothing adds to the label of each class that is left, and what that costs."""
-    unit = cast(float, _unit(classes, smoothing, x))
+    unit = cast(float, _uniform_part(classes, smoothing, x))
     per_unit = smoothing / jnp.maximum(left.total, unit)
     return per_unit * unit, per_unit * _cost(left, rest)
 

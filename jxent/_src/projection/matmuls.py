@@ -73,10 +73,10 @@ def zero_nonfinite_where_masked(weights: Array, inputs: Array) -> tuple[Array, A
     Before the projection: its derivative multiplies the inputs by the logits' cotangent, which is
     0 there, and NaN with them. The weight is replaced as well, so that its slope is 0.
     """
-    broken = (weights == 0) & ~jnp.all(jnp.isfinite(inputs), axis=1)
+    nonfinite = (weights == 0) & ~jnp.all(jnp.isfinite(inputs), axis=1)
     return (
-        jnp.where(broken, jnp.zeros_like(weights), weights),
-        jnp.where(broken[:, None], jnp.zeros_like(inputs), inputs),
+        jnp.where(nonfinite, jnp.zeros_like(weights), weights),
+        jnp.where(nonfinite[:, None], jnp.zeros_like(inputs), inputs),
     )
 
 

@@ -15,7 +15,7 @@ from jxent._src.loss_fns.statistics import (
     FIELDS,
     Outputs,
     Predictor,
-    Row,
+    RowResiduals,
     gap_minus_mean,
     with_tangents,
 )
@@ -72,7 +72,7 @@ projected.defjvp(_projected_jvp, symbolic_zeros=True)
 def tangents_of_projection(
     predictor: Predictor,
     blocks: AnyBlocks,
-    row: Row,
+    row: RowResiduals,
     operands: Operands,
     nonzero_tangents: Operands,
 ) -> dict[str, Array]:
@@ -93,7 +93,7 @@ def tangents_of_projection(
 def _tangents_by_examples(
     predictor: Predictor,
     cut: ExampleBlocks,
-    row: Row,
+    row: RowResiduals,
     operands: Operands,
     nonzero_tangents: Operands,
 ) -> dict[str, Array]:
@@ -140,7 +140,7 @@ def _tangents_by_examples(
 def _tangents_by_classes(
     predictor: Predictor,
     blocks: ClassBlocks,
-    row: Row,
+    row: RowResiduals,
     operands: Operands,
     nonzero_tangents: Operands,
 ) -> dict[str, Array]:
@@ -148,7 +148,7 @@ def _tangents_by_classes(
     operands = matmuls.in_products(operands)
     row = _with_second_order_sums(row, _second_order_sums(predictor, blocks, row, operands))
 
-    def block(row: Row, own: Operands, tangent_out: Operands) -> dict[str, Array]:
+    def block(row: RowResiduals, own: Operands, tangent_out: Operands) -> dict[str, Array]:
         return predictor.unsharded.tangents_out(
             own.labels, *_moved_of_block(predictor, own, tangent_out, row), row
         )
@@ -161,7 +161,7 @@ def _tangents_by_classes(
 
 
 def _moved_of_block(
-    predictor: Predictor, own: Operands, tangent_out: Operands, row: Row
+    predictor: Predictor, own: Operands, tangent_out: Operands, row: RowResiduals
 ) -> tuple[Array, Array]:
     """Those of a block of classes."""
     _, logits, temperature = matmuls.data_of(predictor, own)
@@ -180,7 +180,7 @@ class SecondOrderSums(NamedTuple):
     gap_tangent_covariance: Array
 
 
-def _with_second_order_sums(row: Row, second_order_sums: SecondOrderSums) -> Row:
+def _with_second_order_sums(row: RowResiduals, second_order_sums: SecondOrderSums) -> RowResiduals:
     normalizer = row.normalizer._replace(tangent_mean=second_order_sums.tangent_mean)
     return row._replace(
         normalizer=normalizer, gap_tangent_covariance=second_order_sums.gap_tangent_covariance
@@ -190,7 +190,7 @@ def _with_second_order_sums(row: Row, second_order_sums: SecondOrderSums) -> Row
 # As `per_example._tangent_mean`: a row is a cache, whose tangents are 0.
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _second_order_sums(
-    predictor: Predictor, blocks: ClassBlocks, row: Row, operands: Operands
+    predictor: Predictor, blocks: ClassBlocks, row: RowResiduals, operands: Operands
 ) -> SecondOrderSums:
     none = zero_from(*jax.tree.leaves(row))
     return SecondOrderSums(TangentMean(none, none), none)

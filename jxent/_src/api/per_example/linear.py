@@ -27,7 +27,7 @@ def linear_sparse_softmax_cross_entropy(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""Surprise, in nats, of each example's class under the softmax of its projection.
+    r"""Softmax cross-entropy of class ids per example, in nats, from the output projection.
 
     $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
     z_j = (1 - s)\,[j = y] + s / C$$
@@ -116,7 +116,7 @@ def linear_softmax_cross_entropy(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""Cross-entropy, in nats, of each example's distribution and the softmax of its projection.
+    r"""Softmax cross-entropy of dense labels per example, in nats, from the output projection.
 
     $$\ell = \sum_j z'_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
     z'_j = z_j (1 - s) + s / C$$
@@ -197,7 +197,7 @@ def linear_sparse_sigmoid_cross_entropy(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
+    r"""Sigmoid cross-entropy of lists of class ids per example, in nats, from a projection.
 
     $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
 
@@ -287,7 +287,7 @@ def linear_sigmoid_cross_entropy(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""Sigmoid cross-entropy, in nats, of independent classes, summed over them.
+    r"""Sigmoid cross-entropy per example, in nats, summed over classes, from the output projection.
 
     $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
 

@@ -19,7 +19,7 @@ def sigmoid_cross_entropy_with_logits(
     negative_focusing: float | None = None,
     name: str | None = None,
 ) -> Float[Array, "*shape"]:
-    r"""Surprise, in nats, of each label under the sigmoid of its logit: independent classes.
+    r"""Sigmoid cross-entropy per class, in nats: classes are independent.
 
     $$\ell = (1 - z)\,\mathrm{softplus}(x) + z\,\mathrm{softplus}(-x)$$
 
@@ -77,11 +77,11 @@ def weighted_cross_entropy_with_logits(
     negative_focusing: float | None = None,
     name: str | None = None,
 ) -> Float[Array, "*shape"]:
-    r"""Sigmoid cross-entropy, in nats, whose positive labels count `pos_weight` times.
+    r"""Sigmoid cross-entropy per class, in nats, with positive labels weighted by `pos_weight`.
 
     $$\ell = (1 - z)\,\mathrm{softplus}(x) + q z\,\mathrm{softplus}(-x)$$
 
-    A weight $q > 1$ makes missed positives dear and raises recall; $q < 1$ raises precision.
+    A weight $q > 1$ makes missed positives expensive and raises recall; $q < 1$ raises precision.
 
     Args:
       labels: Probability that the class is present, in the logits' shape and dtype; usually 0 or 1.
@@ -142,7 +142,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
-    r"""Sigmoid cross-entropy, in nats, summed over the classes, from the ids of the positive ones.
+    r"""Sigmoid cross-entropy of lists of class ids per example, in nats, summed over the classes.
 
     $$\ell = \sum_j (1 - z_j)\,\mathrm{softplus}(x_j) + q_j z_j\,\mathrm{softplus}(-x_j)$$
 
@@ -214,7 +214,7 @@ def softmax_cross_entropy_with_logits(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "..."]:
-    r"""Cross-entropy, in nats, of each example's distribution and the softmax of its logits.
+    r"""Softmax cross-entropy of dense labels per example, in nats.
 
     $$\ell = \sum_j z_j (\mathrm{logsumexp}(x) - x_j) + \zeta\,\mathrm{logsumexp}(x)^2$$
 
@@ -277,7 +277,7 @@ def sparse_softmax_cross_entropy_with_logits(
     axis_name: str | None = None,
     name: str | None = None,
 ) -> Float[Array, "..."]:
-    r"""Surprise, in nats, of each example's class under the softmax of its logits.
+    r"""Softmax cross-entropy of class ids per example, in nats.
 
     $$\ell = \mathrm{logsumexp}(x) - \sum_j z_j x_j + \zeta\,\mathrm{logsumexp}(x)^2, \qquad
     z_j = (1 - s)\,[j = y] + s / C$$

@@ -11,14 +11,14 @@ from jxent._src.core import hints
 from jxent._src.core.dispatch import implements
 from jxent._src.core.elementary import exp, of_rank
 from jxent._src.loss_fns import kl_divergence
-from jxent._src.loss_fns.kl_divergence import Rows
+from jxent._src.loss_fns.kl_divergence import DivergenceResiduals
 from jxent._src.platforms.cpu.fallback import map_row_blocks, with_fallback
 from jxent._src.platforms.cpu.softmax import has_fast_rows
 from jxent._src.sharding.class_axis import ClassAxis
 
 
 def _of_finite(
-    x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+    x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> tuple[Array, Array]:
     """What p_t is times 1 + rest, and a: inf or NaN where a logit is infinite or NaN."""
     apart = x_s - x_t
@@ -37,11 +37,13 @@ def _is_positive(temperature: Array | None) -> Any:
 
 @implements(kl_divergence.sum_logit_differences, "cpu", applies=has_fast_rows)
 def _sum_logit_differences_on_cpu(
-    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows
+    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> Array:
     """Selects would be stored."""
 
-    def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows) -> Any:
+    def of_finite(
+        x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
+    ) -> Any:
         odds, a = _of_finite(x_t, x_s, temperature, rows)
         total = classes.sum(odds * a)
         return jnp.isfinite(total) & _is_positive(temperature), total
@@ -60,9 +62,16 @@ def _sum_logit_differences_on_cpu(
 # flushed: odds are at least tiny, or the row is not usable; where e^b overflows the sum does.
 @implements(kl_divergence.sum_expm1_residuals, "cpu", applies=has_fast_rows)
 def _sum_expm1_residuals_on_cpu(
-    classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, offset: Array
+    classes: ClassAxis,
+    x_t: Array,
+    x_s: Array,
+    temperature: Array | None,
+    rows: DivergenceResiduals,
+    offset: Array,
 ) -> Array:
-    def of_finite(x_t: Array, x_s: Array, temperature: Array | None, rows: Rows, _: Array) -> Any:
+    def of_finite(
+        x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals, _: Array
+    ) -> Any:
         # Read again, or what both sums are made of is stored.
         x_t, x_s, rows = hints.materialize((x_t, x_s, rows))
         odds, a = _of_finite(x_t, x_s, temperature, rows)

@@ -98,9 +98,11 @@ def _scattered_grads(
         share = rows.share
         weights = jnp.sum(labels.weights, classes.index, keepdims=True)
         of_others = (1 - smoothing) * weights + (smoothing - share)
-        of_leader = of_others * scale - share * (rows.rest * scale)
+        of_dominant = of_others * scale - share * (rows.rest * scale)
         is_dominant = logsumexp.is_dominant(x, rows.row_max, rows.rest)
-        elsewhere = jnp.where(is_dominant, of_leader, elsewhere - jnp.where(x > -jnp.inf, share, 0))
+        elsewhere = jnp.where(
+            is_dominant, of_dominant, elsewhere - jnp.where(x > -jnp.inf, share, 0)
+        )
         share = jnp.where(listed > -jnp.inf, share, 0)
         own = (1 - smoothing) * own + share
         others = (1 - smoothing) * others + (smoothing - share)
