@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 
 import jxent
-from jxent import losses
 from jxent._src.core import dispatch, options
+from tools import docstrings
 
 PACKAGE = Path(jxent.__file__).parent
-PUBLIC = [
-    f
-    for module in (jxent, losses)
-    for name, f in vars(module).items()
-    if inspect.isfunction(f) and not name.startswith("_")
-]
+PUBLIC = docstrings.public_functions()
 SOURCE = PACKAGE / "_src"
 ROOT = Path(__file__).parent.parent
 LAYERS = (  # a folder imports from itself and from what stands below
@@ -74,22 +69,13 @@ def test_one_file_imports_chex():
     assert users == [SOURCE / "checks" / "check.py"]
 
 
-def entries(function) -> dict[str, str]:
-    """What a docstring says of each argument."""
-    doc = inspect.getdoc(function) or ""
-    listed = doc[doc.index("Args:\n") + 6 : doc.index("\n\nReturns:")]
-    pairs = (entry.strip().split(":", 1) for entry in re.split(r"\n(?=  \w)", listed))
-    return {name: " ".join(text.split()) for name, text in pairs}
-
-
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f"{f.__module__}.{f.__name__}")
 def test_docstrings_say_the_same_of_the_same_option(function):
+    """`python -m tools.docstrings --write` makes it so."""
     parameters = inspect.signature(function).parameters
-    said = entries(function)
-    assert list(said) == list(parameters)
-    for name, text in said.items():
-        if name in options.OPTION_DOCS:
-            assert text in options.OPTION_DOCS[name], name
+    said = list(docstrings.entries(function))
+    assert [entry.name for entry in said] == list(parameters)
+    assert not [entry.name for entry in said if entry.text not in entry.variants]
     for name, option in options.OPTIONS.items():
         if name in parameters:
             assert parameters[name].default == option.default
