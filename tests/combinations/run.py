@@ -103,7 +103,8 @@ def mapped(call: Call) -> Any:
     def of_trees(*trees: Arrays) -> Any:
         if kind == "scan":
             return scanned(*trees)
-        return jax.vmap(function, in_axes=axes(*trees))(*trees)
+        # The size, as weights may be the only other operand, and be a number.
+        return jax.vmap(function, in_axes=axes(*trees), axis_size=2)(*trees)
 
     def scanned(*trees: Arrays) -> Any:
         # JAX differentiates such a scan twice only if its body and all of it are rematerialized.

@@ -291,7 +291,12 @@ def _reduced(
 @_compiled(0, 1)
 def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: Array) -> Array:
     values = upcast(losses)
-    weighted = base.apply_weights(weights, values) if masks else weights * values
+    if masks:
+        # So that of what is dropped nothing is left for mixed second derivatives, too.
+        dropped = (weights == 0) & ~jnp.isfinite(values)
+        weighted = base.apply_weights(weights, jnp.where(dropped, jnp.zeros_like(values), values))
+    else:
+        weighted = weights * values
     return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
 
 
