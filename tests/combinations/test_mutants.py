@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jxent._src.core import blocking, elementary
+from jxent._src.core import elementary
 from jxent._src.loss_fns import base
 from jxent._src.loss_fns.softmax import ListedSoftmax
-from jxent._src.projection import matmuls, per_example, reduced, softmax_statistics
+from jxent._src.projection import matmuls, per_example, plan, reduced, softmax_statistics
 from jxent._src.run import entry
 from jxent._src.sharding import class_axis
 from tests.combinations.arrays import MODEL
@@ -65,7 +65,7 @@ def _weights_as_they_are(patch):
 
 
 def _blocks_of_any_size(patch):
-    patch.setattr(blocking, "chips_of", lambda rows: 1)
+    patch.setattr(plan, "chips_of", lambda rows: 1)
 
 
 def _narrow_tangents(patch):

@@ -13,7 +13,7 @@ import jxent
 from benchmarks.compiled import bounds, h100
 from benchmarks.compiled.cases import Case
 from benchmarks.compiled.programs import compiled, excess
-from jxent._src.core import blocking
+from jxent._src.projection import plan
 
 if not (h100.is_available() and bounds.ARE_OF_THIS_JAX and platform.machine() == "x86_64"):
     pytest.skip("needs the extra gpu-compile and its jax", allow_module_level=True)
@@ -56,8 +56,8 @@ def entropy(**arguments):
 def test_blocks_are_chosen_that_move_least(chip, function, examples, classes, features, dtype):
     case = Case("projection, softmax ids", examples, classes, features, dtype=dtype)
     bytes_of = partial(moved, chip, function, case)
-    width = blocking.class_blocks(examples, (features, classes), 1, None).width
-    size = blocking.cut(examples, (features, classes), None).size
+    width = plan.class_blocks(examples, (features, classes), 1, None).width
+    size = plan.cut(examples, (features, classes), None).size
     best = min(bytes_of(block_size=size), bytes_of(class_block_size=width))
     # On jax 0.12 one shape in float32 moves 1.067 times the least.
     assert bytes_of() <= (1.07 if jax.__version_info__ >= (0, 12) else 1.06) * best

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import tpu
+from benchmarks import scaling, tpu
 from benchmarks.compiled import bounds
 from benchmarks.compiled.cases import Case, programs
 from benchmarks.compiled.programs import compiled, excess
 from benchmarks.lib.programs import SCALARS
-from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, plan, topology_mesh
-from jxent._src.core import blocking
+from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, topology_mesh
 from jxent._src.platforms.tpu import V5E
+from jxent._src.projection import plan
 
 if not (tpu.is_available() and bounds.ARE_OF_THIS_JAX and platform.machine() == "x86_64"):
     pytest.skip("needs the extra tpu-compile and its jax", allow_module_level=True)
@@ -85,12 +85,12 @@ def test_the_bytes_by_which_blocks_are_chosen(
     found = compiled(chip, case, programs(case)["jxent"])
     assert found is not None
     if "block_size" in sizes:
-        cut = blocking.cut(examples, kernel.shape, sizes["block_size"])
-        model = blocking.bytes_by_examples(V5E, cut, inputs, kernel)
+        cut = plan.cut(examples, kernel.shape, sizes["block_size"])
+        model = plan.bytes_by_examples(V5E, cut, inputs, kernel)
     else:
         width = sizes.get("class_block_size")
-        by_classes = blocking.class_blocks(examples, kernel.shape, 1, width)
-        model = blocking.bytes_by_classes(V5E, by_classes, inputs, kernel)
+        by_classes = plan.class_blocks(examples, kernel.shape, 1, width)
+        model = plan.bytes_by_classes(V5E, by_classes, inputs, kernel)
     assert model == pytest.approx(found.cost.bytes, rel=0.15)
 
 
@@ -102,7 +102,7 @@ def mesh():
 @pytest.mark.parametrize("loss", ["softmax ids", "softmax", "sigmoid ids", "sigmoid"])
 def test_logits_in_memory(mesh, loss):
     """Statistics cross the chips, nothing of the logits' size is held beside them."""
-    p = plan(mesh, replace(LOGITS, loss=loss))
+    p = scaling.plan(mesh, replace(LOGITS, loss=loss))
     # Where one pass gives all of a row's statistics, each chip's are gathered.
     assert {c.kind for c in p.collectives} <= {"all-reduce", "all-gather"}
     assert 0 < p.moved <= (1e6 if loss == "sigmoid" else 64 * 4 * p.examples)
@@ -113,7 +113,7 @@ def test_logits_in_memory(mesh, loss):
 @pytest.mark.parametrize("loss", ["softmax ids", "sigmoid ids"])
 def test_projection(mesh, loss, reduce):
     """d/d inputs crosses "model" and d/d kernel "data", once each."""
-    p = plan(mesh, replace(PROJECTION, loss=f"projection, {loss}", reduce=reduce))
+    p = scaling.plan(mesh, replace(PROJECTION, loss=f"projection, {loss}", reduce=reduce))
     assert {c.kind for c in p.collectives} <= {"all-reduce", "all-gather", "reduce-scatter"}
     gathered = sum(c.bytes for c in p.collectives if c.kind == "all-gather")
     assert gathered <= 64 * 4 * p.examples
@@ -125,7 +125,7 @@ def test_projection(mesh, loss, reduce):
 
 def test_ten_million_classes(mesh):
     """The kernel split over all chips: only d/d inputs and statistics cross."""
-    p = plan(mesh, WIDEST)
+    p = scaling.plan(mesh, WIDEST)
     assert {c.kind for c in p.collectives} <= {"all-reduce", "reduce-scatter"}
     assert 0 < p.moved <= 1.5 * p.inputs + 64 * 4 * p.examples
     assert p.temporaries <= 1e6

@@ -9,8 +9,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 from benchmarks.compiled.collectives import collectives
-from jxent._src.core import blocking
-from jxent._src.core.blocking import Block, ClassBlocks
+from jxent._src.core.blocks import Block, ClassBlocks
+from jxent._src.projection import plan
 from tests.projection.members import operands, scalar
 
 
@@ -40,7 +40,7 @@ def test_every_class_is_in_one_block(runs, width):
 
 def test_the_default_block_of_classes():
     def width(examples, features, classes, runs=1):
-        return blocking.class_blocks(examples, (features, classes), runs, None).width
+        return plan.class_blocks(examples, (features, classes), runs, None).width
 
     assert width(4096, 256, 65536) == 1024
     assert width(8192, 1024, 131072) == 4096

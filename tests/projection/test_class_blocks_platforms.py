@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jxent
-from jxent._src.core import blocking
-from jxent._src.core.blocking import ClassBlocks, ExampleBlocks
+from jxent._src.core.blocks import BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.platforms import tpu
+from jxent._src.projection import plan
 from jxent._src.projection.matmuls import Operands
 from tests.compile_options import quick
 from tests.projection.members import LOSSES, SOFTMAX, operands, per_example, scalar
@@ -23,7 +23,7 @@ inf, nan = np.inf, np.nan
 @pytest.mark.long
 def test_default_blocks_that_are_filled_up(loss_name, monkeypatch):
     """13 examples in blocks of 8 at most, where a kernel of 24 classes is as large as a model's."""
-    monkeypatch.setattr(blocking, "_MAX_LOGITS", 64)
+    monkeypatch.setattr(plan, "_MAX_LOGITS", 64)
     with jax.enable_x64(True):
         labels, inputs, kernel = operands(loss_name, examples=13, classes=24, dtype=np.float64)
         labels = labels if labels.dtype == np.int64 else labels.astype(np.float64)
@@ -156,18 +156,18 @@ def test_examples_a_block_on_gpus():
         (32768, 128, 512, (64, 512)),
     ):
         cut = ExampleBlocks(-(-examples // size), size)
-        assert blocking.grown(cut, examples, fewest) == wanted
+        assert plan.grown(cut, examples, fewest) == wanted
 
 
 def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
     def pay(examples, features, classes, dtype=jnp.bfloat16, products=1):
         inputs = jax.ShapeDtypeStruct((examples, features), dtype)
         kernel = jax.ShapeDtypeStruct((features, classes), dtype)
-        choice = blocking.BlockCandidates(
-            blocking.cut(examples, kernel.shape, None),
-            blocking.class_blocks(examples, kernel.shape, 1, None),
+        choice = BlockCandidates(
+            plan.cut(examples, kernel.shape, None),
+            plan.class_blocks(examples, kernel.shape, 1, None),
         )
-        return blocking.prefer_class_blocks(tpu.V5E, choice, inputs, kernel, products)
+        return plan.prefer_class_blocks(tpu.V5E, choice, inputs, kernel, products)
 
     assert pay(8192, 256, 65536)
     assert pay(8192, 1024, 131072)

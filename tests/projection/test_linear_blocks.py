@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jxent import losses
-from jxent._src.core import blocking
+from jxent._src.projection import plan
 from tests.compile_options import quick
 from tests.projection.members import LOSSES, operands, per_example, scalar
 
@@ -45,13 +45,13 @@ def test_every_block_size_gives_the_same(loss_name):
 
 def test_the_default_block():
     def size(examples, features, classes):
-        return blocking.cut(examples, (features, classes), None).size
+        return plan.cut(examples, (features, classes), None).size
 
     assert size(4096, 256, 65536) == 512
     assert size(8192, 4096, 128256) == 2048  # half the features: the kernel's gradient is large
     assert size(100, 64, 1000) == 100
     assert size(2048, 128, 10_000_000) == 64
-    assert blocking.cut(0, (3, 5), None) == (1, 0)
+    assert plan.cut(0, (3, 5), None) == (1, 0)
 
 
 @pytest.mark.parametrize("loss_name", LOSSES)

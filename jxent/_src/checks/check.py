@@ -18,7 +18,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent._src.core.blocking import BlockSizes
+from jxent._src.core.blocks import BlockSizes
 from jxent._src.core.elementary import computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed
 from jxent._src.core.options import require_static, short_repr

@@ -22,7 +22,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool
 
 from jxent._src.core import hints
-from jxent._src.core.blocking import Block
+from jxent._src.core.blocks import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import zero_safe_multiply
 from jxent._src.core.options import Options

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jxent._src.core import hints
-from jxent._src.core.blocking import Block
+from jxent._src.core.blocks import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import (
     largest_id,

@@ -4,13 +4,13 @@ from typing import Any
 
 from jaxtyping import Array
 
-from jxent._src.core import blocking, hints
-from jxent._src.core.blocking import AnyBlocks, BlockCandidates, ExampleBlocks
+from jxent._src.core import hints
+from jxent._src.core.blocks import AnyBlocks, BlockCandidates, ExampleBlocks
 from jxent._src.core.dispatch import implements
 from jxent._src.loss_fns.base import Loss
 from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
-from jxent._src.projection import per_example, reduced, softmax_statistics
+from jxent._src.projection import per_example, plan, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -40,8 +40,8 @@ FEWEST = 1200
 def _larger(blocks: BlockCandidates, operands: Operands) -> ExampleBlocks:
     """Up to where the logits take as much memory traffic as the kernel's gradient."""
     examples, features = operands.inputs.shape
-    chips = blocking.chips_of(operands.inputs)
-    return blocking.grown(blocks.examples, examples, min(FEWEST, 2 * features), chips)
+    chips = plan.chips_of(operands.inputs)
+    return plan.grown(blocks.examples, examples, min(FEWEST, 2 * features), chips)
 
 
 def _are_small(_: Loss, blocks: AnyBlocks, *rest: Any) -> bool:

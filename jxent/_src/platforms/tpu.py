@@ -6,21 +6,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jxent._src.core import blocking, hints
-from jxent._src.core.blocking import AnyBlocks, BlockCandidates, ClassBlocks, ExampleBlocks
+from jxent._src.core import hints
+from jxent._src.core.blocks import AnyBlocks, BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import implements
 from jxent._src.core.elementary import WeightedIds
 from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Loss, Residuals
 from jxent._src.loss_fns.statistics import Outputs, Predictor
 from jxent._src.platforms import one_pass
-from jxent._src.projection import per_example, reduced, softmax_statistics
+from jxent._src.projection import per_example, plan, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import ClassAxis
 
 # A v5e: 197 TFLOP/s, 819 GB/s, and 128 MiB of fast memory, of which products take a part.
-V5E = blocking.Chip(balance=240, fast=104 * 2**20)
+V5E = plan.Chip(balance=240, fast=104 * 2**20)
 
 # Passes over 4096 x 32768 bfloat16 logits as compiled for a v5e, value and gradient: ids 3.00
 # instead of 4.00, smoothed 3.00 instead of 4.00 to 5.00, dense labels 5.00 instead of 7.00; on any
@@ -128,7 +128,7 @@ def _prefer_class_blocks_per_example(loss_fn: Loss, blocks: AnyBlocks, *rest: An
 
 
 def _pay(blocks: AnyBlocks, operands: Operands, products: int) -> bool:
-    return isinstance(blocks, BlockCandidates) and blocking.prefer_class_blocks(
+    return isinstance(blocks, BlockCandidates) and plan.prefer_class_blocks(
         V5E, blocks, operands.inputs, operands.kernel, products
     )
 

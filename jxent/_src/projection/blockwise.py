@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jxent._src.core.blocking import ExampleBlocks
+from jxent._src.core.blocks import ExampleBlocks
 from jxent._src.core.elementary import upcast
 from jxent._src.loss_fns import base
 from jxent._src.projection.reduced import inner

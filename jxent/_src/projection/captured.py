@@ -11,10 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jxent._src.checks import check
-from jxent._src.core.blocking import ExampleBlocks, balanced, chips_of
+from jxent._src.core.blocks import ExampleBlocks
 from jxent._src.core.elementary import computing_dtype
 from jxent._src.core.options import short_repr
 from jxent._src.projection.blockwise import BlockwiseInputs, Function
+from jxent._src.projection.plan import balanced, chips_of
 from jxent._src.sharding import class_axis
 
 

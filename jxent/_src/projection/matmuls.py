@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jxent._src.core import hints
-from jxent._src.core.blocking import Block
+from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
 from jxent._src.loss_fns.base import Data, OfLogits, present

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from math import gcd, prod
+from math import prod
 from numbers import Real
 from typing import Any, TypeVar, cast
 
@@ -12,8 +12,8 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
 from jxent._src.checks import check
-from jxent._src.core import blocking, options
-from jxent._src.core.blocking import AnyBlocks, BlockCandidates, BlockSizes
+from jxent._src.core import options
+from jxent._src.core.blocks import AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
 from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
@@ -24,6 +24,7 @@ from jxent._src.projection import (
     blockwise,
     matmuls,
     per_example as _projection,
+    plan,
     reduced as _total,
     softmax_statistics,
 )
@@ -79,9 +80,9 @@ def each_projected(
     """The losses per example of a projection, in float32 at least."""
     options.in_dtype(loss_fn, inputs.dtype)
     batch = inputs.shape[:-1]
-    operands = Operands(*blocking.flat(labels, inputs), kernel, bias, parameters)
+    operands = Operands(*_flat(labels, inputs), kernel, bias, parameters)
     operands = _match_all_varying(loss_fn, operands)
-    blocks = _blocks_of(loss_fn, sizes, operands)
+    blocks = plan.blocks_of(loss_fn, sizes, operands)
     losses, _ = _projection.per_example(loss_fn, blocks, None, operands)
     return losses.reshape(batch)
 
@@ -109,9 +110,9 @@ def predicted_by_projection(
     """The statistics of a prediction from a projection, in float32 at least."""
     options.in_dtype(predictor, inputs.dtype)
     batch = inputs.shape[:-1]
-    operands = Operands(*blocking.flat(labels, inputs), kernel, bias, temperature)
+    operands = Operands(*_flat(labels, inputs), kernel, bias, temperature)
     operands = _match_all_varying(predictor, operands)
-    blocks = _blocks_of(predictor, sizes, operands)
+    blocks = plan.blocks_of(predictor, sizes, operands)
     values, _ = softmax_statistics.projected(predictor, blocks, operands)
     return SoftmaxStatistics(*(x.reshape(batch) for x in values))
 
@@ -148,7 +149,7 @@ def reduced_projection(
     masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
     kind = _kind(loss_fn, reduction, masks)
     operands = Operands(labels, inputs, kernel, bias, parameters)
-    blocks = _blocks_of(loss_fn, sizes, operands)
+    blocks = plan.blocks_of(loss_fn, sizes, operands)
     return _reduced_projection(loss_fn, masks, kind, blocks, weights, operands)
 
 
@@ -197,39 +198,15 @@ _NOT_IN_PARTS = (
 )
 
 
-def _blocks_of(loss_fn: OfLogits, sizes: BlockSizes, operands: Operands) -> AnyBlocks:
-    """How the projection is cut: as the caller says, or as shapes and platform ask.
+def _flat(labels: Any, inputs: Array) -> tuple[Any, Array]:
+    """Labels, an array or a tree of them, and inputs with one axis of examples."""
+    batch = inputs.shape[:-1]
+    examples = prod(batch)
 
-    Independent classes, whose losses need nothing of their example's other logits, are cut where
-    there are more classes than examples. For exclusive ones it depends on the platform.
-    """
-    labels, inputs, kernel, bias, parameters = operands
-    examples, classes = prod(inputs.shape[:-1]), kernel.shape[1]
-    logits = 2 if loss_fn.has_teacher else 1  # the teacher's beside the student's
-    shape = (kernel.shape[0], logits * classes)
-    of_examples = blocking.cut(examples, shape, sizes.examples, blocking.chips_of(inputs))
-    if sizes.examples:
-        return of_examples
-    fewer = isinstance(examples, int) and examples < classes
-    of_classes = None
-    if sizes.classes and not loss_fn.has_class_blocks:
-        raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
-    if loss_fn.has_class_blocks and (sizes.classes or fewer):
-        dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
-        per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
-        runs = class_axis.num_class_shards(*per_class)
-        if runs is not None:
-            # Classes are split in equal parts, whose number divides theirs.
-            runs = gcd(runs, classes)
-            of_classes = blocking.class_blocks(examples, kernel.shape, runs, sizes.classes)
-            if sizes.classes or loss_fn.classwise:
-                return of_classes
-        elif sizes.classes:
-            raise ValueError(
-                "class_block_size must be None where the classes are split explicitly, got "
-                f"{sizes.classes}; split them automatically, or over `axis_name`"
-            )
-    return BlockCandidates(of_examples, of_classes)
+    def rows(x: Array) -> Array:
+        return x.reshape(examples, *x.shape[len(batch) :])
+
+    return jax.tree.map(rows, labels), rows(inputs)
 
 
 def _kind(loss_fn: Loss | None, reduction: Reduction | str, masks: bool) -> Reduction:
@@ -312,7 +289,7 @@ def _reduced_projection(
     options.in_dtype(loss_fn, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
     each = class_axis.broadcast_row_weights(operands.inputs, weights).reshape(-1)
-    labels, inputs = blocking.flat(*operands.of_rows)
+    labels, inputs = _flat(*operands.of_rows)
     if masks:
         each, inputs = matmuls.zero_nonfinite_where_masked(each, inputs)
         # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from jxent._src.core.blocking import Block
+from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import largest_id
 from jxent._src.core.kernel import Transposed
 from jxent._src.core.versions import varying_axes
