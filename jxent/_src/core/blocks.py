@@ -23,6 +23,9 @@ class BlockSizes(NamedTuple):
     classes: int | None
 
 
+BY_SHAPE = BlockSizes(None, None)
+
+
 class ExampleBlocks(NamedTuple):
     """How examples are cut: `number` blocks of `size`; the last places may be filled up."""
 

@@ -23,8 +23,8 @@ class Operands(NamedTuple):
     labels: Any  # an array, or a tree of them
     inputs: Float[Array, "examples features"]
     kernel: Kernel  # of tangents None where it is zero, as all of them
-    bias: Float[Array, "classes"] | None
-    parameters: Any  # the loss's own, such as a `pos_weight` of each class
+    bias: Float[Array, "classes"] | None = None
+    parameters: Any = None  # the loss's own, such as a `pos_weight` of each class
 
     @property
     def of_rows(self) -> tuple[Any, Any]:

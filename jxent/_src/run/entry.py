@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import wraps
 from math import prod
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,24 @@ from jaxtyping import Array
 
 from jxent._src.checks import check
 from jxent._src.core import options
-from jxent._src.core.blocks import AnyBlocks, BlockSizes
+from jxent._src.core.blocks import BY_SHAPE, AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
-from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
-from jxent._src.loss_fns.base import Data, Loss, OfLogits
+from jxent._src.loss_fns.base import Loss, OfLogits
 from jxent._src.loss_fns.sigmoid import Sigmoid, weighted_total
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
 from jxent._src.projection import (
     blockwise,
     matmuls,
-    per_example as _projection,
+    per_example,
     plan,
-    reduced as _total,
+    reduced as reduced_sum,
     softmax_statistics,
 )
 from jxent._src.projection.blockwise import BlockwiseSpec
 from jxent._src.projection.captured import Checked
 from jxent._src.projection.matmuls import Operands
-from jxent._src.run import reduction as _reduction
-from jxent._src.run.reduction import Reduction
+from jxent._src.run.reduction import Reduction, aux, count, divided, reduced_by
 from jxent._src.sharding import class_axis
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,99 +56,71 @@ def _match_all_varying(loss_fn: OfLogits, arrays: Any) -> Any:
     return class_axis.match_all_varying(loss_fn.classes, arrays)
 
 
-@_compiled(0)
-def each(loss_fn: Loss, labels: Any, logits: Array, parameters: Array | None = None) -> Array:
-    """The losses per example or class, in the logits' dtype."""
-    options.in_dtype(loss_fn, logits.dtype)
-    data = _match_all_varying(loss_fn, (labels, logits, parameters))
-    losses, _ = base.losses(loss_fn, True, None, *data)
-    return losses.astype(logits.dtype)
+class Logits(NamedTuple):
+    """What the losses of logits in memory are computed from; of a projection: `Operands`."""
+
+    labels: Any  # an array, or a tree of them
+    logits: Array
+    parameters: Array | None = None  # the loss's own, such as a `pos_weight`
 
 
-@_compiled(0, 1)
-def each_projected(
-    loss_fn: Loss,
-    sizes: BlockSizes,
-    labels: Any,
-    inputs: Array,
-    kernel: Kernel,
-    bias: Array | None,
-    parameters: Any = None,
-) -> Array:
-    """The losses per example of a projection, in float32 at least."""
-    options.in_dtype(loss_fn, inputs.dtype)
-    batch = inputs.shape[:-1]
-    operands = Operands(*_flat(labels, inputs), kernel, bias, parameters)
-    operands = _match_all_varying(loss_fn, operands)
-    blocks = plan.blocks_of(loss_fn, sizes, operands)
-    losses, _ = _projection.per_example(loss_fn, blocks, None, operands)
-    return losses.reshape(batch)
+@_compiled(0, 2)
+def each(loss_fn: Loss, data: Logits | Operands, sizes: BlockSizes = BY_SHAPE) -> Array:
+    """The losses per example or class.
+
+    In the logits' dtype; of a projection, the only one to have blocks, in float32 at least.
+    """
+    if isinstance(data, Operands):
+        options.in_dtype(loss_fn, data.inputs.dtype)
+        batch, operands, blocks = _cut(loss_fn, data, sizes)
+        losses, _ = per_example.per_example(loss_fn, blocks, None, operands)
+        return losses.reshape(batch)
+    dtype = data.logits.dtype
+    options.in_dtype(loss_fn, dtype)
+    losses, _ = base.losses(loss_fn, True, None, *_match_all_varying(loss_fn, data))
+    return losses.astype(dtype)
 
 
-@_compiled(0)
+@_compiled(0, 2)
 def predicted(
-    predictor: Predictor, labels: Array, logits: Array, temperature: Array | None
+    predictor: Predictor, data: Logits | Operands, sizes: BlockSizes = BY_SHAPE
 ) -> SoftmaxStatistics:
-    """The statistics of a prediction from logits in memory, in float32 at least."""
-    options.in_dtype(predictor, logits.dtype)
-    data = _match_all_varying(predictor, (labels, logits, temperature))
-    return statistics.predicted(predictor, *data)[0]
+    """The statistics of a prediction, in float32 at least."""
+    if isinstance(data, Operands):
+        options.in_dtype(predictor, data.inputs.dtype)
+        batch, operands, blocks = _cut(predictor, data, sizes)
+        values, _ = softmax_statistics.projected(predictor, blocks, operands)
+        return SoftmaxStatistics(*(x.reshape(batch) for x in values))
+    options.in_dtype(predictor, data.logits.dtype)
+    return statistics.predicted(predictor, *_match_all_varying(predictor, data))[0]
 
 
-@_compiled(0, 1)
-def predicted_by_projection(
-    predictor: Predictor,
-    sizes: BlockSizes,
-    labels: Any,
-    inputs: Array,
-    kernel: Kernel,
-    bias: Array | None,
-    temperature: Array | None,
-) -> SoftmaxStatistics:
-    """The statistics of a prediction from a projection, in float32 at least."""
-    options.in_dtype(predictor, inputs.dtype)
-    batch = inputs.shape[:-1]
-    operands = Operands(*_flat(labels, inputs), kernel, bias, temperature)
-    operands = _match_all_varying(predictor, operands)
-    blocks = plan.blocks_of(predictor, sizes, operands)
-    values, _ = softmax_statistics.projected(predictor, blocks, operands)
-    return SoftmaxStatistics(*(x.reshape(batch) for x in values))
+def _cut(
+    loss_fn: OfLogits, data: Operands, sizes: BlockSizes
+) -> tuple[tuple[int, ...], Operands, AnyBlocks]:
+    """The shape of the batch, the operands with one axis of examples, and their blocks."""
+    labels, inputs = _flat(*data.of_rows)
+    operands = _match_all_varying(loss_fn, data._replace(labels=labels, inputs=inputs))
+    return data.inputs.shape[:-1], operands, plan.blocks_of(loss_fn, sizes, operands)
 
 
 def reduced(
     loss_fn: Loss,
     weights: ArrayLike,
     reduction: Reduction | str,
-    labels: Any,
-    logits: Array,
-    parameters: Array | None = None,
+    data: Logits | Operands,
+    sizes: BlockSizes = BY_SHAPE,
 ) -> Any:
-    """The losses of logits in memory, weighted and reduced; beside them what is asked for."""
-    per_example = loss_fn.axis is not None
-    shape = logits.shape[:-1] if per_example else logits.shape
-    masks, weights = _checked_weights(weights, shape, logits.dtype, per_example=per_example)
+    """The losses, weighted and reduced; beside them what is asked for."""
+    x = data.inputs if isinstance(data, Operands) else data.logits
+    is_reduced = loss_fn.axis is not None
+    shape = x.shape[:-1] if is_reduced else x.shape
+    masks, weights = _checked_weights(weights, shape, x.dtype, per_example=is_reduced)
     kind = _kind(loss_fn, reduction, masks)
-    return _reduced(loss_fn, masks, kind, weights, labels, logits, parameters)
-
-
-def reduced_projection(
-    loss_fn: Loss,
-    weights: ArrayLike,
-    reduction: Reduction | str,
-    sizes: BlockSizes,
-    labels: Any,
-    inputs: Array,
-    kernel: Kernel,
-    bias: Array | None,
-    parameters: Any = None,
-) -> Any:
-    """The losses of a projection, weighted and reduced; beside them what is asked for."""
-    batch = inputs.shape[:-1]
-    masks, weights = _checked_weights(weights, batch, inputs.dtype, per_example=True)
-    kind = _kind(loss_fn, reduction, masks)
-    operands = Operands(labels, inputs, kernel, bias, parameters)
-    blocks = plan.blocks_of(loss_fn, sizes, operands)
-    return _reduced_projection(loss_fn, masks, kind, blocks, weights, operands)
+    if isinstance(data, Operands):
+        blocks = plan.blocks_of(loss_fn, sizes, data)
+        return _reduced_projection(loss_fn, masks, kind, blocks, weights, data)
+    return _reduced(loss_fn, masks, kind, weights, data)
 
 
 def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
@@ -184,7 +154,7 @@ def reduced_rows(
         if has_aux:
             raise ValueError(_NOT_IN_PARTS)
         return blockwise.weighted_losses(plan, each, given)
-    shares = _reduction.divided(each, _reduction.count(kind, weights, shape))
+    shares = divided(each, count(kind, weights, shape))
     loss, sums = blockwise.total(plan, shares, each, given)
     if checked.crosses_unchecked:
         # Which gradients to add up over the chips, only JAX's own transpose of the whole can tell.
@@ -234,13 +204,11 @@ def _reduced(
     masks: bool,
     reduction: Reduction,
     weights: Array,
-    labels: Any,
-    logits: Array,
-    parameters: Array | None,
+    given: Logits,
 ) -> Any:
+    logits = given.logits
     options.in_dtype(loss_fn, logits.dtype)
-    data: Data
-    own, *data = _match_all_varying(loss_fn, (weights, labels, logits, parameters))
+    own, data = _match_all_varying(loss_fn, (weights, given))
     shape = logits.shape if loss_fn.axis is None else logits.shape[:-1]
     if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
         summed = loss_fn.total_of(logits.ndim)
@@ -248,21 +216,19 @@ def _reduced(
             total = weighted_total(summed, own, *data)
         else:
             total = own * base.losses(summed, True, None, *data)[0]
-        return _reduction.divided(total, _reduction.count(reduction, weights, shape)).astype(
-            logits.dtype
-        )
+        return divided(total, count(reduction, weights, shape)).astype(logits.dtype)
     if loss_fn.returns_components:
         values, known = base.losses(loss_fn, True, own if masks else None, *data)
-        denominator = _reduction.count(reduction, weights, shape)
+        denominator = count(reduction, weights, shape)
         weights = class_axis.broadcast_like(weights, values)
-        total = _reduction.divided(jnp.sum(base.apply_weights(weights, values)), denominator)
-        aux = _reduction.aux(loss_fn.components(known.statistics), weights, denominator)
-        return total.astype(logits.dtype), aux
+        total = divided(jnp.sum(base.apply_weights(weights, values)), denominator)
+        parts = aux(loss_fn.components(known.statistics), weights, denominator)
+        return total.astype(logits.dtype), parts
     if masks:
         weighted = base.weighted_losses(loss_fn, own, *data)
     else:
         weighted = own * base.losses(loss_fn, True, None, *data)[0]
-    return _reduction.reduced(reduction, weights, weighted, shape).astype(logits.dtype)
+    return reduced_by(reduction, weights, weighted, shape).astype(logits.dtype)
 
 
 @_compiled(0, 1)
@@ -274,7 +240,7 @@ def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: A
         weighted = base.apply_weights(weights, jnp.where(dropped, jnp.zeros_like(values), values))
     else:
         weighted = weights * values
-    return _reduction.reduced(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
+    return reduced_by(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
 
 
 @_compiled(0, 1, 2, 3)
@@ -300,13 +266,11 @@ def _reduced_projection(
     if reduction is Reduction.NONE:
         each, operands = _match_all_varying(loss_fn, (each, operands))
         mask = each if masks else None
-        values, _ = _projection.per_example(loss_fn, blocks, mask, operands)
+        values, _ = per_example.per_example(loss_fn, blocks, mask, operands)
         return base.apply_weights(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
-    denominator = _reduction.count(reduction, weights, batch)
-    shares, operands = _match_all_varying(
-        loss_fn, (_reduction.divided(each, denominator), operands)
-    )
-    total, parts = _total.total(loss_fn, blocks, masks, shares, operands)
-    return total if parts is None else (total, _reduction.aux(parts, each, denominator))
+    denominator = count(reduction, weights, batch)
+    shares, operands = _match_all_varying(loss_fn, (divided(each, denominator), operands))
+    total, parts = reduced_sum.total(loss_fn, blocks, masks, shares, operands)
+    return total if parts is None else (total, aux(parts, each, denominator))

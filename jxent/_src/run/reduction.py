@@ -85,7 +85,10 @@ def aux(parts: base.LossComponents, weights: Array, denominator: Count) -> Softm
     )
 
 
-def reduced(reduction: Reduction, weights: Array, weighted: Array, shape: tuple[int, ...]) -> Array:
+def reduced_by(
+    reduction: Reduction, weights: Array, weighted: Array, shape: tuple[int, ...]
+) -> Array:
+    """The weighted losses, of this shape, reduced."""
     if reduction is Reduction.NONE:
         return weighted
     return divided(jnp.sum(weighted), count(reduction, weights, shape))

@@ -7,8 +7,10 @@ from jxent._src.checks import check
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.kl_divergence import Divergence
+from jxent._src.projection.matmuls import Operands
 from jxent._src.projection.teacher import ProjectedDivergence
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -77,7 +79,7 @@ def softmax_kl_divergence_with_logits(
         logit_softcap=logit_softcap,
     )
     with check.scope(name, "softmax_kl_divergence_with_logits"):
-        return entry.each(loss_fn, teacher, logits, divisor)
+        return entry.each(loss_fn, Logits(teacher, logits, divisor))
 
 
 def linear_softmax_kl_divergence(
@@ -163,5 +165,6 @@ def linear_softmax_kl_divergence(
         logit_softcap=logit_softcap,
     )
     sizes, parameters = check.block_sizes(block_size), (divisor, teacher_kernel, teacher_bias)
+    data = Operands(teacher, inputs, kernel, bias, parameters)
     with check.scope(name, "linear_softmax_kl_divergence"):
-        return entry.each_projected(loss_fn, sizes, teacher, inputs, kernel, bias, parameters)
+        return entry.each(loss_fn, data, sizes)

@@ -7,6 +7,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid, softmax
+from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -99,8 +100,9 @@ def linear_sparse_softmax_cross_entropy(
         focusing=focusing,
     )
     sizes = check.block_sizes(block_size, class_block_size)
+    data = Operands(targets, inputs, kernel, bias)
     with check.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return entry.each_projected(loss_fn, sizes, targets, inputs, kernel, bias, None)
+        return entry.each(loss_fn, data, sizes)
 
 
 def linear_softmax_cross_entropy(
@@ -177,8 +179,9 @@ def linear_softmax_cross_entropy(
         logit_softcap=logit_softcap,
     )
     sizes = check.block_sizes(block_size)
+    data = Operands(labels, inputs, kernel, bias)
     with check.scope(name, "linear_softmax_cross_entropy"):
-        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, None)
+        return entry.each(loss_fn, data, sizes)
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -267,8 +270,9 @@ def linear_sparse_sigmoid_cross_entropy(
         negative_focusing=negative_focusing,
     )
     sizes = check.block_sizes(block_size, class_block_size)
+    data = Operands(labels, inputs, kernel, bias, factor)
     with check.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, factor)
+        return entry.each(loss_fn, data, sizes)
 
 
 def linear_sigmoid_cross_entropy(
@@ -356,5 +360,6 @@ def linear_sigmoid_cross_entropy(
         negative_focusing=negative_focusing,
     )
     sizes = check.block_sizes(block_size, class_block_size)
+    data = Operands(labels, inputs, kernel, bias, factor)
     with check.scope(name, "linear_sigmoid_cross_entropy"):
-        return entry.each_projected(loss_fn, sizes, labels, inputs, kernel, bias, factor)
+        return entry.each(loss_fn, data, sizes)

@@ -7,7 +7,9 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
+from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -68,7 +70,7 @@ def sparse_softmax_statistics_with_logits(
     divisor = check.temperature(temperature, logits.dtype)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
-        return entry.predicted(predictor, labels, logits, divisor)
+        return entry.predicted(predictor, Logits(labels, logits, divisor))
 
 
 def linear_sparse_softmax_statistics(
@@ -140,7 +142,6 @@ def linear_sparse_softmax_statistics(
     divisor = check.temperature(temperature, inputs.dtype)
     predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
+    data = Operands(labels, inputs, kernel, bias, divisor)
     with check.scope(name, "linear_sparse_softmax_statistics"):
-        return entry.predicted_by_projection(
-            predictor, sizes, labels, inputs, kernel, bias, divisor
-        )
+        return entry.predicted(predictor, data, sizes)

@@ -7,6 +7,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Numbers
 from jxent._src.loss_fns import sigmoid, softmax
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -64,7 +65,7 @@ def sigmoid_cross_entropy_with_logits(
         negative_focusing=negative_focusing,
     )
     with check.scope(name, "sigmoid_cross_entropy_with_logits"):
-        return entry.each(loss_fn, labels, logits)
+        return entry.each(loss_fn, Logits(labels, logits))
 
 
 def weighted_cross_entropy_with_logits(
@@ -127,7 +128,7 @@ def weighted_cross_entropy_with_logits(
         negative_focusing=negative_focusing,
     )
     with check.scope(name, "weighted_cross_entropy_with_logits"):
-        return entry.each(loss_fn, labels, logits, factor)
+        return entry.each(loss_fn, Logits(labels, logits, factor))
 
 
 def sparse_sigmoid_cross_entropy_with_logits(
@@ -201,7 +202,7 @@ def sparse_sigmoid_cross_entropy_with_logits(
         negative_focusing=negative_focusing,
     )
     with check.scope(name, "sparse_sigmoid_cross_entropy_with_logits"):
-        return entry.each(loss_fn, labels, logits, factor)
+        return entry.each(loss_fn, Logits(labels, logits, factor))
 
 
 def softmax_cross_entropy_with_logits(
@@ -261,7 +262,7 @@ def softmax_cross_entropy_with_logits(
         logit_softcap=logit_softcap,
     )
     with check.scope(name, "softmax_cross_entropy_with_logits"):
-        return entry.each(loss_fn, labels, logits)
+        return entry.each(loss_fn, Logits(labels, logits))
 
 
 def sparse_softmax_cross_entropy_with_logits(
@@ -344,4 +345,4 @@ def sparse_softmax_cross_entropy_with_logits(
         focusing=focusing,
     )
     with check.scope(name, "sparse_softmax_cross_entropy_with_logits"):
-        return entry.each(loss_fn, targets, logits)
+        return entry.each(loss_fn, Logits(targets, logits))

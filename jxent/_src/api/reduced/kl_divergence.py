@@ -7,8 +7,10 @@ from jxent._src.checks import check
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.kl_divergence import Divergence
+from jxent._src.projection.matmuls import Operands
 from jxent._src.projection.teacher import ProjectedDivergence
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.run.reduction import Reduction
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -84,7 +86,7 @@ def softmax_kl_divergence(
         logit_softcap=logit_softcap,
     )
     with check.scope(scope, "softmax_kl_divergence", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, teacher, logits, divisor)
+        return entry.reduced(loss_fn, weights, reduction, Logits(teacher, logits, divisor))
 
 
 def linear_softmax_kl_divergence(
@@ -180,15 +182,7 @@ def linear_softmax_kl_divergence(
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
+    data = Operands(teacher, inputs, kernel, bias, (divisor, teacher_kernel, teacher_bias))
+    sizes = check.block_sizes(block_size)
     with check.scope(scope, "linear_softmax_kl_divergence", argument="scope"):
-        return entry.reduced_projection(
-            loss_fn,
-            weights,
-            reduction,
-            check.block_sizes(block_size),
-            teacher,
-            inputs,
-            kernel,
-            bias,
-            (divisor, teacher_kernel, teacher_bias),
-        )
+        return entry.reduced(loss_fn, weights, reduction, data, sizes)

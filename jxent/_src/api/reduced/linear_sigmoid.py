@@ -7,6 +7,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Dense, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid
+from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction
 from jxent._src.sharding.class_axis import ClassAxis
@@ -106,18 +107,10 @@ def linear_sparse_sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
+    data = Operands(labels, inputs, kernel, bias, factor)
+    sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced_projection(
-            loss_fn,
-            weights,
-            reduction,
-            check.block_sizes(block_size, class_block_size),
-            labels,
-            inputs,
-            kernel,
-            bias,
-            factor,
-        )
+        return entry.reduced(loss_fn, weights, reduction, data, sizes)
 
 
 def linear_sigmoid_cross_entropy(
@@ -213,15 +206,7 @@ def linear_sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
+    data = Operands(labels, inputs, kernel, bias, factor)
+    sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced_projection(
-            loss_fn,
-            weights,
-            reduction,
-            check.block_sizes(block_size, class_block_size),
-            labels,
-            inputs,
-            kernel,
-            bias,
-            factor,
-        )
+        return entry.reduced(loss_fn, weights, reduction, data, sizes)

@@ -9,6 +9,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Dense, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import softmax
+from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction, SoftmaxAux
 from jxent._src.sharding.class_axis import ClassAxis
@@ -161,17 +162,10 @@ def linear_sparse_softmax_cross_entropy(
         focusing=focusing,
         has_aux=check.flag("has_aux", has_aux),
     )
+    data = Operands(targets, inputs, kernel, bias)
+    sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
-        return entry.reduced_projection(
-            loss_fn,
-            weights,
-            reduction,
-            check.block_sizes(block_size, class_block_size),
-            targets,
-            inputs,
-            kernel,
-            bias,
-        )
+        return entry.reduced(loss_fn, weights, reduction, data, sizes)
 
 
 @overload
@@ -298,14 +292,7 @@ def linear_softmax_cross_entropy(
         logit_softcap=logit_softcap,
         has_aux=check.flag("has_aux", has_aux),
     )
+    data = Operands(labels, inputs, kernel, bias)
+    sizes = check.block_sizes(block_size)
     with check.scope(scope, "linear_softmax_cross_entropy", argument="scope"):
-        return entry.reduced_projection(
-            loss_fn,
-            weights,
-            reduction,
-            check.block_sizes(block_size),
-            labels,
-            inputs,
-            kernel,
-            bias,
-        )
+        return entry.reduced(loss_fn, weights, reduction, data, sizes)

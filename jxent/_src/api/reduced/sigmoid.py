@@ -7,6 +7,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Numbers
 from jxent._src.loss_fns import sigmoid
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.run.reduction import Reduction
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -81,7 +82,7 @@ def sigmoid_cross_entropy(
         negative_focusing=negative_focusing,
     )
     with check.scope(scope, "sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, labels, logits, factor)
+        return entry.reduced(loss_fn, weights, reduction, Logits(labels, logits, factor))
 
 
 def sparse_sigmoid_cross_entropy(
@@ -160,4 +161,4 @@ def sparse_sigmoid_cross_entropy(
         negative_focusing=negative_focusing,
     )
     with check.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, labels, logits, factor)
+        return entry.reduced(loss_fn, weights, reduction, Logits(labels, logits, factor))

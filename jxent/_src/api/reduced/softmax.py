@@ -9,6 +9,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Dense, Ids, Numbers
 from jxent._src.loss_fns import softmax
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.run.reduction import Reduction, SoftmaxAux
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -120,7 +121,7 @@ def softmax_cross_entropy(
         has_aux=check.flag("has_aux", has_aux),
     )
     with check.scope(scope, "softmax_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, labels, logits)
+        return entry.reduced(loss_fn, weights, reduction, Logits(labels, logits))
 
 
 @overload
@@ -244,4 +245,4 @@ def sparse_softmax_cross_entropy(
         has_aux=check.flag("has_aux", has_aux),
     )
     with check.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, targets, logits)
+        return entry.reduced(loss_fn, weights, reduction, Logits(targets, logits))
