@@ -5,11 +5,12 @@ from typing import Any
 from jaxtyping import Array
 
 from jxent._src.core import hints
-from jxent._src.core.blocks import AnyBlocks, BlockCandidates, ExampleBlocks
+from jxent._src.core.blocks import BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import implements
 from jxent._src.loss_fns.base import Loss
 from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
+from jxent._src.platforms.block_choice import chooses_blocks
 from jxent._src.projection import per_example, plan, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding.class_axis import ClassAxis
@@ -37,78 +38,59 @@ for function, in_one_pass in one_pass.IMPLEMENTATIONS.items():
 FEWEST = 1200
 
 
-def _larger(blocks: BlockCandidates, operands: Operands) -> ExampleBlocks:
-    """Up to where the logits take as much memory traffic as the kernel's gradient."""
-    examples, features = operands.inputs.shape
-    chips = plan.chips_of(operands.inputs)
-    return plan.grown(blocks.examples, examples, min(FEWEST, 2 * features), chips)
+@chooses_blocks(reduced.values_and_gradients, "rocm", "cuda")
+def _blocks_of_gradients(
+    _: Loss, blocks: BlockCandidates, operands: Operands
+) -> ExampleBlocks | None:
+    """Larger ones, up to where the logits take as much memory traffic as the kernel's gradient.
 
-
-def _are_small(_: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
-    return isinstance(blocks, BlockCandidates) and _larger(blocks, rest[-1]) != blocks.examples
-
-
-@implements(reduced.values_and_gradients, "cuda", applies=_are_small)
-@implements(reduced.values_and_gradients, "rocm", applies=_are_small)
-def _in_larger_blocks(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Any:
-    """H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
-
+    H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 73 GB in place of 101 moved.
     4.5 GB in place of 3.0 are held.
     """
-    return reduced.values_and_gradients.reference(loss_fn, _larger(blocks, rest[-1]), *rest)
+    examples, features = operands.inputs.shape
+    chips = plan.chips_of(operands.inputs)
+    larger = plan.grown(blocks.examples, examples, min(FEWEST, 2 * features), chips)
+    return None if larger == blocks.examples else larger
 
 
-def _prefer_class_blocks(blocks: AnyBlocks, operands: Operands, grads: int) -> bool:
-    """Whether the gradients move less by blocks of classes, where both have as many products.
+def _class_blocks(blocks: BlockCandidates, operands: Operands, grads: int) -> ClassBlocks | None:
+    """Blocks of classes where the gradients move less, and both have as many products.
 
     Of several blocks of examples each reads the kernel twice and adds to its gradient, of classes
     each does so with the inputs. `grads`: how often more these pass over the slopes.
     """
-    if (
-        not isinstance(blocks, BlockCandidates)
-        or blocks.classes is None
-        or blocks.examples.number == 1
-    ):
-        return False
+    of_classes = blocks.classes
+    if of_classes is None or blocks.examples.number == 1:
+        return None
     examples, features = operands.inputs.shape
-    size, of_classes = operands.inputs.dtype.itemsize, blocks.classes
+    size = operands.inputs.dtype.itemsize
     number = of_classes.number + bool(of_classes.rest)
     of_kernel = (8 + 2 * size) * operands.kernel.size * blocks.examples.number
     of_inputs = (8 + 2 * size) * examples * features * number
-    return of_kernel > of_inputs + grads * size * examples * operands.kernel.shape[1]
+    pays = of_kernel > of_inputs + grads * size * examples * operands.kernel.shape[1]
+    return of_classes if pays else None
 
 
-def _prefer_class_blocks_per_example(loss_fn: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
-    curves = loss_fn.second_order_by_class_block
-    return curves and _prefer_class_blocks(blocks, rest[-2], grads=3)  # stored once, read twice
-
-
-@implements(per_example.tangent_of_losses, "cuda", applies=_prefer_class_blocks_per_example)
-@implements(per_example.tangent_of_losses, "rocm", applies=_prefer_class_blocks_per_example)
-def _tangent_by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Array:
+@chooses_blocks(per_example.tangent_of_losses, "rocm", "cuda")
+def _blocks_of_tangent(
+    loss_fn: Loss, blocks: BlockCandidates, operands: Operands
+) -> ClassBlocks | None:
     """One loss an example: the kernel's gradient is written once.
 
     H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 84 GB in place of 123 moved, 1.6
     in place of 3.5 held, by the compiler.
     """
-    return per_example.tangent_of_losses.reference(loss_fn, blocks.classes, *rest)
+    if not loss_fn.second_order_by_class_block:
+        return None
+    return _class_blocks(blocks, operands, grads=3)  # stored once, read twice
 
 
-def _prefer_class_blocks_statistics(_: Predictor, blocks: AnyBlocks, *rest: Any) -> bool:
-    return _prefer_class_blocks(blocks, rest[-2], grads=0)  # as often, by the counts
-
-
-@implements(
-    softmax_statistics.tangents_of_projection, "cuda", applies=_prefer_class_blocks_statistics
-)
-@implements(
-    softmax_statistics.tangents_of_projection, "rocm", applies=_prefer_class_blocks_statistics
-)
-def _tangents_by_classes(
-    predictor: Predictor, blocks: BlockCandidates, *rest: Any
-) -> dict[str, Array]:
-    """The same of statistics."""
-    return softmax_statistics.tangents_of_projection.reference(predictor, blocks.classes, *rest)
+@chooses_blocks(softmax_statistics.tangents_of_projection, "rocm", "cuda")
+def _blocks_of_statistics(
+    _: Predictor, blocks: BlockCandidates, operands: Operands
+) -> ClassBlocks | None:
+    """The same of statistics, which pass over the slopes as often, by the counts."""
+    return _class_blocks(blocks, operands, grads=0)
 
 
 @implements(hints.materialize_grad, "cuda")

@@ -14,6 +14,7 @@ from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Loss, Residuals
 from jxent._src.loss_fns.statistics import Outputs, Predictor
 from jxent._src.platforms import one_pass
+from jxent._src.platforms.block_choice import chooses_blocks
 from jxent._src.projection import per_example, plan, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding import class_axis
@@ -108,49 +109,49 @@ def _kept_near(operands: Operands) -> Operands:
 WIDE, MOST_LOGITS = 15 * 1024, 2**27
 
 
-def _widened(blocks: ClassBlocks | None, operands: Operands) -> ClassBlocks:
-    cut = cast(ClassBlocks, blocks)
-    if cut.runs > 1 or not _are_long(operands):
-        return cut
-    width = min(WIDE, cut.length, MOST_LOGITS // operands.inputs.shape[0])
-    return cut._replace(width=max(cut.width, width))
+def _widened(blocks: ClassBlocks, operands: Operands) -> ClassBlocks:
+    if blocks.runs > 1 or not _are_long(operands):
+        return blocks
+    width = min(WIDE, blocks.length, MOST_LOGITS // operands.inputs.shape[0])
+    return blocks._replace(width=max(blocks.width, width))
 
 
-def _prefer_class_blocks(_: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
-    """For the sum of the losses, where blocks of examples have a product less."""
-    return _pay(blocks, rest[-1], products=1)
+def _class_blocks(blocks: BlockCandidates, operands: Operands, products: int) -> ClassBlocks | None:
+    """Blocks of classes where they take less time, with so many more products, in wide blocks."""
+    if not plan.prefer_class_blocks(V5E, blocks, operands.inputs, operands.kernel, products):
+        return None
+    return _widened(cast(ClassBlocks, blocks.classes), operands)
 
 
-def _prefer_class_blocks_per_example(loss_fn: Loss, blocks: AnyBlocks, *rest: Any) -> bool:
-    """For one loss an example, where both have four products."""
-    curves = loss_fn.second_order_by_class_block
-    return curves and _pay(blocks, rest[-2], products=0)
-
-
-def _pay(blocks: AnyBlocks, operands: Operands, products: int) -> bool:
-    return isinstance(blocks, BlockCandidates) and plan.prefer_class_blocks(
-        V5E, blocks, operands.inputs, operands.kernel, products
-    )
-
-
-@implements(reduced.values_and_gradients, "tpu", applies=_prefer_class_blocks)
-def _by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Any:
+@chooses_blocks(reduced.values_and_gradients, "tpu")
+def _blocks_of_gradients(
+    _: Loss, blocks: BlockCandidates, operands: Operands
+) -> ClassBlocks | None:
     """The kernel's gradient is written once, in its own dtype, and no logits are stored.
 
     v5e, 8192 examples, 2304 features, 256000 classes, bfloat16: 22 GB in place of 95 moved, a
     seventh held, and 350 million cycles in place of 364, by the compiler, which overlaps the
-    traffic.
+    traffic. Blocks of examples have a product less.
     """
-    cut = _widened(blocks.classes, rest[-1])
-    return reduced.values_and_gradients.reference(loss_fn, cut, *rest)
+    return _class_blocks(blocks, operands, products=1)
 
 
-@implements(per_example.tangent_of_losses, "tpu", applies=_prefer_class_blocks_per_example)
-def _tangent_by_classes(loss_fn: Loss, blocks: BlockCandidates, *rest: Any) -> Array:
-    """The same of one loss an example."""
-    return per_example.tangent_of_losses.reference(
-        loss_fn, _widened(blocks.classes, rest[-2]), *rest
-    )
+@chooses_blocks(per_example.tangent_of_losses, "tpu")
+def _blocks_of_tangent(
+    loss_fn: Loss, blocks: BlockCandidates, operands: Operands
+) -> ClassBlocks | None:
+    """The same of one loss an example, where both have four products."""
+    if not loss_fn.second_order_by_class_block:
+        return None
+    return _class_blocks(blocks, operands, products=0)
+
+
+@chooses_blocks(softmax_statistics.tangents_of_projection, "tpu")
+def _blocks_of_statistics(
+    _: Predictor, blocks: BlockCandidates, operands: Operands
+) -> ClassBlocks | None:
+    """As those of one loss an example."""
+    return _class_blocks(blocks, operands, products=0)
 
 
 def _is_uncapped(predictor: Predictor, blocks: AnyBlocks, *_: Any) -> bool:
@@ -162,21 +163,6 @@ def _statistics_in_one_block(predictor: Predictor, _: AnyBlocks, operands: Opera
     """As `_in_one_block`."""
     whole = ExampleBlocks(1, operands.inputs.shape[0])
     return softmax_statistics.by_examples(predictor, whole, _kept_near(operands))
-
-
-def _prefer_class_blocks_statistics(_: Predictor, blocks: AnyBlocks, *rest: Any) -> bool:
-    return _pay(blocks, rest[-2], products=0)
-
-
-@implements(
-    softmax_statistics.tangents_of_projection, "tpu", applies=_prefer_class_blocks_statistics
-)
-def _tangents_by_classes(
-    predictor: Predictor, blocks: BlockCandidates, *rest: Any
-) -> dict[str, Array]:
-    """As `_tangent_by_classes`."""
-    cut = _widened(blocks.classes, rest[-2])
-    return softmax_statistics.tangents_of_projection.reference(predictor, cut, *rest)
 
 
 @implements(hints.materialize_before_cap, "tpu")
