@@ -11,9 +11,15 @@ import pytest
 from jxent._src.core import elementary
 from jxent._src.loss_fns import base
 from jxent._src.loss_fns.softmax import ListedSoftmax
-from jxent._src.projection import matmuls, per_example, plan, reduced, softmax_statistics
+from jxent._src.projection import (
+    class_blocks,
+    matmuls,
+    one_block,
+    per_example,
+    plan,
+)
 from jxent._src.run import entry
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit, varying
 from tests.combinations.arrays import MODEL
 from tests.combinations.run import failure, lower, rows, run
 from tests.combinations.table import BY_NAME, Row, each_operand
@@ -26,12 +32,12 @@ def _unmatched(patch):
 def _mask_of_varying_inputs(patch):
     kept = per_example._kept
 
-    def varying(weights, blocks, inputs):
+    def of_varying_inputs(weights, blocks, inputs):
         # As the inputs were that the mask was made from: varying over the axis of the classes.
         manual = MODEL in jax.sharding.get_abstract_mesh().manual_axes
-        return kept(weights, blocks, class_axis.varying(inputs, {MODEL}) if manual else inputs)
+        return kept(weights, blocks, varying.varying_over(inputs, {MODEL}) if manual else inputs)
 
-    patch.setattr(per_example, "_kept", varying)
+    patch.setattr(per_example, "_kept", of_varying_inputs)
 
 
 def _subclasses(kind):
@@ -47,21 +53,19 @@ def _transposed_after_the_sum(patch):
 
         def across(self, *arguments, local=local):
             found = local(self, *arguments)
-            return found if isinstance(self, ListedSoftmax) else self.classes.across(found)
+            return found if isinstance(self, ListedSoftmax) else self.classes.psum(found)
 
         patch.setattr(kind, "local_tangent", across)
         patch.setattr(kind, "tangent", across)
 
 
 def _constant_zero(patch):
-    for module in (elementary, per_example, softmax_statistics):
+    for module in (elementary, class_blocks):
         patch.setattr(module, "zero_from", lambda *arrays: jnp.zeros_like(arrays[0]))
 
 
 def _weights_as_they_are(patch):
-    patch.setattr(
-        class_axis, "broadcast_row_weights", lambda x, w: jnp.broadcast_to(w, x.shape[:-1])
-    )
+    patch.setattr(explicit, "broadcast_row_weights", lambda x, w: jnp.broadcast_to(w, x.shape[:-1]))
 
 
 def _blocks_of_any_size(patch):
@@ -83,8 +87,7 @@ def _narrow_tangents(patch):
             low = (gradient / down).astype(dtype)
         return Narrow(gradient, low, down)
 
-    for module in (per_example, reduced):
-        patch.setattr(module, "scaled_cast", with_tangent)
+    patch.setattr(one_block, "scaled_cast", with_tangent)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from jxent._src.core.blocks import Block
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import zero_safe_multiply
 from jxent._src.core.options import Options
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 # Labels, an array or a tree of them; logits; and a loss's own, if it has any.
@@ -237,7 +237,7 @@ def without_dropped(loss_fn: Loss, keep_mask: Array) -> Callable[[Any], Any]:
             along = jnp.expand_dims(keep_mask, loss_fn.axis)
         if x.ndim == 0 or any(m == 1 != n for m, n in zip(x.shape, along.shape, strict=True)):
             return x  # parameters that all examples share
-        return jnp.where(class_axis.broadcast_like(along, x), x, jnp.zeros_like(x))
+        return jnp.where(explicit.broadcast_like(along, x), x, jnp.zeros_like(x))
 
     return partial(jax.tree.map, clean)
 

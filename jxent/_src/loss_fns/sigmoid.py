@@ -39,7 +39,7 @@ from jxent._src.numerics.sigmoid_terms import (
     focal_term_grad,
 )
 from jxent._src.numerics.softcap import softcap, softcap_grad
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -263,7 +263,7 @@ class SparseSigmoid(_Independent):
         grad *= softcap_grad(x, self.logit_softcap)
         # A product, so that the derivatives of the gradient are NaN too.
         factor = nan_unless(self.are_in_range(labels, x), jnp.ones_like(x, shape=()))
-        return grad * class_axis.broadcast_like(factor[..., None], x)
+        return grad * explicit.broadcast_like(factor[..., None], x)
 
     def local_tangent(self, data: Data, statistics: None, tangents: Tangents) -> Array:
         labels, logits, _ = data
@@ -277,7 +277,7 @@ class SparseSigmoid(_Independent):
             positive = jnp.where(multi_hot_mask(self.classes, labels, x), 1 - share, share).astype(
                 x.dtype
             )
-            in_range = class_axis.broadcast_like(self.are_in_range(labels, x)[..., None], x)
+            in_range = explicit.broadcast_like(self.are_in_range(labels, x)[..., None], x)
             positive = nan_unless(in_range, positive)
             tangent_out += positive * finite_term(self.focusing, -x) * dpos_weight
         return jnp.sum(tangent_out, self.axis)

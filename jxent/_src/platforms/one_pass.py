@@ -19,7 +19,7 @@ from jxent._src.core.elementary import exp, log1p, upcast, zero_safe_multiply
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.logsumexp import SparseLabelResiduals
 from jxent._src.numerics.softmax_rows import DenseLabelResiduals, PredictionResiduals
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import varying
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -150,7 +150,7 @@ def identity(like: RowSums) -> RowSums:
 def reduced(classes: ClassAxis, row: RowSums) -> RowSums:
     """All classes of a row together; the axis is kept, of size 1."""
     axis = classes.index % row.row_max.ndim
-    row, start = class_axis.match_varying((row, identity(row)), integers=True)
+    row, start = varying.match_varying((row, identity(row)), integers=True)
     row = jax.lax.reduce(row, start, combine, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.

@@ -17,7 +17,7 @@ from jxent._src.platforms import one_pass
 from jxent._src.platforms.block_choice import chooses_blocks
 from jxent._src.projection import per_example, plan, reduced, softmax_statistics
 from jxent._src.projection.matmuls import Operands
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 # A v5e: 197 TFLOP/s, 819 GB/s, and 128 MiB of fast memory, of which products take a part.
@@ -187,7 +187,7 @@ LONG = 12  # ids: up to here comparisons are cheaper than products
 
 
 def _in_tiles(classes: ClassAxis, ids: Array, x: Array) -> bool:
-    whole = classes.name is None and class_axis.num_class_shards(x) == 1
+    whole = classes.name is None and explicit.num_class_shards(x) == 1
     return whole and ids.shape[-1] > LONG and x.shape[-1] % TILE == 0
 
 

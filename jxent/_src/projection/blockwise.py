@@ -23,7 +23,7 @@ from jxent._src.core.blocks import ExampleBlocks
 from jxent._src.core.elementary import upcast
 from jxent._src.loss_fns import base
 from jxent._src.projection.reduced import inner
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit, varying
 
 # Of what rows share and of a block of them: its losses, and what else is to be added up.
 Function = Callable[[Any, Any], tuple[Array, Any]]
@@ -92,7 +92,7 @@ class _RowMask:
     def __init__(self, counts: Array | None, given: BlockwiseInputs):
         self.counts = counts
         if counts is not None:
-            one = jax.tree.map(partial(class_axis.row, jnp.argmax(counts)), given.rows)
+            one = jax.tree.map(partial(explicit.row, jnp.argmax(counts)), given.rows)
             self._one = jax.lax.stop_gradient(one)
 
     def replaced(self, counts: Array | None, rows: Any) -> Any:
@@ -251,7 +251,7 @@ def _total_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> Any:
             along = jnp.sum(jnp.real(grad * t)).astype(value.dtype)
         else:
             along = inner(grad, t, value.dtype)
-        tangent_out += class_axis.sum_to_varying_of(value, along)
+        tangent_out += varying.sum_to_varying_of(value, along)
     if dweights is not None:
         tangent_out += jnp.sum(finite_losses(plan, jnp.ones_like(weights), given) * dweights)
     return (value, sums), (tangent_out, jax.tree.map(jnp.zeros_like, sums))

@@ -16,7 +16,7 @@ from jxent._src.core.elementary import computing_dtype
 from jxent._src.core.options import short_repr
 from jxent._src.projection.blockwise import BlockwiseInputs, Function
 from jxent._src.projection.plan import balanced, chips_of
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import varying
 
 
 class Checked(NamedTuple):
@@ -50,8 +50,8 @@ def rows(
         return _losses_and_more(found, has_aux)
 
     weights = [w for w in jax.tree.leaves(weights) if isinstance(w, jax.Array)]
-    axes = {axis for x in (*params, *rows, *weights) for axis in class_axis.varying_axes_of(x)}
-    params, rows = class_axis.varying((params, rows), axes)
+    axes = {axis for x in (*params, *rows, *weights) for axis in varying.varying_axes_of(x)}
+    params, rows = varying.varying_over((params, rows), axes)
     blocks = balanced(rows[0].shape[0], block_size, math.lcm(*map(chips_of, rows)))
 
     # All that it closes over becomes an argument: integers and keys too, which may be tracers of a
@@ -64,8 +64,8 @@ def rows(
     # Integers and booleans vary as the rest does, but over axes that the function computes across:
     # ids are the same on all chips that split the classes, and so is their loss.
     crossed = _axes_crossed(program)
-    varied = class_axis.varying((params, rows), axes - crossed, (jnp.integer, jnp.bool_))
-    if any(map(class_axis.varies_otherwise, (*params, *rows), (*varied[0], *varied[1]))):
+    varied = varying.varying_over((params, rows), axes - crossed, (jnp.integer, jnp.bool_))
+    if any(map(varying.varies_otherwise, (*params, *rows), (*varied[0], *varied[1]))):
         params, rows = varied
         program, found = traced(params, rows)
     jaxpr, structure = program.jaxpr, jax.tree.structure(found)
@@ -90,7 +90,7 @@ def rows(
     _check_losses(losses, blocks.size)
     _check_more(more, blocks.size)
     given = BlockwiseInputs((params, closed_over), rows)
-    unchecked = any(map(class_axis.is_unchecked, crossed))
+    unchecked = any(map(varying.is_unchecked, crossed))
     return Checked(function, given, blocks, computing_dtype(losses.dtype), unchecked)
 
 
@@ -115,7 +115,7 @@ def _losses_and_more(found: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def _check_closed_over(arrays: list[Any], axes: Set[Any]) -> None:
     for x in arrays:
-        missing = axes - class_axis.varying_axes_of(x) if isinstance(x, jax.core.Tracer) else None
+        missing = axes - varying.varying_axes_of(x) if isinstance(x, jax.core.Tracer) else None
         if missing and jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
                 f"loss_fn must not close over a floating array, of shape {x.shape}, that is the "

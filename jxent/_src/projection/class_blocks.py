@@ -35,13 +35,13 @@ from jxent._src.projection.one_block import (
     Names,
     ValuesAndGrads,
 )
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import varying
 
 
 def losses(
     loss_fn: Loss, blocks: ClassBlocks, weights: Array | None, operands: Operands
 ) -> tuple[Array, Residuals]:
-    weights, operands = class_axis.match_varying((weights, operands))
+    weights, operands = varying.match_varying((weights, operands))
     operands = in_products(operands)
 
     def step(block: Block, sums: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
@@ -68,7 +68,7 @@ def tangent_of_losses(
     nonzero_tangents: Operands,
 ) -> Array:
     """The tangent of the losses."""
-    operands, nonzero_tangents = class_axis.match_varying((operands, nonzero_tangents))
+    operands, nonzero_tangents = varying.match_varying((operands, nonzero_tangents))
     operands = in_products(operands)
     if not loss_fn.classwise:
         tangent_mean = _tangent_mean(loss_fn, blocks, residuals, operands)
@@ -106,7 +106,7 @@ def values_and_gradients(
     `before`: losses and residuals, of exclusive classes.
     """
     given = operands.kernel.dtype
-    weights, operands = class_axis.match_varying((weights, operands))
+    weights, operands = varying.match_varying((weights, operands))
     operands = in_products(operands)
 
     def step(own: Block, carry: tuple[Grads, Grads], _: Any) -> tuple[Grads, Grads]:
@@ -282,7 +282,7 @@ def tangents_of_statistics(
     operands: Operands,
     nonzero_tangents: Operands,
 ) -> dict[str, Array]:
-    operands, nonzero_tangents = class_axis.match_varying((operands, nonzero_tangents))
+    operands, nonzero_tangents = varying.match_varying((operands, nonzero_tangents))
     operands = in_products(operands)
     row = _with_second_order_sums(row, _second_order_sums(predictor, blocks, row, operands))
 

@@ -14,7 +14,7 @@ from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
 from jxent._src.loss_fns.base import Data, OfLogits, present
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit, varying
 
 
 class Operands(NamedTuple):
@@ -38,7 +38,7 @@ class Operands(NamedTuple):
 
 
 def match_varying(operands: Any) -> Any:
-    """As `class_axis.match_varying`; lists of weighted labels are whole on every chip."""
+    """As `varying.match_varying`; lists of weighted labels are whole on every chip."""
 
     def is_list(x: Any) -> bool:
         return isinstance(x, WeightedIds)
@@ -46,7 +46,7 @@ def match_varying(operands: Any) -> Any:
     def whole(given: Any, made: Any) -> Any:
         return given if is_list(given) else made
 
-    return jax.tree.map(whole, operands, class_axis.match_varying(operands), is_leaf=is_list)
+    return jax.tree.map(whole, operands, varying.match_varying(operands), is_leaf=is_list)
 
 
 def in_products(operands: Operands) -> Operands:
@@ -100,7 +100,7 @@ def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "
         inputs,
         columns,
         preferred_element_type=computing_dtype(kernel.dtype),
-        out_sharding=class_axis.matmul_sharding(inputs, columns),
+        out_sharding=explicit.matmul_sharding(inputs, columns),
     )
     return x if bias is None else x + bias[None]
 
@@ -117,7 +117,7 @@ def logits_jvp(
     _, inputs, kernel, _, _ = operands
     wide = computing_dtype(inputs.dtype)
     product = wide if inputs.dtype == jnp.float16 else inputs.dtype
-    split = class_axis.matmul_sharding(inputs, matrix(kernel))
+    split = explicit.matmul_sharding(inputs, matrix(kernel))
 
     def times(rows: Array, columns: Kernel) -> Array:
         rows, columns = rows.astype(product), matrix(columns.astype(product))
@@ -236,7 +236,7 @@ _scaled_product.defjvp(_scaled_product_jvp, symbolic_zeros=True)
 
 def inputs_gradient(grad: ScaledCast, inputs: Array, kernel: Kernel) -> Array:
     """d/d inputs of a block."""
-    wide, split = computing_dtype(kernel.dtype), class_axis.explicit_sharding(inputs)
+    wide, split = computing_dtype(kernel.dtype), explicit.explicit_sharding(inputs)
 
     def multiply(low: Array, rows: Array) -> Array:
         return jnp.matmul(low, rows, preferred_element_type=wide, out_sharding=split)
@@ -248,13 +248,13 @@ def kernel_gradient(grad: ScaledCast, inputs: Array, kernel: Kernel) -> Kernel:
     """d/d kernel of a block, as the kernel lies."""
     wide = computing_dtype(kernel.dtype)
     if isinstance(kernel, Transposed):
-        of_table = class_axis.explicit_sharding(kernel.table)
+        of_table = explicit.explicit_sharding(kernel.table)
 
         def multiply_table(low: Array, inputs: Array) -> Array:
             return jnp.matmul(low.T, inputs, preferred_element_type=wide, out_sharding=of_table)
 
         return Transposed(grad.times(multiply_table, inputs))
-    split = class_axis.explicit_sharding(kernel)
+    split = explicit.explicit_sharding(kernel)
 
     def multiply(low: Array, columns: Array) -> Array:
         return jnp.matmul(columns, low, preferred_element_type=wide, out_sharding=split)

@@ -20,7 +20,7 @@ from jxent._src.projection.matmuls import (
     other_tangents,
     scaled_cast,
 )
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 
 Names = frozenset[str]  # of arguments
 Grads = dict[str, Any]  # by the arguments' names
@@ -71,7 +71,7 @@ def tangent(
         logits_jvp = jnp.matmul(
             hints.transpose(inputs.astype(product)).T,
             matrix(dkernel.astype(product)),
-            out_sharding=class_axis.matmul_sharding(inputs, matrix(kernel)),
+            out_sharding=explicit.matmul_sharding(inputs, matrix(kernel)),
         ).astype(wide)
         of_part += jnp.sum(of_kernel * logits_jvp, axis=1)
     if dbias is not None:

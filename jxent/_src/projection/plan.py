@@ -22,7 +22,7 @@ from jxent._src.core.blocks import (
 from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns.base import OfLogits
 from jxent._src.projection.matmuls import Operands
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 
 # Elements of a block of logits that every shape may have: 128 MiB in float32.
 _MAX_LOGITS = 2**25
@@ -49,7 +49,7 @@ def blocks_of(loss_fn: OfLogits, sizes: BlockSizes, operands: Operands) -> AnyBl
     if loss_fn.has_class_blocks and (sizes.classes or fewer):
         dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
-        runs = class_axis.num_class_shards(*per_class)
+        runs = explicit.num_class_shards(*per_class)
         if runs is not None:
             # Classes are split in equal parts, whose number divides theirs.
             runs = math.gcd(runs, classes)

@@ -19,7 +19,7 @@ from jxent._src.loss_fns.statistics import (
 )
 from jxent._src.projection import class_blocks, matmuls, plan
 from jxent._src.projection.matmuls import Operands
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit, varying
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -39,7 +39,7 @@ def statistics_of_projection(
 
 def by_examples(predictor: Predictor, blocks: ExampleBlocks, operands: Operands) -> Outputs:
     """What `projected` returns, of these blocks."""
-    operands = matmuls.in_products(class_axis.match_varying(operands))
+    operands = matmuls.in_products(varying.match_varying(operands))
 
     def block(rows: Any) -> Outputs:
         labels, inputs = rows
@@ -98,7 +98,7 @@ def _tangents_by_examples(
     examples, wide = operands.inputs.shape[0], computing_dtype(operands.inputs.dtype)
     if nonzero_tangents.kernel is not None:
         nonzero_tangents = nonzero_tangents._replace(kernel=nonzero_tangents.kernel.astype(wide))
-    operands, nonzero_tangents = class_axis.match_varying((operands, nonzero_tangents))
+    operands, nonzero_tangents = varying.match_varying((operands, nonzero_tangents))
     operands = matmuls.in_products(operands)
 
     # A place that is filled up has logits of its own, which may be NaN, and is cut off later.
@@ -116,7 +116,7 @@ def _tangents_by_examples(
         dlogits = matmuls.logits_jvp(own, tangent_out)
         y, dy = predictor.moved((logits, temperature), (dlogits, tangent_out.parameters), row)
         if keep_mask is not None:
-            y, dy = (jnp.where(class_axis.broadcast_like(keep_mask, y), x, 0) for x in (y, dy))
+            y, dy = (jnp.where(explicit.broadcast_like(keep_mask, y), x, 0) for x in (y, dy))
         return predictor.tangents_out(labels, y, dy, row)
 
     @jax.checkpoint  # saves the rows as they were given, not as they are cut

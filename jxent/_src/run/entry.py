@@ -31,7 +31,7 @@ from jxent._src.projection.blockwise import BlockwiseSpec
 from jxent._src.projection.captured import Checked
 from jxent._src.projection.matmuls import Operands
 from jxent._src.run.reduction import Reduction, aux, count, divided, reduced_by
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import class_axis, explicit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -220,7 +220,7 @@ def _reduced(
     if loss_fn.returns_components:
         values, known = base.losses(loss_fn, True, own if masks else None, *data)
         denominator = count(reduction, weights, shape)
-        weights = class_axis.broadcast_like(weights, values)
+        weights = explicit.broadcast_like(weights, values)
         total = divided(jnp.sum(base.apply_weights(weights, values)), denominator)
         parts = aux(loss_fn.components(known.statistics), weights, denominator)
         return total.astype(logits.dtype), parts
@@ -254,7 +254,7 @@ def _reduced_projection(
 ) -> Any:
     options.in_dtype(loss_fn, operands.inputs.dtype)
     batch = operands.inputs.shape[:-1]
-    each = class_axis.broadcast_row_weights(operands.inputs, weights).reshape(-1)
+    each = explicit.broadcast_row_weights(operands.inputs, weights).reshape(-1)
     labels, inputs = _flat(*operands.of_rows)
     if masks:
         each, inputs = matmuls.zero_nonfinite_where_masked(each, inputs)

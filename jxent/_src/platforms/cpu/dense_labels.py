@@ -14,7 +14,7 @@ from jxent._src.numerics import softmax_rows
 from jxent._src.platforms.cpu.fallback import is_unsharded, map_row_blocks, with_fallback
 from jxent._src.platforms.cpu.softmax import has_fast_rows, is_not_small
 from jxent._src.platforms.cpu.tiles import RowTiles, first_place, row_tiles, sum_without
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import varying
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -44,7 +44,7 @@ def _largest_of_few(z: Array) -> tuple[Array, Array]:
 
     none = jnp.zeros((), z.dtype)
     of_nan = jnp.where(jnp.isnan(z), z, 0)  # a maximum and a minimum may drop it
-    labels, start = class_axis.match_varying(((z, of_nan), (none, none)))
+    labels, start = varying.match_varying(((z, of_nan), (none, none)))
     largest, others = jax.lax.reduce(labels, start, merged, (z.ndim - 1,))
     return largest[..., None], others[..., None]
 

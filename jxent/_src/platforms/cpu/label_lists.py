@@ -19,13 +19,13 @@ from jxent._src.loss_fns import label_lists
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.softmax_rows import DenseLabelResiduals
 from jxent._src.platforms.cpu.fallback import gathered, written
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 
 def _is_unsharded(classes: ClassAxis, *rest: Any) -> bool:
     x = next(a for a in rest if hasattr(a, "ndim"))
-    return classes.name is None and not class_axis.is_split(x)
+    return classes.name is None and not explicit.is_split(x)
 
 
 def _gathered(classes: ClassAxis, ids: Array, x: Array) -> Array:

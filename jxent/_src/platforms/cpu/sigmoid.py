@@ -23,12 +23,12 @@ from jxent._src.platforms.cpu.fallback import (
     with_fallback,
     written,
 )
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 
 def _is_unsharded(loss_fn: Sigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
-    return loss_fn.classes.name is None and not class_axis.is_split(logits)
+    return loss_fn.classes.name is None and not explicit.is_split(logits)
 
 
 @implements(sigmoid.summed_losses, "cpu", applies=_is_unsharded)

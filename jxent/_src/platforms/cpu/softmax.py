@@ -22,7 +22,7 @@ from jxent._src.platforms.cpu.fallback import (
     with_fallback,
 )
 from jxent._src.platforms.cpu.tiles import RowTiles, first_place, row_tiles, sum_without
-from jxent._src.sharding import class_axis
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 # The maximum, the sum of all, how to sum all but the maximum, and the arrays that this takes.
@@ -385,7 +385,7 @@ def _without(ids: Array, x: Array, most: float) -> Array:
 @implements(
     softmax_rows.label_logit,
     "cpu",
-    applies=lambda classes, _, x: classes.name is None and not class_axis.is_split(x),
+    applies=lambda classes, _, x: classes.name is None and not explicit.is_split(x),
 )
 def _gathered_label_logit(classes: ClassAxis, ids: Array, x: Array) -> Array:
     """A comparison would store an array."""
