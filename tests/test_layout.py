@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 from pathlib import Path
+from typing import get_args, get_overloads, get_type_hints
 
 import pytest
 
@@ -43,6 +44,17 @@ def test_imports_point_down():
     for layer, folder in enumerate(LAYERS):
         for path in (SOURCE / folder).rglob("*.py"):
             assert imported(path) <= {*LAYERS[layer:]}, path
+
+
+@pytest.mark.parametrize("function", [f for f in PUBLIC if get_overloads(f)])
+def test_overloads_have_the_options_of_the_signature(function):
+    for overload in get_overloads(function):
+        taken = dict(inspect.signature(overload).parameters)
+        options = taken.pop("options", None)
+        if options is not None:
+            (kind,) = get_args(options.annotation)
+            taken.update(get_type_hints(kind))
+        assert taken.keys() == inspect.signature(function).parameters.keys()
 
 
 def test_platforms_are_known_in_one_folder():

@@ -1,10 +1,11 @@
 """Reduced softmax cross-entropy from the output projection."""
 
-from typing import Literal, overload
+from typing import Literal, Unpack, overload
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jxent._src.api.reduced.overload_options import LinearSoftmaxOptions, LinearSparseSoftmaxOptions
 from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Dense, Ids, Numbers
 from jxent._src.core.kernel import Transposed
@@ -21,19 +22,8 @@ def linear_sparse_softmax_cross_entropy(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
-    bias: Bias | None = ...,
-    weights: Numbers = ...,
-    label_weights: Numbers | None = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    focusing: float = ...,
-    block_size: int | None = ...,
-    class_block_size: int | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[False] = ...,
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[LinearSparseSoftmaxOptions],
 ) -> Float[Array, "..."]: ...
 
 
@@ -43,19 +33,8 @@ def linear_sparse_softmax_cross_entropy(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
-    bias: Bias | None = ...,
-    weights: Numbers = ...,
-    label_weights: Numbers | None = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    focusing: float = ...,
-    block_size: int | None = ...,
-    class_block_size: int | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[True],
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[LinearSparseSoftmaxOptions],
 ) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
@@ -174,16 +153,8 @@ def linear_softmax_cross_entropy(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
-    bias: Bias | None = ...,
-    weights: Numbers = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    block_size: int | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[False] = ...,
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[LinearSoftmaxOptions],
 ) -> Float[Array, "..."]: ...
 
 
@@ -193,16 +164,8 @@ def linear_softmax_cross_entropy(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     *,
-    bias: Bias | None = ...,
-    weights: Numbers = ...,
-    label_smoothing: float = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    block_size: int | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[True],
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[LinearSoftmaxOptions],
 ) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 

@@ -1,10 +1,11 @@
 """Reduced softmax cross-entropy from logits in memory."""
 
-from typing import Literal, overload
+from typing import Literal, Unpack, overload
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from jxent._src.api.reduced.overload_options import SoftmaxOptions, SparseSoftmaxOptions
 from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Dense, Ids, Numbers
 from jxent._src.loss_fns import softmax
@@ -21,12 +22,8 @@ def softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[False] = ...,
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[SoftmaxOptions],
 ) -> Float[Array, "..."]: ...
 
 
@@ -37,12 +34,8 @@ def softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[True],
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[SoftmaxOptions],
 ) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
@@ -131,14 +124,8 @@ def sparse_softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
-    label_weights: Numbers | None = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    focusing: float = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[False] = ...,
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[SparseSoftmaxOptions],
 ) -> Float[Array, "..."]: ...
 
 
@@ -149,14 +136,8 @@ def sparse_softmax_cross_entropy(
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
-    label_weights: Numbers | None = ...,
-    z_loss: float = ...,
-    logit_softcap: float | None = ...,
-    focusing: float = ...,
-    axis_name: str | None = ...,
     has_aux: Literal[True],
-    scope: str | None = ...,
-    reduction: Reduction | str = ...,
+    **options: Unpack[SparseSoftmaxOptions],
 ) -> tuple[Float[Array, ""], SoftmaxAux]: ...
 
 
