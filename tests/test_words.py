@@ -20,7 +20,8 @@ NAMES = re.findall(
     labels_statistics zero_times weigh bounded widen DIGITS term powers whole_part sum_apart
     sum_of_excess Listed numbered listed_classes Found Cut ClassCut Choice Sizes evened enlarged
     classes_pay filled alike varying_as pushed narrowed without_broken _sweep _swept protect Plan
-    Given _Moving _Counting zero_known_from read_again uncapped widened own_constants attempt
+    share right as_right Given _Moving _Counting zero_known_from read_again uncapped
+    widened own_constants attempt
     by_rows Pieces are_few are_many are_rows are_whole Weighed shown not_traced WORDS broken
     """,
 )

@@ -30,14 +30,16 @@ def _unmatched(patch):
 
 
 def _mask_of_varying_inputs(patch):
-    kept = per_example._kept
+    weights_of_padding = per_example._weights_of_padding
 
     def of_varying_inputs(weights, blocks, inputs):
         # As the inputs were that the mask was made from: varying over the axis of the classes.
         manual = MODEL in jax.sharding.get_abstract_mesh().manual_axes
-        return kept(weights, blocks, varying.varying_over(inputs, {MODEL}) if manual else inputs)
+        return weights_of_padding(
+            weights, blocks, varying.varying_over(inputs, {MODEL}) if manual else inputs
+        )
 
-    patch.setattr(per_example, "_kept", of_varying_inputs)
+    patch.setattr(per_example, "_weights_of_padding", of_varying_inputs)
 
 
 def _subclasses(kind):

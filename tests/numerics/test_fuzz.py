@@ -136,8 +136,9 @@ MUTANTS = {
     ),
     "the smoothed label's slope": (
         logsumexp, ("label_grads", "_label_grads_jvp"),
-        "of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement",
-        "of_label = smoothing - share - normalizer.complement",
+        "of_label = (smoothing - uniform_mass) * p\n"
+        "    of_label -= (1 - smoothing + uniform_mass) * normalizer.complement",
+        "of_label = smoothing - uniform_mass - normalizer.complement",
         "sparse_softmax_cross_entropy_with_logits", 20_000, 1.0,
     ),
 }  # fmt: skip

@@ -38,7 +38,7 @@ def expected(x, ids, z) -> dict[str, np.ndarray]:
         left = (x > -inf).astype(np.float64)
         return {
             "row_max": row_max,
-            "rest": rest,
+            "sumexp_rest": rest,
             "logit": np.take_along_axis(x, ids[:, None], -1)[:, 0],
             "labels": np.where(z == 0, 0, z * gap).sum(-1),
             "left": np.where(left == 0, 0, left * gap).sum(-1),
@@ -57,8 +57,9 @@ def known(row: RowSums) -> dict[str, np.ndarray]:
     assert row.labels is not None
     assert row.left is not None
     found = {
-        "row_max": row.row_max, "rest": row.rest, "logit": row.logit, "labels": row.labels.below,
-        "left": row.left.below / UNIT, "total": row.labels.total, "count": row.left.total / UNIT,
+        "row_max": row.row_max, "sumexp_rest": row.sumexp_rest, "logit": row.logit,
+        "labels": row.labels.below, "left": row.left.below / UNIT,
+        "total": row.labels.total, "count": row.left.total / UNIT,
     }  # fmt: skip
     return {k: np.asarray(v)[..., 0] for k, v in found.items()}
 
@@ -66,7 +67,7 @@ def known(row: RowSums) -> dict[str, np.ndarray]:
 def agree(got, wanted, rtol=2e-6):
     """What a row of NaN has beside the NaN in `rest` is nobody's."""
     fine = ~np.isnan(wanted["row_max"])
-    np.testing.assert_array_equal(np.isnan(got["rest"]), ~fine)
+    np.testing.assert_array_equal(np.isnan(got["sumexp_rest"]), ~fine)
     for name, value in wanted.items():
         np.testing.assert_allclose(
             got[name][fine], np.asarray(value, np.float64)[fine], rtol, atol=1e-37, err_msg=name
@@ -100,9 +101,9 @@ def test_nothing_joined_with_a_row_changes_no_bit(edges):
     nothing = jax.tree.map(lambda e, v: jnp.full_like(v, e), one_pass.identity(pairs), pairs)
     for got in (combine(pairs, nothing), combine(nothing, pairs)):
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(pairs), strict=True):
-            fine = ~np.isnan(pairs.rest)
+            fine = ~np.isnan(pairs.sumexp_rest)
             np.testing.assert_array_equal(np.asarray(one)[fine], np.asarray(other)[fine])
-        np.testing.assert_array_equal(np.isnan(got.rest), np.isnan(pairs.rest))
+        np.testing.assert_array_equal(np.isnan(got.sumexp_rest), np.isnan(pairs.sumexp_rest))
 
 
 def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
@@ -117,7 +118,7 @@ def test_a_maximum_that_drops_nan_loses_none(edges, monkeypatch):
     rows = rows_of(*edges)
     a, b, c = (jax.tree.map(lambda v, k=k: v[:, k : k + 1], rows) for k in range(3))
     got = one_pass.combine(one_pass.combine(a, b), c)
-    np.testing.assert_array_equal(np.isnan(np.asarray(got.rest)[:, 0]), np.isnan(x).any(-1))
+    np.testing.assert_array_equal(np.isnan(np.asarray(got.sumexp_rest)[:, 0]), np.isnan(x).any(-1))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3])
@@ -165,7 +166,7 @@ def in_order(x, ids, lanes):
     row, _ = jax.lax.scan(lambda row, tile: (one_pass.combine(row, tile), None), start, tiles)
     while row.row_max.shape[-1] > 1:
         row = one_pass.combine(*halves(row))
-    pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
+    pair = logsumexp.nan_if_invalid(row.row_max, row.sumexp_rest)
     normalizer = softmax_rows.of_pair(row.logit, *pair)
     return normalizer.loss, normalizer.complement
 

@@ -22,7 +22,7 @@ def test_every_class_is_in_one_block(runs, width):
     cut = ClassBlocks(classes=24, runs=runs, width=min(width, 24 // runs))
     x = jnp.arange(48, dtype=jnp.float32).reshape(2, 24)
     blocks = [Block(cut, cut.width, k) for k in range(cut.number)]
-    blocks += [Block(cut, cut.rest, cut.number)] * bool(cut.rest)
+    blocks += [Block(cut, cut.remainder, cut.number)] * bool(cut.remainder)
     assert sum(block.size for block in blocks) == 24
     whole, ids, seen = jnp.zeros_like(x), jnp.arange(-2, 26), np.zeros(28, int)
     stacked, rest = cut.stacked(x)

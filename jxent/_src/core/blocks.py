@@ -104,7 +104,7 @@ class ClassBlocks(NamedTuple):
         return jnp.arange(self.number, dtype=jnp.int32)
 
     @property
-    def rest(self) -> int:
+    def remainder(self) -> int:
         """The width of the last block, which is narrower, or 0."""
         return self.length % self.width
 
@@ -124,9 +124,9 @@ class ClassBlocks(NamedTuple):
 
         full = {name: blocks for name, (blocks, _) in cut.items()}
         carry, _ = jax.lax.scan(body, carry, (self.numbers, full))
-        if self.rest:
+        if self.remainder:
             last = {name: rest for name, (_, rest) in cut.items()}
-            carry = step(Block(self, self.rest, self.number), carry, last)
+            carry = step(Block(self, self.remainder, self.number), carry, last)
         return carry
 
     def stacked(self, x: Any) -> tuple[Any, Any]:
@@ -146,7 +146,7 @@ class ClassBlocks(NamedTuple):
         blocks = jnp.moveaxis(blocks, axis, 0)
         blocks = blocks.reshape(self.number, *lead, self.runs * self.width, *after)
         rest = jax.lax.slice_in_dim(runs, full, self.length, axis=axis)
-        return blocks, rest.reshape(*lead, self.runs * self.rest, *after)
+        return blocks, rest.reshape(*lead, self.runs * self.remainder, *after)
 
 
 class BlockCandidates(NamedTuple):

@@ -76,7 +76,7 @@ def clip_posinf(x: Array) -> Array:
     return jnp.minimum(x, jnp.finfo(x.dtype).max)
 
 
-def gap(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, "..."]:
+def max_minus_x(x: Float[Array, "..."], row_max: Float[Array, "..."]) -> Float[Array, "..."]:
     """How far `x` lies below the maximum; two infinities of one sign are no distance apart."""
     # Selected before the subtraction, as tools that look for NaN would report inf - inf.
     equal = x == row_max

@@ -31,9 +31,9 @@ from jxent._src.core.elementary import (
     divided_about,
     divided_by,
     exp,
-    gap,
     is_masked,
     log1p,
+    max_minus_x,
     nan_unless,
     upcast,
     zero_safe_multiply,
@@ -50,7 +50,7 @@ FAR = -1.0
 class DivergenceResiduals(NamedTuple):
     """What is kept of each example, the class axis of size 1."""
 
-    teacher: tuple[Array, Array]  # the pair (max, rest)
+    teacher: tuple[Array, Array]  # the pair (row_max, sumexp_rest)
     student: tuple[Array, Array]
     teacher_is_infinite: Array  # whether some logit is +inf, see `_finite`
     student_is_infinite: Array
@@ -116,9 +116,9 @@ class Divergence(Loss):
         capped = self._capped(*data[:2])
         pairs = [logsumexp.pair(_per(x, temperature), classes) for x in capped]
         infinite = [row_max == jnp.inf for row_max, _ in pairs]
-        (max_t, rest_t), (max_s, rest_s) = (
-            (jnp.where(is_infinite, 0, row_max), rest)
-            for is_infinite, (row_max, rest) in zip(infinite, pairs, strict=True)
+        (max_t, sumexp_rest_t), (max_s, sumexp_rest_s) = (
+            (jnp.where(is_infinite, 0, row_max), sumexp_rest)
+            for is_infinite, (row_max, sumexp_rest) in zip(infinite, pairs, strict=True)
         )
         # Where both have the same dominant class, this is exactly its a: its b, which is tiny, is
         # then no difference of large numbers.
@@ -127,11 +127,11 @@ class Divergence(Loss):
         shift, lost = _difference(top_s, top_t)
         shift = jnp.where(jnp.isfinite(shift), shift, 0)
         none = jnp.zeros_like(shift)
-        pair_t, pair_s = (max_t, rest_t), (max_s, rest_s)
+        pair_t, pair_s = (max_t, sumexp_rest_t), (max_s, sumexp_rest_s)
         rows = DivergenceResiduals(
             pair_t, pair_s, infinite[0], infinite[1], shift, lost, none, none, none
         )
-        mean = sum_logit_differences(classes, *capped, temperature, rows) / (1 + rest_t)
+        mean = sum_logit_differences(classes, *capped, temperature, rows) / (1 + sumexp_rest_t)
         # At -inf the student rules out what the teacher does not.
         infinite_mean = mean == -jnp.inf
         mean = jnp.where(infinite_mean, 0, mean)
@@ -139,15 +139,17 @@ class Divergence(Loss):
         offset = (max_s - max_t) - classes.replicated(_per(shift, temperature)) - mean
         # Else what both passes are made of might be stored.
         capped = self._capped(hints.reload(data[0]), data[1])
-        excess = sum_expm1_residuals(classes, *capped, temperature, rows, offset) / (1 + rest_t)
-        # Near, no term is above 1 + rest: that of a b above 1 is one exponential, and where it
-        # overflows the two are not near.
+        excess = sum_expm1_residuals(classes, *capped, temperature, rows, offset) / (
+            1 + sumexp_rest_t
+        )
+        # Near, no term is above 1 + sumexp_rest: that of a b above 1 is one exponential, and where
+        # it overflows the two are not near.
         near = excess <= 1
-        apart = offset + (log1p(rest_s) - log1p(rest_t))
+        apart = offset + (log1p(sumexp_rest_s) - log1p(sumexp_rest_t))
         divergence = jnp.where(near, log1p(excess), apart)
         divergence = jnp.where(infinite_mean, jnp.inf, divergence)
         # NaN of a row is in its pairs.
-        nonfinite = jnp.isnan(rest_t) | jnp.isnan(rest_s)
+        nonfinite = jnp.isnan(sumexp_rest_t) | jnp.isnan(sumexp_rest_s)
         return rows._replace(
             more=jnp.where(near, divergence, FAR),
             divergence=nan_unless(~nonfinite, divergence),
@@ -182,9 +184,9 @@ def _scaled(
 def sum_logit_differences(
     classes: ClassAxis, x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> Array:
-    """Sum of p_t a (1 + rest)."""
+    """Sum of p_t a (1 + sumexp_rest)."""
     y_t, _, a = _scaled(x_t, x_s, temperature, rows)
-    return classes.sum(zero_safe_multiply(exp(-gap(y_t, rows.teacher[0])), a))
+    return classes.sum(zero_safe_multiply(exp(-max_minus_x(y_t, rows.teacher[0])), a))
 
 
 @per_platform(statics=1)
@@ -196,12 +198,12 @@ def sum_expm1_residuals(
     rows: DivergenceResiduals,
     offset: Array,
 ) -> Array:
-    """S (1 + rest); the terms times e^b are exp(offset - gap) of the student."""
+    """S (1 + sumexp_rest); the terms times e^b are exp(offset - gap) of the student."""
     y_t, y_s, a = _scaled(x_t, x_s, temperature, rows)
-    odds = exp(-gap(y_t, rows.teacher[0]))
+    odds = exp(-max_minus_x(y_t, rows.teacher[0]))
     b = a - rows.mean
     # As one exponential: of a class that the teacher rules out it is all that there is.
-    whole = exp(offset - gap(y_s, rows.student[0])) - odds - zero_safe_multiply(odds, b)
+    whole = exp(offset - max_minus_x(y_s, rows.student[0])) - odds - zero_safe_multiply(odds, b)
     few = (odds > 0) & (b <= 1)
     return classes.sum(jnp.where(few, odds * _expm1_residual(jnp.where(few, b, 0)), whole))
 
@@ -262,7 +264,7 @@ def _log_ratio(
     y_t: Array, y_s: Array, a: Array, rows: DivergenceResiduals, classes: ClassAxis
 ) -> Array:
     """The d above, 0 where both rule a class out."""
-    gap_t, gap_s = gap(y_t, rows.teacher[0]), gap(y_s, rows.student[0])
+    gap_t, gap_s = max_minus_x(y_t, rows.teacher[0]), max_minus_x(y_s, rows.student[0])
     neither = jnp.isinf(gap_t) & jnp.isinf(gap_s)
     gap_t = jnp.where(neither, 0, gap_t)
     far = (gap_t + log1p(rows.teacher[1])) - (gap_s + log1p(rows.student[1]))
@@ -284,9 +286,9 @@ def _deviations(
     y_t, y_s, _, rows = primals
     p_t, _ = logsumexp.probability_and_complement(y_t, *rows.teacher, classes)
     p_s, _ = logsumexp.probability_and_complement(y_s, *rows.student, classes)
-    (max_t, rest_t), (max_s, rest_s) = rows.teacher, rows.student
-    dev_t = logsumexp.deviation(p_t, y_t, max_t, rest_t, tangents[0], classes)
-    dev_s = logsumexp.deviation(p_s, y_s, max_s, rest_s, tangents[1], classes)
+    (max_t, sumexp_rest_t), (max_s, sumexp_rest_s) = rows.teacher, rows.student
+    dev_t = logsumexp.deviation(p_t, y_t, max_t, sumexp_rest_t, tangents[0], classes)
+    dev_s = logsumexp.deviation(p_s, y_s, max_s, sumexp_rest_s, tangents[1], classes)
     return dev_t, dev_s, p_t, p_s
 
 
@@ -318,13 +320,13 @@ def _teacher_grad(
     others' leave: -d is nearly all of KL there.
     """
     d = _log_ratio(y_t, y_s, a, rows, classes)
-    row_max, rest = rows.teacher
-    p_t, _ = logsumexp.probability_and_complement(y_t, row_max, rest, classes)
+    row_max, sumexp_rest = rows.teacher
+    p_t, _ = logsumexp.probability_and_complement(y_t, row_max, sumexp_rest, classes)
     infinite = jnp.isinf(rows.divergence)
     divergence = jnp.where(infinite, 0, rows.divergence)
     infinite |= jnp.isinf(d)
     grad = jnp.where(infinite, 0, p_t * (-jnp.where(infinite, 0, d) - divergence))
-    is_dominant = logsumexp.is_dominant(y_t, row_max, rest)
+    is_dominant = logsumexp.is_dominant(y_t, row_max, sumexp_rest)
     return jnp.where(is_dominant, -classes.sum(jnp.where(is_dominant, 0, grad)), grad)
 
 

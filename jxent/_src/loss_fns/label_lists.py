@@ -13,7 +13,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import WeightedIds, gap, largest_id, log1p, nan_unless, upcast
+from jxent._src.core.elementary import (
+    WeightedIds,
+    largest_id,
+    log1p,
+    max_minus_x,
+    nan_unless,
+    upcast,
+)
 from jxent._src.loss_fns import base
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.softmax_rows import DenseLabelResiduals
@@ -150,10 +157,12 @@ def _grads_jvp(
         tangent_out += total * logsumexp.softmax_tangent(x, dx, classes)
     if dlabels.weights is not None:
         moved = labels._replace(weights=(1 - smoothing) * dlabels.weights)
-        p, q = logsumexp.probability_and_complement(x, rows.row_max, rows.rest, classes)
+        p, q = logsumexp.probability_and_complement(x, rows.row_max, rows.sumexp_rest, classes)
         tangent_out += of_others(classes, moved, x) * p - dense(classes, moved, x) * q
     # Where an id is out of range the derivatives are NaN as all else is.
-    return value, tangent_out * nan_unless(~jnp.isnan(rows.rest), jnp.ones_like(rows.rest))
+    return value, tangent_out * nan_unless(
+        ~jnp.isnan(rows.sumexp_rest), jnp.ones_like(rows.sumexp_rest)
+    )
 
 
 grads.defjvp(_grads_jvp, symbolic_zeros=True)
@@ -161,20 +170,20 @@ grads.defjvp(_grads_jvp, symbolic_zeros=True)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def neg_log_probs(
-    classes: ClassAxis, x: Float[Array, "..."], ids: Array, row_max: Array, rest: Array
+    classes: ClassAxis, x: Float[Array, "..."], ids: Array, row_max: Array, sumexp_rest: Array
 ) -> Array:
     """-log p of the listed classes, which their weights multiply; 0 where infinite, see there.
 
     As `logsumexp.neg_log_probs`; 0 for padding.
     """
-    value = gap(logits_of(classes, ids, x), row_max) + log1p(rest)
+    value = max_minus_x(logits_of(classes, ids, x), row_max) + log1p(sumexp_rest)
     return jnp.where(jnp.isinf(value) | (ids < 0), 0, value)
 
 
 @neg_log_probs.defjvp
 def _neg_log_probs_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    x, ids, row_max, rest = primals
-    p, _ = logsumexp.probability_and_complement(x, row_max, rest, classes)
-    apart = logsumexp.deviation(p, x, row_max, rest, tangents[0], classes)
+    x, ids, row_max, sumexp_rest = primals
+    p, _ = logsumexp.probability_and_complement(x, row_max, sumexp_rest, classes)
+    apart = logsumexp.deviation(p, x, row_max, sumexp_rest, tangents[0], classes)
     tangent_out = jnp.where(ids < 0, 0, -logits_of(classes, ids, apart))
     return neg_log_probs(classes, *primals), tangent_out

@@ -273,10 +273,10 @@ class SparseSigmoid(_Independent):
         if dlogits is not None:
             tangent_out += self.gradient(data, statistics) * upcast(dlogits)
         if dpos_weight is not None:
-            share = self.label_smoothing / 2
-            positive = jnp.where(multi_hot_mask(self.classes, labels, x), 1 - share, share).astype(
-                x.dtype
-            )
+            smoothed_zero = self.label_smoothing / 2
+            positive = jnp.where(
+                multi_hot_mask(self.classes, labels, x), 1 - smoothed_zero, smoothed_zero
+            ).astype(x.dtype)
             in_range = explicit.broadcast_like(self.are_in_range(labels, x)[..., None], x)
             positive = nan_unless(in_range, positive)
             tangent_out += positive * finite_term(self.focusing, -x) * dpos_weight
@@ -295,12 +295,14 @@ class SparseSigmoid(_Independent):
         self, listed: Array, x: Array, pos_weight: Array | None
     ) -> tuple[Array | None, Array | None]:
         """The factors a and b above; None for 1 and 0."""
-        share = self.label_smoothing / 2
+        smoothed_zero = self.label_smoothing / 2
         if pos_weight is None:
             one = jnp.ones_like(x, shape=())
-            return ((1 - share) * one, share * one) if share else (None, None)
-        a = (1 - share) * jnp.where(listed, pos_weight, 1)
-        return a, share * jnp.where(listed, 1, pos_weight) if share else None
+            return (
+                ((1 - smoothed_zero) * one, smoothed_zero * one) if smoothed_zero else (None, None)
+            )
+        a = (1 - smoothed_zero) * jnp.where(listed, pos_weight, 1)
+        return a, smoothed_zero * jnp.where(listed, 1, pos_weight) if smoothed_zero else None
 
     def are_in_range(self, labels: Array, logits: Array) -> Array:
         # In the ids' own dtype: a cast to int32 first would fold large ids into the range.

@@ -47,12 +47,12 @@ class _Exclusive(Loss):
         return hints.materialize_capped(self._has_ids, x)
 
     def _components(
-        self, loss: Array, log_normalizer: Array, right: Array | None
+        self, loss: Array, log_normalizer: Array, correct: Array | None
     ) -> LossComponents:
         z_loss = jnp.zeros_like(loss)
         if self.z_loss:
             z_loss = self.z_loss * jnp.square(log_normalizer)
-        every = (loss, z_loss, cast(Array, right))
+        every = (loss, z_loss, cast(Array, correct))
         return LossComponents(*(jnp.squeeze(x, self.axis) for x in every))
 
     def _z_loss_grad(
@@ -73,7 +73,7 @@ class Softmax(_Exclusive):
         residuals = self._statistics(self._of_statistics(logits), labels)
         loss = residuals.loss
         if self.z_loss:
-            loss += self.z_loss * jnp.square(residuals.row_max + log1p(residuals.rest))
+            loss += self.z_loss * jnp.square(residuals.row_max + log1p(residuals.sumexp_rest))
         return jnp.squeeze(loss, self.axis), residuals
 
     def _statistics(self, x: Array, labels: Any) -> DenseLabelResiduals:
@@ -84,24 +84,24 @@ class Softmax(_Exclusive):
         return self._with_smoothed_total(residuals)
 
     def _with_smoothed_total(self, residuals: DenseLabelResiduals) -> DenseLabelResiduals:
-        if residuals.share is None:
+        if residuals.uniform_mass is None:
             return residuals
         total = (1 - self.label_smoothing) * residuals.total + self.label_smoothing
         return residuals._replace(total=total)
 
     def components(self, residuals: DenseLabelResiduals) -> LossComponents:
         return self._components(
-            residuals.loss, residuals.row_max + log1p(residuals.rest), residuals.right
+            residuals.loss, residuals.row_max + log1p(residuals.sumexp_rest), residuals.correct
         )
 
     def gradient(self, data: Data, statistics: DenseLabelResiduals) -> Array:
         labels, logits, _ = data
-        row_max, rest, *_ = statistics
+        row_max, sumexp_rest, *_ = statistics
         x = self._capped(logits)
         grad = self._grads(x, labels, statistics)
         if self.z_loss:
-            p, _ = logsumexp.probability_and_complement(x, row_max, rest, self.classes)
-            grad += self._z_loss_grad(x, p, row_max + log1p(rest))
+            p, _ = logsumexp.probability_and_complement(x, row_max, sumexp_rest, self.classes)
+            grad += self._z_loss_grad(x, p, row_max + log1p(sumexp_rest))
         return grad * softcap_grad(upcast(logits), self.logit_softcap)
 
     def _grads(self, x: Array, labels: Any, statistics: DenseLabelResiduals) -> Array:
@@ -114,7 +114,7 @@ class Softmax(_Exclusive):
         self, data: Data, statistics: DenseLabelResiduals, tangents: Tangents
     ) -> Array:
         dlabels, dlogits, _ = tangents
-        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.sumexp_rest, self.axis))
         if dlogits is not None:
             grad = self.gradient(data, statistics)
             tangent_out += jnp.sum(grad * upcast(dlogits), self.axis)
@@ -125,8 +125,8 @@ class Softmax(_Exclusive):
     def _tangent_of_labels(
         self, data: Data, statistics: DenseLabelResiduals, dlabels: Any
     ) -> Array:
-        row_max, rest, *_ = statistics
-        grad = logsumexp.neg_log_probs(self._capped(data[1]), row_max, rest, self.classes)
+        row_max, sumexp_rest, *_ = statistics
+        grad = logsumexp.neg_log_probs(self._capped(data[1]), row_max, sumexp_rest, self.classes)
         grad = (1 - self.label_smoothing) * grad
         return jnp.sum(grad * upcast(dlabels), self.axis)
 
@@ -147,9 +147,13 @@ class ListedSoftmax(Softmax):
         residuals = label_lists.statistics(
             self.classes, self.label_smoothing, self.has_aux, x, labels
         )
-        loss, rest = (nan_unless(in_range, a) for a in (residuals.loss, residuals.rest))
-        right = None if residuals.right is None else jnp.where(in_range, residuals.right, 0)
-        return self._with_smoothed_total(residuals._replace(loss=loss, rest=rest, right=right))
+        loss, sumexp_rest = (
+            nan_unless(in_range, a) for a in (residuals.loss, residuals.sumexp_rest)
+        )
+        correct = None if residuals.correct is None else jnp.where(in_range, residuals.correct, 0)
+        return self._with_smoothed_total(
+            residuals._replace(loss=loss, sumexp_rest=sumexp_rest, correct=correct)
+        )
 
     def are_in_range(self, labels: WeightedIds, logits: Array) -> Array:
         _, in_range = label_lists.canonicalize_ids(self.classes, labels, logits)
@@ -162,7 +166,7 @@ class ListedSoftmax(Softmax):
     # Every chip has all entries of a list: nothing of theirs is added up across the chips.
     def tangent(self, data: Data, statistics: DenseLabelResiduals, tangents: Tangents) -> Array:
         dlabels, dlogits, _ = tangents
-        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.rest, self.axis))
+        tangent_out = jnp.zeros_like(jnp.squeeze(statistics.sumexp_rest, self.axis))
         if dlogits is not None:
             tangent_out = super().tangent(data, statistics, (None, dlogits, None))
         if jax.tree.leaves(dlabels):
@@ -174,8 +178,8 @@ class ListedSoftmax(Softmax):
     ) -> Array:
         x = self._capped(data[1])
         labels, _ = label_lists.canonicalize_ids(self.classes, data[0], x)
-        row_max, rest, *_ = statistics
-        grad = label_lists.neg_log_probs(self.classes, x, labels.ids, row_max, rest)
+        row_max, sumexp_rest, *_ = statistics
+        grad = label_lists.neg_log_probs(self.classes, x, labels.ids, row_max, sumexp_rest)
         grad = (1 - self.label_smoothing) * grad
         return jnp.sum(grad * dlabels.weights, self.axis)
 
@@ -225,8 +229,8 @@ class SparseSoftmax(_Exclusive):
         scale, complement = map(valid, (scale, complement))
         if self.has_aux or self.focusing:
             normalizer = normalizer._replace(loss=valid(normalizer.loss))
-        if normalizer.right is not None:
-            normalizer = normalizer._replace(right=jnp.where(in_range, normalizer.right, 0))
+        if normalizer.correct is not None:
+            normalizer = normalizer._replace(correct=jnp.where(in_range, normalizer.correct, 0))
         normalizer = normalizer._replace(scale=scale, complement=complement)
         # Without the axis first: some compilers compute arrays of one class a row number by number.
         loss, in_range = (jnp.squeeze(a, self.axis) for a in (loss, in_range))
@@ -236,7 +240,7 @@ class SparseSoftmax(_Exclusive):
         loss = normalizer.loss
         if self.focusing:
             loss = focused(self.focusing, loss)
-        return self._components(loss, normalizer.log_normalizer, normalizer.right)
+        return self._components(loss, normalizer.log_normalizer, normalizer.correct)
 
     def gradient(self, data: Data, statistics: SparseLabelResiduals) -> Array:
         labels, logits, _ = data

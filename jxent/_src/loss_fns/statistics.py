@@ -1,9 +1,9 @@
 """What a softmax predicts of each example: log-probability, entropy, normaliser, likeliest class.
 
 With y the logits, capped and divided by the temperature, p their softmax, m their maximum and
-`rest` as in `logsumexp`, gap = m - y and E = sum p gap, whose terms are not negative:
+`sumexp_rest` as in `logsumexp`, gap = m - y and E = sum p gap, whose terms are not negative:
 
-    entropy = log1p(rest) + E                d entropy / d y = p (gap - E)
+    entropy = log1p(sumexp_rest) + E                d entropy / d y = p (gap - E)
 
 From log-softmax it would lose its digits: on a confident row the entropy is 1e-20, and log p of the
 dominant class rounds to 0.
@@ -92,16 +92,16 @@ class Predictor(OfLogits):
         as_given = self.logit_softcap is None and temperature is None
         y = logits if as_given else self.scaled(logits, temperature)
         found = softmax_rows.of_prediction(self.classes, y, self.classes.ids(labels, y))
-        row_max, rest = logsumexp.nan_if_invalid(found.row_max, found.rest)
-        normalizer = softmax_rows.of_pair(found.logit, row_max, rest)
+        row_max, sumexp_rest = logsumexp.nan_if_invalid(found.row_max, found.sumexp_rest)
+        normalizer = softmax_rows.of_pair(found.logit, row_max, sumexp_rest)
         in_range = self.classes.contains(labels, y)
         log_prob = nan_unless(in_range, -normalizer.loss)
         # An id out of range is of the log-probability alone: the other fields stay.
         complement = nan_unless(in_range, normalizer.complement)
-        mean_gap = found.gaps / (1 + rest)
+        mean_gap = found.gaps / (1 + sumexp_rest)
         log_normalizer = normalizer.log_normalizer
         prediction = jnp.where(jnp.isnan(log_normalizer), -1, found.prediction)
-        every = (log_prob, mean_gap + log1p(rest), log_normalizer, prediction)
+        every = (log_prob, mean_gap + log1p(sumexp_rest), log_normalizer, prediction)
         row = RowResiduals(normalizer._replace(complement=complement), mean_gap)
         return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
 

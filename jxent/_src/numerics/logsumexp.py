@@ -1,8 +1,8 @@
-"""Log-sum-exp as a pair (max, rest), which keeps the digits that one number loses.
+"""Log-sum-exp as a pair (row_max, sumexp_rest), which keeps the digits that one number loses.
 
-For a row `x` with maximum `m`, `rest` sums `exp(x_j - m)` over all classes *but one* that
-attains the maximum. Then `logsumexp = m + log1p(rest)`, and on a row where one class is far
-ahead `rest` is tiny yet exact to the last digits, whereas `log(sum(exp(x_j - m)))` over all
+For a row `x` with maximum `m`, `sumexp_rest` sums `exp(x_j - m)` over all classes *but one* that
+attains the maximum. Then `logsumexp = m + log1p(sumexp_rest)`, and on a row where one class is far
+ahead `sumexp_rest` is tiny yet exact to the last digits, whereas `log(sum(exp(x_j - m)))` over all
 classes starts from `1 + tiny`, which rounds to 1, and its logarithm to 0.
 
 All arrays keep the class axis (of size 1 in a pair), so that nothing has to be moved.
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer
 
 from jxent._src.core.dispatch import per_platform
-from jxent._src.core.elementary import clip_posinf, exp, gap, log1p, nan_unless, upcast
+from jxent._src.core.elementary import clip_posinf, exp, log1p, max_minus_x, nan_unless, upcast
 from jxent._src.sharding.class_axis import ClassAxis
 
 Arrays = tuple[Array, ...]
@@ -28,15 +28,15 @@ Arrays = tuple[Array, ...]
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pair(x: Float[Array, "..."], classes: ClassAxis) -> tuple[Array, Array]:
-    """The pair (max, rest) of `x` over the classes. NaN for a row with a NaN or no class left."""
+    """(row_max, sumexp_rest) of `x` over the classes; NaN for a row with a NaN or no class left."""
     return nan_if_invalid(*pair_of_rows(classes, x))
 
 
-def nan_if_invalid(row_max: Array, rest: Array) -> tuple[Array, Array]:
+def nan_if_invalid(row_max: Array, sumexp_rest: Array) -> tuple[Array, Array]:
     """The pair, NaN where the row has a NaN or no class left."""
     # Some compilers' maximum drops NaN, so the sum says where one is.
-    is_valid = (row_max != -jnp.inf) & ~jnp.isnan(rest)
-    return nan_unless(is_valid, row_max), nan_unless(is_valid, rest)
+    is_valid = (row_max != -jnp.inf) & ~jnp.isnan(sumexp_rest)
+    return nan_unless(is_valid, row_max), nan_unless(is_valid, sumexp_rest)
 
 
 # 0: all of d logsumexp = sum_j p_j t_j is in the rules of the functions that take the pair.
@@ -44,17 +44,17 @@ def nan_if_invalid(row_max: Array, rest: Array) -> tuple[Array, Array]:
 def _pair_jvp(
     classes: ClassAxis, primals: tuple[Array], tangents: tuple[Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    row_max, rest = pair(*primals, classes)
-    return (row_max, rest), (jnp.zeros_like(row_max), jnp.zeros_like(rest))
+    row_max, sumexp_rest = pair(*primals, classes)
+    return (row_max, sumexp_rest), (jnp.zeros_like(row_max), jnp.zeros_like(sumexp_rest))
 
 
 @per_platform(statics=1)
 def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
-    """The pair as it is defined; NaN reaches `rest` through its sum."""
+    """The pair as it is defined; NaN reaches `sumexp_rest` through its sum."""
     x = upcast(x)
     row_max = classes.max(x)
     at_top = x == row_max
-    others = classes.sum(jnp.where(at_top, 0, exp(-gap(x, row_max))))
+    others = classes.sum(jnp.where(at_top, 0, exp(-max_minus_x(x, row_max))))
     ties = classes.sum(at_top.astype(x.dtype))
     return row_max, others + (ties - 1)
 
@@ -80,27 +80,29 @@ def count_unmasked(classes: ClassAxis, x: Array) -> Array:
     return classes.sum((x > -jnp.inf).astype(x.dtype))
 
 
-def uniform_mass(x: Float[Array, "..."], smoothing: float, classes: ClassAxis) -> Array | None:
+def uniform_mass_of(x: Float[Array, "..."], smoothing: float, classes: ClassAxis) -> Array | None:
     """What smoothing adds to the label of each class that is not ruled out; None without it."""
     return smoothing / jnp.maximum(num_unmasked_classes(x, classes), 1) if smoothing else None
 
 
 @per_platform()
-def is_dominant(x: Float[Array, "..."], row_max: Array, rest: Array) -> Array:
+def is_dominant(x: Float[Array, "..."], row_max: Array, sumexp_rest: Array) -> Array:
     """Marks the class that holds more than half of the probability, in rows that have one.
 
-    A second class at the maximum would make `rest` at least 1, so no row has two marks.
+    A second class at the maximum would make `sumexp_rest` at least 1, so no row has two marks.
     """
-    return (x == row_max) & (rest < 1)
+    return (x == row_max) & (sumexp_rest < 1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def probability_and_complement(
-    x: Float[Array, "..."], row_max: Array, rest: Array, classes: ClassAxis
+    x: Float[Array, "..."], row_max: Array, sumexp_rest: Array, classes: ClassAxis
 ) -> tuple[Array, Array]:
     """Probabilities p, and 1 - p with the digits that the subtraction would lose."""
-    p = exp(-gap(x, row_max)) / (1 + rest)
-    return p, jnp.where(is_dominant(x, row_max, rest), rest / (1 + rest), 1 - p)
+    p = exp(-max_minus_x(x, row_max)) / (1 + sumexp_rest)
+    return p, jnp.where(
+        is_dominant(x, row_max, sumexp_rest), sumexp_rest / (1 + sumexp_rest), 1 - p
+    )
 
 
 # dp_j = p_j (t_j - sum_i p_i t_i). Where one class holds most of the probability, its t_j and
@@ -110,9 +112,9 @@ def probability_and_complement(
 def _probability_and_complement_jvp(
     classes: ClassAxis, primals: Arrays, tangents: Arrays
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    x, row_max, rest = primals
-    p, q = probability_and_complement(x, row_max, rest, classes)
-    dp = p * deviation(p, x, row_max, rest, tangents[0], classes)
+    x, row_max, sumexp_rest = primals
+    p, q = probability_and_complement(x, row_max, sumexp_rest, classes)
+    dp = p * deviation(p, x, row_max, sumexp_rest, tangents[0], classes)
     return (p, q), (dp, -dp)
 
 
@@ -123,29 +125,29 @@ def grads(
     total: Array,
     others: Array,
     row_max: Array,
-    rest: Array,
+    sumexp_rest: Array,
     classes: ClassAxis,
 ) -> Array:
     """The gradient of -sum_j z_j log p_j: Z p - z, where Z is the sum of the labels, `total`.
 
     For a confident one-hot row that difference is 0; its parts (Z - z) p and z (1 - p) are not. One
-    class a row can need them, whose p is 1 / (1 + rest). `others` is Z - z of each class, which is
-    no difference where its label is nearly all of Z.
+    class a row can need them, whose p is 1 / (1 + sumexp_rest). `others` is Z - z of each class,
+    which is no difference where its label is nearly all of Z.
     """
-    scale = 1 / (1 + rest)
-    of_dominant = others * scale - z * (rest * scale)
+    scale = 1 / (1 + sumexp_rest)
+    of_dominant = others * scale - z * (sumexp_rest * scale)
     p = exp(clip_posinf(x) - clip_posinf(row_max)) * scale
-    return jnp.where(is_dominant(x, row_max, rest), of_dominant, total * p - z)
+    return jnp.where(is_dominant(x, row_max, sumexp_rest), of_dominant, total * p - z)
 
 
 # `total` and `others` are caches as well: their share of the second derivative is in `by_labels`.
 # For the third one the factor of the last term must be a function of the labels: summed once more.
 @grads.defjvp
 def _grads_jvp(classes: ClassAxis, primals: Arrays, tangents: Arrays) -> tuple[Array, Array]:
-    x, z, _, _, row_max, rest = primals
+    x, z, _, _, row_max, sumexp_rest = primals
     dx, dz, *_ = tangents
-    p, q = probability_and_complement(x, row_max, rest, classes)
-    dominant = is_dominant(x, row_max, rest)
+    p, q = probability_and_complement(x, row_max, sumexp_rest, classes)
+    dominant = is_dominant(x, row_max, sumexp_rest)
     of_others = jnp.where(dominant, classes.sum(jnp.where(dominant, 0, dz)), classes.sum(dz) - dz)
     by_labels = of_others * p - dz * q
     return grads(*primals, classes), by_labels + classes.sum(z) * softmax_tangent(x, dx, classes)
@@ -155,16 +157,21 @@ def softmax_tangent(
     x: Float[Array, "..."], t: Float[Array, "..."], classes: ClassAxis
 ) -> Float[Array, "..."]:
     """The tangent of the probabilities of `x` along `t`."""
-    row_max, rest = pair(x, classes)
-    p, _ = probability_and_complement(x, row_max, rest, classes)
-    return p * deviation(p, x, row_max, rest, t, classes)
+    row_max, sumexp_rest = pair(x, classes)
+    p, _ = probability_and_complement(x, row_max, sumexp_rest, classes)
+    return p * deviation(p, x, row_max, sumexp_rest, t, classes)
 
 
 def deviation(
-    p: Array, x: Array, row_max: Array, rest: Array, t: Float[Array, "..."], classes: ClassAxis
+    p: Array,
+    x: Array,
+    row_max: Array,
+    sumexp_rest: Array,
+    t: Float[Array, "..."],
+    classes: ClassAxis,
 ) -> Float[Array, "..."]:
     """`t` minus its mean under the probabilities `p` of the logits `x`."""
-    dominant = is_dominant(x, row_max, rest)
+    dominant = is_dominant(x, row_max, sumexp_rest)
     origin = classes.sum(jnp.where(dominant, t, 0))  # 0 without a dominant class
     beyond = t - origin
     # Not `t - sum(p t)`: where `vmap` goes over t alone, a fusion of jaxlib 0.10.2 goes wrong from
@@ -194,14 +201,14 @@ class SparseLabelResiduals(NamedTuple):
     shift: Array  # p_j = exp(x_j - shift) * scale
     scale: Array
     complement: Array  # 1 - p of the label
-    share: Array | None = None  # what smoothing adds to every label, if there is smoothing
-    right: Array | None = None  # 1 where the label is the predicted class, if that is asked for
+    uniform_mass: Array | None = None  # what smoothing adds to every label, if there is smoothing
+    correct: Array | None = None  # 1 where the label is the predicted class, if that is asked for
     tangent_mean: TangentMean | None = (
         None  # for a block of classes, whose row sums are those of all blocks
     )
 
     def smoothed(
-        self, smoothing: float, share: Array, uniform_cross_entropy: Array
+        self, smoothing: float, uniform_mass: Array, uniform_cross_entropy: Array
     ) -> "SparseLabelResiduals":
         """The same of a smoothed label, given the cross-entropy of the uniform part."""
         # At s = 1 the label has no part in it, at -inf neither.
@@ -210,7 +217,7 @@ class SparseLabelResiduals(NamedTuple):
             if smoothing < 1
             else uniform_cross_entropy
         )
-        return self._replace(loss=loss, share=share)
+        return self._replace(loss=loss, uniform_mass=uniform_mass)
 
 
 def log_normalizer(
@@ -288,13 +295,15 @@ def beyond(p: Array, t: Array, origin: Array) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def neg_log_probs(x: Float[Array, "..."], row_max: Array, rest: Array, classes: ClassAxis) -> Array:
+def neg_log_probs(
+    x: Float[Array, "..."], row_max: Array, sumexp_rest: Array, classes: ClassAxis
+) -> Array:
     """-log p of every class, which is what its label's weight multiplies; 0 where infinite.
 
     A derivative of 0 for the label of a class that is masked out: the true one is infinite,
     and times the tangent 0 it would be NaN.
     """
-    value = gap(x, row_max) + log1p(rest)
+    value = max_minus_x(x, row_max) + log1p(sumexp_rest)
     return jnp.where(jnp.isinf(value), 0, value)
 
 
@@ -303,10 +312,10 @@ def neg_log_probs(x: Float[Array, "..."], row_max: Array, rest: Array, classes: 
 def _neg_log_probs_jvp(
     classes: ClassAxis, primals: Arrays, tangents: Arrays
 ) -> tuple[Array, Array]:
-    x, row_max, rest = primals
-    p, _ = probability_and_complement(x, row_max, rest, classes)
-    return neg_log_probs(x, row_max, rest, classes), -deviation(
-        p, x, row_max, rest, tangents[0], classes
+    x, row_max, sumexp_rest = primals
+    p, _ = probability_and_complement(x, row_max, sumexp_rest, classes)
+    return neg_log_probs(x, row_max, sumexp_rest, classes), -deviation(
+        p, x, row_max, sumexp_rest, tangents[0], classes
     )
 
 
@@ -325,11 +334,12 @@ def label_grads(
     """
     p = probabilities(x, normalizer, classes)
     labelled = classes.iota(x) == ids
-    if normalizer.share is None:
+    if normalizer.uniform_mass is None:
         return jnp.where(labelled, -normalizer.complement, p)
-    share = jnp.where(x > -jnp.inf, normalizer.share, 0)
-    of_label = (smoothing - share) * p - (1 - smoothing + share) * normalizer.complement
-    return jnp.where(labelled, of_label, p - share)
+    uniform_mass = jnp.where(x > -jnp.inf, normalizer.uniform_mass, 0)
+    of_label = (smoothing - uniform_mass) * p
+    of_label -= (1 - smoothing + uniform_mass) * normalizer.complement
+    return jnp.where(labelled, of_label, p - uniform_mass)
 
 
 # p, p - 1 and p - z have one derivative; for an id out of range it is NaN as all else is.

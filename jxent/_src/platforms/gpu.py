@@ -64,7 +64,7 @@ def _class_blocks(blocks: BlockCandidates, operands: Operands, grads: int) -> Cl
         return None
     examples, features = operands.inputs.shape
     size = operands.inputs.dtype.itemsize
-    number = of_classes.number + bool(of_classes.rest)
+    number = of_classes.number + bool(of_classes.remainder)
     of_kernel = (8 + 2 * size) * operands.kernel.size * blocks.examples.number
     of_inputs = (8 + 2 * size) * examples * features * number
     pays = of_kernel > of_inputs + grads * size * examples * operands.kernel.shape[1]

@@ -48,7 +48,7 @@ class RowSums(NamedTuple):
     """What is known of some classes of a row; of each alone: `singleton`; of none: `identity`."""
 
     row_max: Array
-    rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
+    sumexp_rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
     logit: Array | None = None  # of the label, 0 where it is not among them
     labels: WeightedSums | None = None
     left: WeightedSums | None = None  # a unit for each class that is not at -inf
@@ -63,27 +63,29 @@ def apart(a: Array, b: Array) -> tuple[Array, Array]:
     units in the last place at worst; without it by 24, where a label is the largest by 60.
     """
     low, high = jnp.minimum(a, b), jnp.maximum(a, b)
-    gap = jnp.where(a == b, 0, -jnp.abs(a - b))
-    back = gap - low
-    lost = (low - (gap - back)) + (-high - back)
-    e = exp(gap)
+    max_minus_x = jnp.where(a == b, 0, -jnp.abs(a - b))
+    back = max_minus_x - low
+    lost = (low - (max_minus_x - back)) + (-high - back)
+    e = exp(max_minus_x)
     # At infinities what was lost is NaN or inf.
-    return -gap, e + e * jnp.where(jnp.abs(lost) < 1, lost, 0)
+    return -max_minus_x, e + e * jnp.where(jnp.abs(lost) < 1, lost, 0)
 
 
 def combine(a: RowSums, b: RowSums) -> RowSums:
     """What is known of the classes of both: associative and commutative, to rounding.
 
-    NaN, whatever a maximum makes of it, is in `rest`: no select depends on it alone.
+    NaN, whatever a maximum makes of it, is in `sumexp_rest`: no select depends on it alone.
     """
     a_max, b_max = a.row_max, b.row_max
-    gap, e = apart(a_max, b_max)
+    max_minus_x, e = apart(a_max, b_max)
     first = a_max >= b_max
-    rest = jnp.where(first, a.rest + (1 + b.rest) * e, b.rest + (1 + a.rest) * e)
+    sumexp_rest = jnp.where(
+        first, a.sumexp_rest + (1 + b.sumexp_rest) * e, b.sumexp_rest + (1 + a.sumexp_rest) * e
+    )
 
     # All terms of a sum are measured from the new maximum: no differences, nothing cancels.
     def weighed(a: WeightedSums, b: WeightedSums) -> WeightedSums:
-        moved = zero_safe_multiply(jnp.where(first, b.total, a.total), gap)
+        moved = zero_safe_multiply(jnp.where(first, b.total, a.total), max_minus_x)
         others = a.others + b.others + jnp.minimum(a.largest, b.largest)
         return WeightedSums(jnp.maximum(a.largest, b.largest), others, a.below + b.below + moved)
 
@@ -98,12 +100,12 @@ def combine(a: RowSums, b: RowSums) -> RowSums:
 
     def gaps(a_gaps: Array, b_gaps: Array) -> Array:
         higher, lower = jnp.where(first, a_gaps, b_gaps), jnp.where(first, b_gaps, a_gaps)
-        moved = zero_safe_multiply(1 + jnp.where(first, b.rest, a.rest), gap)
+        moved = zero_safe_multiply(1 + jnp.where(first, b.sumexp_rest, a.sumexp_rest), max_minus_x)
         return higher + zero_safe_multiply(e, lower + moved)
 
     return RowSums(
         jnp.maximum(a_max, b_max),
-        rest,
+        sumexp_rest,
         None if a.logit is None else a.logit + cast(Array, b.logit),
         None if a.labels is None else weighed(a.labels, cast(WeightedSums, b.labels)),
         None if a.left is None else weighed(a.left, cast(WeightedSums, b.left)),
@@ -136,7 +138,7 @@ def singleton(
 
 
 def identity(like: RowSums) -> RowSums:
-    """No class: 1 + rest is 0, and merged with any row it changes nothing."""
+    """No class: 1 + sumexp_rest is 0, and merged with any row it changes nothing."""
     dtype = like.row_max.dtype
     least = jnp.full((), -jnp.inf, dtype)
     nothing: RowSums = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
@@ -144,7 +146,7 @@ def identity(like: RowSums) -> RowSums:
         last = jnp.asarray(jnp.iinfo(jnp.int32).max, jnp.int32)
         largest = None if nothing.predicted.largest is None else least
         nothing = nothing._replace(predicted=Predicted(last, nothing.predicted.label, largest))
-    return nothing._replace(row_max=least, rest=jnp.full((), -1, dtype))
+    return nothing._replace(row_max=least, sumexp_rest=jnp.full((), -1, dtype))
 
 
 def reduced(classes: ClassAxis, row: RowSums) -> RowSums:
@@ -154,7 +156,7 @@ def reduced(classes: ClassAxis, row: RowSums) -> RowSums:
     row = jax.lax.reduce(row, start, combine, (axis,))
     row = across(classes, jax.tree.map(lambda a: jnp.expand_dims(a, axis), row))
     # At one class nothing is merged, and NaN is in the maximum only.
-    return row._replace(rest=jnp.where(jnp.isnan(row.row_max), row.row_max, row.rest))
+    return row._replace(sumexp_rest=jnp.where(jnp.isnan(row.row_max), row.row_max, row.sumexp_rest))
 
 
 def across(classes: ClassAxis, row: RowSums) -> RowSums:
@@ -162,12 +164,12 @@ def across(classes: ClassAxis, row: RowSums) -> RowSums:
     if classes.name is None:
         return row
     row_max = jax.lax.pmax(row.row_max, classes.name)
-    gap, e = apart(row.row_max, row_max)
+    max_minus_x, e = apart(row.row_max, row_max)
     at_top = row.row_max == row_max
-    others = jnp.where(at_top, row.rest, (1 + row.rest) * e)
+    others = jnp.where(at_top, row.sumexp_rest, (1 + row.sumexp_rest) * e)
 
     def below(a: WeightedSums) -> Array:
-        return a.below + zero_safe_multiply(a.total, gap)
+        return a.below + zero_safe_multiply(a.total, max_minus_x)
 
     labels, left = row.labels, row.left
     if labels is not None:
@@ -193,7 +195,7 @@ def across(classes: ClassAxis, row: RowSums) -> RowSums:
         None if left is None else (left.others, below(left)),
         None
         if row.gaps is None
-        else zero_safe_multiply(e, row.gaps + zero_safe_multiply(1 + row.rest, gap)),
+        else zero_safe_multiply(e, row.gaps + zero_safe_multiply(1 + row.sumexp_rest, max_minus_x)),
     )
     others, ties, logit, labels, units, gaps = jax.tree.map(classes.psum, here)
     if left is not None:
@@ -207,7 +209,7 @@ def across(classes: ClassAxis, row: RowSums) -> RowSums:
 def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
     """As `logsumexp.pair_of_rows`."""
     row = reduced(classes, singleton(upcast(x)))
-    return row.row_max, row.rest
+    return row.row_max, row.sumexp_rest
 
 
 def sparse_label_residuals(
@@ -221,15 +223,15 @@ def sparse_label_residuals(
     row = reduced(
         classes, singleton(x, logit, unit=_uniform_part(classes, smoothing, x), predicted=predicted)
     )
-    pair = logsumexp.nan_if_invalid(row.row_max, row.rest)
+    pair = logsumexp.nan_if_invalid(row.row_max, row.sumexp_rest)
     normalizer = softmax_rows.of_pair(cast(Array, row.logit), *pair)
     if row.predicted is not None:
-        right = softmax_rows.as_right(row.predicted.number == ids, pair[1])
-        normalizer = normalizer._replace(right=right)
+        correct = softmax_rows.as_correct(row.predicted.number == ids, pair[1])
+        normalizer = normalizer._replace(correct=correct)
     if row.left is None:
         return normalizer
-    share, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, pair[1])
-    return normalizer.smoothed(smoothing, share, uniform_cross_entropy)
+    uniform_mass, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, pair[1])
+    return normalizer.smoothed(smoothing, uniform_mass, uniform_cross_entropy)
 
 
 def dense_label_residuals(
@@ -243,23 +245,25 @@ def dense_label_residuals(
         classes,
         singleton(x, labels=z, unit=_uniform_part(classes, smoothing, x), predicted=predicted),
     )
-    row_max, rest = logsumexp.nan_if_invalid(row.row_max, row.rest)
+    row_max, sumexp_rest = logsumexp.nan_if_invalid(row.row_max, row.sumexp_rest)
     labels = cast(WeightedSums, row.labels)
-    loss = _cost(labels, rest)
-    share = None
+    loss = _cost(labels, sumexp_rest)
+    uniform_mass = None
     if row.left is not None:
-        share, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, rest)
+        uniform_mass, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, sumexp_rest)
         loss = (
             uniform_cross_entropy + (1 - smoothing) * loss
             if smoothing < 1
             else uniform_cross_entropy
         )
-    right = None
+    correct = None
     if row.predicted is not None:
         of_predicted, largest = cast(tuple[Array, Array], row.predicted[1:])
-        right = softmax_rows.as_right(of_predicted == largest, rest)
+        correct = softmax_rows.as_correct(of_predicted == largest, sumexp_rest)
     largest, others, _ = labels
-    return DenseLabelResiduals(row_max, rest, share, labels.total, largest, others, loss, right)
+    return DenseLabelResiduals(
+        row_max, sumexp_rest, uniform_mass, labels.total, largest, others, loss, correct
+    )
 
 
 def of_prediction(classes: ClassAxis, x: Array, ids: Array) -> PredictionResiduals:
@@ -270,12 +274,12 @@ def of_prediction(classes: ClassAxis, x: Array, ids: Array) -> PredictionResidua
     row = reduced(classes, singleton(x, logit, predicted=Predicted(numbers), gaps=True))
     predicted = cast(Predicted, row.predicted).number
     logit, gaps = cast(Array, row.logit), cast(Array, row.gaps)
-    return PredictionResiduals(logit, row.row_max, row.rest, gaps, predicted)
+    return PredictionResiduals(logit, row.row_max, row.sumexp_rest, gaps, predicted)
 
 
-def _cost(w: WeightedSums, rest: Array) -> Array:
+def _cost(w: WeightedSums, sumexp_rest: Array) -> Array:
     """Sum w (-log p): NaN in a row of NaN, whatever its labels are."""
-    return w.below + w.total * log1p(rest)
+    return w.below + w.total * log1p(sumexp_rest)
 
 
 def _uniform_part(classes: ClassAxis, smoothing: float, x: Array) -> float | None:
@@ -284,12 +288,12 @@ def _uniform_part(classes: ClassAxis, smoothing: float, x: Array) -> float | Non
 
 
 def _shares(
-    classes: ClassAxis, smoothing: float, x: Array, left: WeightedSums, rest: Array
+    classes: ClassAxis, smoothing: float, x: Array, left: WeightedSums, sumexp_rest: Array
 ) -> tuple[Array, Array]:
     """What smoothing adds to the label of each class that is left, and what that costs."""
     unit = cast(float, _uniform_part(classes, smoothing, x))
     per_unit = smoothing / jnp.maximum(left.total, unit)
-    return per_unit * unit, per_unit * _cost(left, rest)
+    return per_unit * unit, per_unit * _cost(left, sumexp_rest)
 
 
 # Each platform registers these as they are: what several share is traced once.

@@ -31,7 +31,9 @@ from jxent._src.projection.matmuls import (
 )
 
 
-def _kept(weights: Array | None, blocks: ExampleBlocks, inputs: Array) -> Array | None:
+def _weights_of_padding(
+    weights: Array | None, blocks: ExampleBlocks, inputs: Array
+) -> Array | None:
     """Weights that tell the places which are filled up from examples.
 
     Such a place has logits of its own, 0 times the kernel, which may be NaN: it weighs 0, and is
@@ -100,7 +102,7 @@ def by_examples(
 ) -> tuple[Array, base.Residuals]:
     """What `per_example` returns, a block of examples at a time."""
     is_masked = weights is not None
-    weights = _kept(weights, blocks, operands.inputs)
+    weights = _weights_of_padding(weights, blocks, operands.inputs)
     operands = in_products(match_varying(operands))
     kernel, bias, parameters = operands.shared
 
@@ -123,7 +125,9 @@ def _tangent_by_examples(
     operands: Operands,
     nonzero_tangents: Operands,
 ) -> Array:
-    if residuals.keep_mask is None and blocks.is_ragged(operands.inputs.shape[0]):  # see `_kept`
+    if residuals.keep_mask is None and blocks.is_ragged(
+        operands.inputs.shape[0]
+    ):  # see `_weights_of_padding`
         residuals = residuals._replace(keep_mask=jnp.ones_like(values, bool))
     if nonzero_tangents.kernel is not None:
         nonzero_tangents = nonzero_tangents._replace(

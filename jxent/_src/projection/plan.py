@@ -213,7 +213,7 @@ def bytes_by_classes(chip: Chip, blocks: ClassBlocks, inputs: Array, kernel: Ker
     moved, fast = (3.0 * size + written) * features * classes, chip.fast
     of_inputs = examples * features * (4 + size)
     if of_inputs > fast:
-        moved += (blocks.number + bool(blocks.rest)) * examples * features * (8 + 2 * size)
+        moved += (blocks.number + bool(blocks.remainder)) * examples * features * (8 + 2 * size)
     else:
         fast -= of_inputs
     if size * examples * blocks.width * blocks.runs > fast:

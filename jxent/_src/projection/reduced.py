@@ -196,7 +196,7 @@ def _by_examples(
 ) -> ValuesAndGrads:
     """Losses and gradients, a block of examples at a time, with sums for what they share."""
     examples = operands.inputs.shape[0]
-    masks = masks or blocks.is_ragged(examples)  # see `_kept`
+    masks = masks or blocks.is_ragged(examples)  # see `_weights_of_padding`
     wide = computing_dtype(operands.inputs.dtype)
     operands = in_products(match_varying(operands))
 

@@ -19,18 +19,22 @@ from jxent._src.sharding.class_axis import ClassAxis
 
 
 @implements(softmax_rows.labels_sums, "cpu", applies=is_not_small)
-def _labels_sums_computed_once(classes: ClassAxis, z: Array, rest: Array) -> tuple[Array, Array]:
+def _labels_sums_computed_once(
+    classes: ClassAxis, z: Array, sumexp_rest: Array
+) -> tuple[Array, Array]:
     """The select keeps the sums from being fused with the gradient, which would store them."""
     if not (classes.are_last(z) and is_unsharded(z)):
-        largest, others = _largest_label(classes, z, rest)
+        largest, others = _largest_label(classes, z, sumexp_rest)
     elif z.shape[-1] <= FEW:
-        largest, others = _largest_of_few(z.astype(rest.dtype))
+        largest, others = _largest_of_few(z.astype(sumexp_rest.dtype))
     elif pieces := row_tiles(z):
-        largest, others = _largest_in_pieces(pieces, z, rest.dtype)
+        largest, others = _largest_in_pieces(pieces, z, sumexp_rest.dtype)
     else:
-        largest, others = _largest_label(classes, z, rest)
-    # Where it is not at least 0, `rest` is NaN.
-    return jnp.where(rest >= 0, largest, rest), jnp.where(rest >= 0, others, rest)
+        largest, others = _largest_label(classes, z, sumexp_rest)
+    # Where it is not at least 0, `sumexp_rest` is NaN.
+    return jnp.where(sumexp_rest >= 0, largest, sumexp_rest), jnp.where(
+        sumexp_rest >= 0, others, sumexp_rest
+    )
 
 
 # Classes up to which one reduction of both numbers, which XLA:CPU computes one after the other, is
@@ -76,8 +80,8 @@ def _largest_label(classes: ClassAxis, z: Array, after: Array) -> tuple[Array, A
     largest = classes.max(z).astype(dtype)
     wide = hints.unshared_upcast(z, largest, dtype)
     without = classes.sum(wide * jnp.minimum((largest - wide) * inverse, one))
-    rest = classes.sum(hints.unshared_upcast(z, after, dtype)) - largest
-    return largest, jnp.where((largest > 0) & (rest < 0.5 * largest), without, rest)
+    sumexp_rest = classes.sum(hints.unshared_upcast(z, after, dtype)) - largest
+    return largest, jnp.where((largest > 0) & (sumexp_rest < 0.5 * largest), without, sumexp_rest)
 
 
 @implements(
@@ -86,18 +90,18 @@ def _largest_label(classes: ClassAxis, z: Array, after: Array) -> tuple[Array, A
 def _expected_on_cpu(classes: ClassAxis, smoothing: float, *data: Array | None) -> Array:
     # A sum that is finite has no infinite logit in it, and no class is ruled out.
     def of_finite(
-        x: Array, row_max: Array, more: Array, share: Array | None, z: Array | None
+        x: Array, row_max: Array, more: Array, uniform_mass: Array | None, z: Array | None
     ) -> tuple[Array, Array]:
         x = hints.unshared_upcast(x, more)
         neg_log_probs = (row_max - x) + more
         if z is not None:
             z = hints.unshared_upcast(z, more, x.dtype)
         if z is None:
-            total = cast(Array, share) * classes.sum(neg_log_probs)
+            total = cast(Array, uniform_mass) * classes.sum(neg_log_probs)
         else:
-            if share is not None:
+            if uniform_mass is not None:
                 (keep,) = hints.unshared_constants(x.dtype, 1 - smoothing)
-                z = keep * z + share
+                z = keep * z + uniform_mass
             total = classes.sum(z * neg_log_probs)
         return jnp.isfinite(total), total
 

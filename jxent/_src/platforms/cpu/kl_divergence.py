@@ -20,7 +20,7 @@ from jxent._src.sharding.class_axis import ClassAxis
 def _of_finite(
     x_t: Array, x_s: Array, temperature: Array | None, rows: DivergenceResiduals
 ) -> tuple[Array, Array]:
-    """What p_t is times 1 + rest, and a: inf or NaN where a logit is infinite or NaN."""
+    """What p_t is times 1 + sumexp_rest, and a: inf or NaN where a logit is infinite or NaN."""
     apart = x_s - x_t
     back = apart - x_s
     lost = (x_s - (apart - back)) - (x_t + back)

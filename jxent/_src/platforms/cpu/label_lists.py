@@ -10,8 +10,8 @@ from jxent._src.core.elementary import (
     WeightedIds,
     clip_posinf,
     exp,
-    gap,
     log1p,
+    max_minus_x,
     upcast,
     zero_safe_multiply,
 )
@@ -44,32 +44,34 @@ def _statistics_of_entries(
     classes: ClassAxis, smoothing: float, predicts: bool, x: Array, labels: WeightedIds
 ) -> DenseLabelResiduals:
     """From the listed logits: dense labels would be stored."""
-    row_max, rest = logsumexp.pair(x, classes)
-    share = logsumexp.uniform_mass(x, smoothing, classes)
-    neg_log_probs = gap(_gathered(classes, labels.ids, x), row_max) + log1p(rest)
+    row_max, sumexp_rest = logsumexp.pair(x, classes)
+    uniform_mass = logsumexp.uniform_mass_of(x, smoothing, classes)
+    neg_log_probs = max_minus_x(_gathered(classes, labels.ids, x), row_max) + log1p(sumexp_rest)
     own, _, first = label_lists.shares(classes, labels)
     loss = jnp.sum(
         zero_safe_multiply(jnp.where(first, own, 0), neg_log_probs), classes.index, keepdims=True
     )
-    loss = jnp.where(jnp.isnan(rest), rest, loss)
-    if share is not None:
+    loss = jnp.where(jnp.isnan(sumexp_rest), sumexp_rest, loss)
+    if uniform_mass is not None:
         uniform_cross_entropy = softmax_rows.expected(
-            classes, smoothing, x, row_max, log1p(rest), share, None
+            classes, smoothing, x, row_max, log1p(sumexp_rest), uniform_mass, None
         )
         loss = (
             uniform_cross_entropy + (1 - smoothing) * loss
             if smoothing < 1
             else uniform_cross_entropy
         )
-    right = None
+    correct = None
     if predicts:
-        right = softmax_rows.as_right(_is_right(classes, x, labels), rest)
+        correct = softmax_rows.as_correct(_is_correct(classes, x, labels), sumexp_rest)
     # What the largest label's others have is told from the list again.
     total = jnp.sum(labels.weights, classes.index, keepdims=True)
-    return DenseLabelResiduals(row_max, rest, share, total, total, total, loss, right)
+    return DenseLabelResiduals(
+        row_max, sumexp_rest, uniform_mass, total, total, total, loss, correct
+    )
 
 
-def _is_right(classes: ClassAxis, x: Array, labels: WeightedIds) -> Array:
+def _is_correct(classes: ClassAxis, x: Array, labels: WeightedIds) -> Array:
     """Whether the predicted class has the largest label, which is 0 of all that are not listed."""
     own, _, first = label_lists.shares(classes, labels)
     is_predicted = labels.ids == softmax_rows.first_largest(classes, x)
@@ -89,24 +91,24 @@ def _scattered_grads(
     classes: ClassAxis, smoothing: float, x: Array, labels: WeightedIds, rows: DenseLabelResiduals
 ) -> Array:
     """As if no class were listed, and the listed ones written over it: o p - z (1 - p)."""
-    scale = 1 / (1 + rows.rest)
+    scale = 1 / (1 + rows.sumexp_rest)
     shift, total = clip_posinf(rows.row_max), rows.total
     elsewhere = total * (exp(clip_posinf(x) - shift) * scale)
     own, others, _ = label_lists.shares(classes, labels)
     listed = _gathered(classes, labels.ids, x)
-    if rows.share is not None:
-        share = rows.share
+    if rows.uniform_mass is not None:
+        uniform_mass = rows.uniform_mass
         weights = jnp.sum(labels.weights, classes.index, keepdims=True)
-        of_others = (1 - smoothing) * weights + (smoothing - share)
-        of_dominant = of_others * scale - share * (rows.rest * scale)
-        is_dominant = logsumexp.is_dominant(x, rows.row_max, rows.rest)
+        of_others = (1 - smoothing) * weights + (smoothing - uniform_mass)
+        of_dominant = of_others * scale - uniform_mass * (rows.sumexp_rest * scale)
+        is_dominant = logsumexp.is_dominant(x, rows.row_max, rows.sumexp_rest)
         elsewhere = jnp.where(
-            is_dominant, of_dominant, elsewhere - jnp.where(x > -jnp.inf, share, 0)
+            is_dominant, of_dominant, elsewhere - jnp.where(x > -jnp.inf, uniform_mass, 0)
         )
-        share = jnp.where(listed > -jnp.inf, share, 0)
-        own = (1 - smoothing) * own + share
-        others = (1 - smoothing) * others + (smoothing - share)
+        uniform_mass = jnp.where(listed > -jnp.inf, uniform_mass, 0)
+        own = (1 - smoothing) * own + uniform_mass
+        others = (1 - smoothing) * others + (smoothing - uniform_mass)
     p = exp(clip_posinf(listed) - shift) * scale
-    is_dominant = logsumexp.is_dominant(listed, rows.row_max, rows.rest)
-    complement = jnp.where(is_dominant, rows.rest * scale, 1 - p)
+    is_dominant = logsumexp.is_dominant(listed, rows.row_max, rows.sumexp_rest)
+    complement = jnp.where(is_dominant, rows.sumexp_rest * scale, 1 - p)
     return written(elsewhere, classes.index, labels.ids, others * p - own * complement)

@@ -49,8 +49,8 @@ def _total_on_cpu(loss_fn: Sigmoid, *data: Array | None) -> Array:
         z = hints.unshared_upcast(labels, jnp.zeros(()), x.dtype)
         if loss_fn.label_smoothing:
             smoothing = (1 - loss_fn.label_smoothing, loss_fn.label_smoothing / 2)
-            kept, added = hints.unshared_constants(x.dtype, *smoothing)
-            z = kept * z + added
+            smoothed_one, added = hints.unshared_constants(x.dtype, *smoothing)
+            z = smoothed_one * z + added
         if any(loss_fn.gammas):
             (one,) = hints.unshared_constants(x.dtype, 1.0)
             positive = z if pos_weight is None else hints.materialize(pos_weight) * z
@@ -97,12 +97,12 @@ def _total_of_ids_on_cpu(loss_fn: SparseSigmoid, *data: Array | None) -> Array:
         x = _softcap_of_finite(hints.unshared_upcast(logits, jnp.zeros(())), loss_fn.logit_softcap)
         listed = sigmoid.multi_hot_mask(loss_fn.classes, labels, x)
         listed = hints.materialize(listed.astype(jnp.int8)).astype(x.dtype)
-        one, two, kept, share = hints.unshared_constants(
+        one, two, smoothed_one, smoothed_zero = hints.unshared_constants(
             x.dtype, 1.0, 2.0, 1 - loss_fn.label_smoothing / 2, loss_fn.label_smoothing / 2
         )
         if loss_fn.label_smoothing:
-            positive = listed * kept + (one - listed) * share
-            negative = (one - listed) * kept + listed * share
+            positive = listed * smoothed_one + (one - listed) * smoothed_zero
+            negative = (one - listed) * smoothed_one + listed * smoothed_zero
         else:
             positive, negative = listed, one - listed
         if pos_weight is not None:

@@ -24,13 +24,13 @@ class RowTiles(NamedTuple):
     classes: int
 
     @property
-    def rest(self) -> int:
+    def remainder(self) -> int:
         """The length of the last one, if it is shorter."""
         return self.classes % self.length
 
     def cut(self, x: Array) -> Array:
         """What the functions below take: `[..., pieces, length]`, if all are of one length."""
-        if self.rest:
+        if self.remainder:
             return x
         # No -1: there may be no examples. The barrier keeps XLA from joining the pieces again.
         shape = (*x.shape[:-1], self.classes // self.length, self.length)
@@ -42,7 +42,7 @@ class RowTiles(NamedTuple):
 
         `rows`: what else it is given, `[..., 1]` of each row.
         """
-        if not self.rest:
+        if not self.remainder:
             x, *own = hints.materialize((x, *rows))  # as in `unshared_upcast`
             found = function(x, *(row[..., None, :] for row in own))
             return hints.materialize(found)
@@ -63,7 +63,7 @@ class RowTiles(NamedTuple):
 
         Before a shorter last one are classes of another, in whose place is `other`.
         """
-        if not self.rest:
+        if not self.remainder:
             return gathered(x, which[..., None], -2)[..., 0, :], which * self.length
         start = jnp.minimum(which * self.length, self.classes - self.length)
         cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=self.length)
