@@ -24,6 +24,7 @@ from jxent._src.core.elementary import (
 from jxent._src.loss_fns import base
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.softmax_rows import DenseLabelResiduals
+from jxent._src.sharding import explicit
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -54,7 +55,14 @@ def shares(classes: ClassAxis, labels: WeightedIds) -> Shares:
     ids, weights = (jnp.moveaxis(a, classes.index, -1) for a in labels)
     same = ids[..., :, None] == ids[..., None, :]
     sums = (jnp.sum(jnp.where(which, weights[..., None, :], 0), -1) for which in (same, ~same))
-    first = ~jnp.any(jnp.tril(same, -1), -1)
+    # Not `jnp.tril`: before JAX 0.10 its mask is not split as an explicit mesh splits `same`.
+    row, column = (
+        jax.lax.broadcasted_iota(
+            jnp.int32, same.shape, axis, out_sharding=explicit.explicit_sharding(same)
+        )
+        for axis in (same.ndim - 2, same.ndim - 1)
+    )
+    first = ~jnp.any(same & (column < row), -1)
     return Shares(*(jnp.moveaxis(a, -1, classes.index) for a in (*sums, first)))
 
 
