@@ -32,7 +32,11 @@ def _per_example(name, function, plain, shape, suffix="", **kwargs):
 
 def _reduced(name, function, plain, shape, labels_name, reduction, **kwargs):
     options = kwargs.pop("options", {})
+    over = kwargs.pop("mean_over", "elements") if "sigmoid" in name else None
+    classes = None if kwargs.get("axis", -1) is None else shape[-1]
     passed = {**options, "reduction": reduction}
+    if over == "examples":
+        passed["mean_over"] = over
     if kwargs.pop("has_aux", False):
         passed["has_aux"], kwargs["pick"] = True, itemgetter(0)
     pick = kwargs.get("pick", lambda result: result)
@@ -43,12 +47,13 @@ def _reduced(name, function, plain, shape, labels_name, reduction, **kwargs):
     def expected(*, weights, labels, **arrays):
         if kwargs.get("labels") == "hard":
             labels = labels.astype(arrays["logits"].dtype)
-        return reference.reduced(plain(labels=labels, **arrays, **options), weights, reduction)
+        each = plain(labels=labels, **arrays, **options)
+        return reference.reduced(each, weights, reduction, over, classes)
 
     title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
     return Case(
         title, public, loss, expected, shape, options=options,
-        passed=passed, labels_name=labels_name, **kwargs,
+        passed=passed, labels_name=labels_name, is_wide=True, **kwargs,
     )  # fmt: skip
 
 
@@ -103,6 +108,10 @@ REDUCED = (
         weights=(1, 2),
     ),
     _reduced(
+        "sigmoid examples", losses.sigmoid_cross_entropy, reference.sigmoid, (3, 5),
+        "multi_class_labels", "weighted_mean", axis=None, weights=(3, 1), mean_over="examples",
+    ),
+    _reduced(
         "softmax", losses.softmax_cross_entropy, reference.softmax, (3, 5),
         "onehot_labels", "weighted_sum", weights=(3,), options=SMOOTH,
     ),
@@ -138,8 +147,11 @@ def _linear(loss_name, shape, features, block_size, suffix="", reduction=None, *
     options = kwargs.pop("options", {})
     blocks = block_size if isinstance(block_size, dict) else {"block_size": block_size}
     passed = {**options, **blocks}
+    over = kwargs.pop("mean_over", "elements") if "sigmoid" in loss_name else None
     if reduction is not None:
         passed["reduction"] = reduction
+    if over == "examples":
+        passed["mean_over"] = over
     if kwargs.pop("has_aux", False):
         passed["has_aux"], kwargs["pick"] = True, itemgetter(0)
     pick = kwargs.get("pick", lambda result: result)
@@ -152,7 +164,9 @@ def _linear(loss_name, shape, features, block_size, suffix="", reduction=None, *
 
     def expected(*, weights=1.0, **arrays):
         each = plain(**arrays, **options)
-        return each if reduction is None else reference.reduced(each, weights, reduction)
+        if reduction is None:
+            return each
+        return reference.reduced(each, weights, reduction, over, shape[-1])
 
     title = f"linear {loss_name}{suffix} {reduction or ''}".rstrip()
     public = f"jxent.{name}" if reduction is None else f"losses.{name}"
@@ -203,6 +217,8 @@ LINEAR_LOSSES = (
             options=Z | SMOOTH),
     _linear("sparse_sigmoid", (7, 5), 3, 4, "", "weighted_sum_by_nonzero_weights", weights=(7,),
             bias=True, pos_weight=(5,), options=SMOOTH),
+    _linear("sparse_sigmoid", (7, 5), 3, 4, " examples", "weighted_mean", weights=(7,),
+            mean_over="examples"),
     _linear("sigmoid", (7, 5), 3, 3, "", "weighted_mean", weights=(7,), pos_weight=()),
     _linear("sparse_sigmoid", (3, 5), 2, CLASSES_2, " by classes", "weighted_mean", weights=(3,),
             bias=True, pos_weight=(), options=SMOOTH),

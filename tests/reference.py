@@ -135,8 +135,11 @@ def projected(plain):
     return of_operands
 
 
-def reduced(losses, weights, reduction):
+def reduced(losses, weights, reduction, mean_over=None, classes=None):
+    """`mean_over` for losses that are sums over so many classes, or per class: `classes` None."""
     weights = jnp.asarray(weights)
+    if mean_over == "examples" and classes is None and reduction != "none":
+        losses, weights = jnp.sum(losses, -1), weights[..., 0] if weights.ndim else weights
     if weights.ndim > losses.ndim:
         weights = weights[..., 0]
     w = jnp.broadcast_to(weights, losses.shape)
@@ -146,7 +149,10 @@ def reduced(losses, weights, reduction):
         "weighted_sum_over_batch_size": losses.size,
         "weighted_sum_by_nonzero_weights": jnp.sum(w != 0, dtype=w.dtype),
     }
-    return w * losses if reduction == "none" else jnp.sum(w * losses) / count[reduction]
+    if reduction == "none":
+        return w * losses
+    elements = classes if mean_over == "elements" and classes and reduction != "weighted_sum" else 1
+    return jnp.sum(w * losses) / (count[reduction] * elements)
 
 
 # Wide formulas: the value, d/dx and second derivative, one row of logits at a time.

@@ -107,11 +107,19 @@ OPTION_DOCS: dict[str, tuple[str, ...]] = {
         for more in ("", " or `class_block_size`")
     ),
     "reduction": (
-        'A `Reduction` or its value, e.g. `"weighted_mean"`.',
-        'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more in '
+        'A `Reduction`, its value, or `"mean"` or `"sum"`.',
+        'A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more in '
         "reverse mode.",
-        'A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` computes each block once more '
+        'A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` computes each block once more '
         "in reverse mode.",
+    ),
+    "mean_over": (
+        'What a mean counts. "elements": every class of every example, as TensorFlow does. '
+        '"examples": every example, whose classes are summed; the last axis of the logits is that '
+        "of the classes, and weights have one dimension of 1 there. A sum is over both.",
+        'What a mean counts. "elements": every class of every example, as in '
+        '`sigmoid_cross_entropy` of dense labels. "examples": every example, whose classes are '
+        "summed. A sum is over both.",
     ),
     "teacher_logit_softcap": ("The same of the teacher's logits.",),
     "temperature": (

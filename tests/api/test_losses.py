@@ -238,15 +238,20 @@ def test_labels_are_cast():
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_half_precision_losses_are_summed_in_float32(dtype):
+def test_losses_of_half_precision_are_float32(dtype):
     x = jnp.full((1000, 3), 0.25, dtype)
     z = jnp.zeros((1000, 3), dtype)
     total = losses.sigmoid_cross_entropy(z, x, reduction="weighted_sum")
     expected = 3000 * np.log1p(np.exp(0.25))
-    assert total.dtype == dtype
-    np.testing.assert_allclose(np.float64(total), expected, rtol=float(jnp.finfo(dtype).eps))
+    assert total.dtype == jnp.float32
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+    each = losses.sigmoid_cross_entropy(z, x, reduction="none")
+    assert each.dtype == jnp.float32
+    np.testing.assert_allclose(each, np.log1p(np.exp(0.25)), rtol=1e-6)
     each = jnp.full(1000, 0.1, dtype)
-    np.testing.assert_array_equal(losses.compute_weighted_loss(each), jnp.asarray(0.1, dtype))
+    mean = losses.compute_weighted_loss(each)
+    assert mean.dtype == jnp.float32
+    np.testing.assert_allclose(mean, np.float32(each[0]), rtol=1e-6)
 
 
 @pytest.mark.optimized

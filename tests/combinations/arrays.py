@@ -196,7 +196,8 @@ class Call:
         """All that is passed beside arrays."""
         row = self.row
         names = ("label_smoothing", "z_loss", "logit_softcap", "teacher_logit_softcap", "focusing",
-                 "negative_focusing", "has_aux", "axis", "reduction", "name", "scope")  # fmt: skip
+                 "negative_focusing", "has_aux", "axis", "reduction", "mean_over",
+                 "name", "scope")  # fmt: skip
         options = {name: row[name] for name in names if name in row}
         numbers = {"weights": 0.7, "pos_weight": 1.8, "temperature": 1.7}
         for name, number in numbers.items():

@@ -92,7 +92,9 @@ class Expected:
             own = (labels, x, options, arrays.get(KEPT, 1.0))
             return _reduced(each, weights, row["reduction"]), self.aux(own, each, weights, arrays)
         if function.is_reduced:
-            each = _reduced(each, weights, row["reduction"])
+            counts_classes = "mean_over" in row and not function.per_class
+            classes = _classes(x, masked) if counts_classes else None
+            each = _reduced(each, weights, row["reduction"], row.get("mean_over"), classes)
         beside = jnp.zeros(())
         if "statistics" in function.name:
             beside = jnp.sum(cotangent * jnp.argmax(x, -1).astype(jnp.float64))
@@ -163,8 +165,21 @@ def _row_weights(weights: Any, rank: int) -> Any:
     return weights[..., 0] if weights.ndim > rank else weights
 
 
-def _reduced(each: Any, weights: Any, reduction: str) -> Any:
+def _classes(x: Any, masked: bool) -> int:
+    """All classes, the masked one too."""
+    classes: int = x.shape[-1] + masked
+    return classes
+
+
+def _reduced(
+    each: Any,
+    weights: Any,
+    reduction: str,
+    mean_over: str | None = None,
+    classes: int | None = None,
+) -> Any:
     """As `reference.reduced`; 0 where nothing is counted."""
     if reduction != "none" and not each.size:
         return jnp.zeros(())
-    return reference.reduced(each, jnp.asarray(weights, jnp.float64), reduction)
+    weights = jnp.asarray(weights, jnp.float64)
+    return reference.reduced(each, weights, reduction, mean_over, classes)

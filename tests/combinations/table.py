@@ -39,6 +39,7 @@ OPTIONS: dict[str, tuple[Level, ...]] = {
         "weighted_sum_by_nonzero_weights", "weighted_sum", "weighted_mean",
         "weighted_sum_over_batch_size", "none",
     ),
+    "mean_over": ("elements", "examples"),
     "name": (None, "head"),
     "scope": (None, "head"),
     # Arrays: "traced" is one number, "column" one a row, `[*batch, 1]`.
@@ -325,6 +326,10 @@ OF_SOFTMAX = [
           "focusing must be 0 with label_weights"),
 ]  # fmt: skip
 OF_SIGMOID = [Never({"data": "masked class", "label_smoothing": but(0.0)})]  # infinite losses
+OF_PER_CLASS = [
+    Never({"mean_over": "examples", "weights": ("array", "bool")},
+          "weights must be a number or have a last dimension of 1"),
+]  # fmt: skip
 OF_FLOAT_LABELS = [
     Never({"dtype": ("float32", "float64"), "labels": "float32"}),
     Never({"labels": "int32", "data": "padding"}),  # NaN
@@ -336,6 +341,8 @@ def never(function: Function) -> list[Never]:
     """The exclusions that a function has."""
     rules = [*NEVER]
     rules += OF_SIGMOID if "sigmoid" in function.name or function.per_class else OF_SOFTMAX
+    if function.per_class:
+        rules += OF_PER_CLASS
     if function.labels in (DENSE, TEACHER):
         rules += OF_FLOAT_LABELS
     if function.data == "losses":

@@ -1,7 +1,7 @@
 """From a public function inwards: weights, `jit`, cast and reduction."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from math import prod
 from numbers import Real
 from typing import Any, NamedTuple, TypeVar, cast
@@ -15,6 +15,7 @@ from jxent._src.checks import check
 from jxent._src.core import options
 from jxent._src.core.blocks import BY_SHAPE, AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
+from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
 from jxent._src.loss_fns.base import Loss, OfLogits
 from jxent._src.loss_fns.sigmoid import Sigmoid, weighted_total
@@ -30,7 +31,7 @@ from jxent._src.projection import (
 from jxent._src.projection.blockwise import BlockwiseSpec
 from jxent._src.projection.captured import Checked
 from jxent._src.projection.matmuls import Operands
-from jxent._src.run.reduction import Reduction, aux, count, divided, reduced_by
+from jxent._src.run.reduction import Count, Reduction, aux, count, divided
 from jxent._src.sharding import class_axis, explicit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -110,17 +111,20 @@ def reduced(
     reduction: Reduction | str,
     data: Logits | Operands,
     sizes: BlockSizes = BY_SHAPE,
+    mean_over: str = "",
 ) -> Any:
-    """The losses, weighted and reduced; beside them what is asked for."""
+    """The losses, weighted and reduced, in float32 at least; beside them what is asked for."""
     x = data.inputs if isinstance(data, Operands) else data.logits
     is_reduced = loss_fn.axis is not None
     shape = x.shape[:-1] if is_reduced else x.shape
     masks, weights = _checked_weights(weights, shape, x.dtype, per_example=is_reduced)
+    if mean_over == "examples" and not is_reduced:
+        check.weights_of_examples(weights, shape)
     kind = _kind(loss_fn, reduction, masks)
     if isinstance(data, Operands):
         blocks = plan.blocks_of(loss_fn, sizes, data)
-        return _reduced_projection(loss_fn, masks, kind, blocks, weights, data)
-    return _reduced(loss_fn, masks, kind, weights, data)
+        return _reduced_projection(loss_fn, masks, kind, mean_over, blocks, weights, data)
+    return _reduced(loss_fn, masks, kind, mean_over, weights, data)
 
 
 def reduced_losses(weights: ArrayLike, reduction: Reduction | str, losses: Array) -> Array:
@@ -198,37 +202,59 @@ def _checked_weights(
     return masks, check.weights(weights, shape, dtype, per_example=per_example)
 
 
-@_compiled(0, 1, 2)
+def _count(
+    loss_fn: Loss,
+    reduction: Reduction,
+    mean_over: str,
+    weights: Array,
+    x: Array,
+    of: Array | Kernel,
+) -> Count:
+    """What the sum is divided by, for weights of the losses of `x`: each loss counts as one.
+
+    With `mean_over` "elements" each class of an example does, of those that `of` has last; with
+    "examples" only an example does, whose classes are the last axis of `x`.
+    """
+    if loss_fn.axis is not None:
+        classes = loss_fn.classes.count(of) if mean_over == "elements" else 1
+        return count(reduction, weights, x.shape[:-1], classes)
+    if mean_over == "examples":
+        return count(reduction, jnp.squeeze(weights, -1) if weights.ndim else weights, x.shape[:-1])
+    return count(reduction, weights, x.shape)
+
+
+@_compiled(0, 1, 2, 3)
 def _reduced(
     loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
+    mean_over: str,
     weights: Array,
     given: Logits,
 ) -> Any:
     logits = given.logits
     options.in_dtype(loss_fn, logits.dtype)
     own, data = _match_all_varying(loss_fn, (weights, given))
-    shape = logits.shape if loss_fn.axis is None else logits.shape[:-1]
+    denominator = partial(_count, loss_fn, reduction, mean_over, weights, logits, logits)
     if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
         summed = loss_fn.total_of(logits.ndim)
         if masks:
             total = weighted_total(summed, own, *data)
         else:
             total = own * base.losses(summed, True, None, *data)[0]
-        return divided(total, count(reduction, weights, shape)).astype(logits.dtype)
+        return divided(total, denominator())
     if loss_fn.returns_components:
         values, known = base.losses(loss_fn, True, own if masks else None, *data)
-        denominator = count(reduction, weights, shape)
+        number = denominator()
         weights = explicit.broadcast_like(weights, values)
-        total = divided(jnp.sum(base.apply_weights(weights, values)), denominator)
-        parts = aux(loss_fn.components(known.statistics), weights, denominator)
-        return total.astype(logits.dtype), parts
+        total = divided(jnp.sum(base.apply_weights(weights, values)), number)
+        parts = aux(loss_fn.components(known.statistics), weights, number)
+        return total, parts
     if masks:
         weighted = base.weighted_losses(loss_fn, own, *data)
     else:
         weighted = own * base.losses(loss_fn, True, None, *data)[0]
-    return reduced_by(reduction, weights, weighted, shape).astype(logits.dtype)
+    return weighted if reduction is Reduction.NONE else divided(jnp.sum(weighted), denominator())
 
 
 @_compiled(0, 1)
@@ -240,20 +266,24 @@ def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: A
         weighted = base.apply_weights(weights, jnp.where(dropped, jnp.zeros_like(values), values))
     else:
         weighted = weights * values
-    return reduced_by(reduction, weights, weighted, weighted.shape).astype(losses.dtype)
+    if reduction is Reduction.NONE:
+        return weighted
+    return divided(jnp.sum(weighted), count(reduction, weights, weighted.shape))
 
 
-@_compiled(0, 1, 2, 3)
+@_compiled(0, 1, 2, 3, 4)
 def _reduced_projection(
     loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
+    mean_over: str,
     blocks: AnyBlocks,
     weights: Array,
     operands: Operands,
 ) -> Any:
     options.in_dtype(loss_fn, operands.inputs.dtype)
-    batch = operands.inputs.shape[:-1]
+    given_inputs = operands.inputs
+    batch = given_inputs.shape[:-1]
     each = explicit.broadcast_row_weights(operands.inputs, weights).reshape(-1)
     labels, inputs = _flat(*operands.of_rows)
     if masks:
@@ -270,7 +300,7 @@ def _reduced_projection(
         return base.apply_weights(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
-    denominator = count(reduction, weights, batch)
+    denominator = _count(loss_fn, reduction, mean_over, weights, given_inputs, operands.kernel)
     shares, operands = _match_all_varying(loss_fn, (divided(each, denominator), operands))
     total, parts = reduced_sum.total(loss_fn, blocks, masks, shares, operands)
     return total if parts is None else (total, aux(parts, each, denominator))

@@ -39,6 +39,11 @@ class Reduction(str, Enum):  # noqa: UP042 - as TensorFlow users know it, str() 
     SUM_OVER_NONZERO_WEIGHTS = SUM_BY_NONZERO_WEIGHTS
     """TensorFlow's older name of the same."""
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Reduction | None":
+        """The short names "mean" and "sum"."""
+        return cls.MEAN if value == "mean" else cls.SUM if value == "sum" else None
+
 
 @register_serialization("jxent.losses.SoftmaxAux")
 class SoftmaxAux(NamedTuple):
@@ -85,21 +90,15 @@ def aux(parts: base.LossComponents, weights: Array, denominator: Count) -> Softm
     )
 
 
-def reduced_by(
-    reduction: Reduction, weights: Array, weighted: Array, shape: tuple[int, ...]
-) -> Array:
-    """The weighted losses, of this shape, reduced."""
-    if reduction is Reduction.NONE:
-        return weighted
-    return divided(jnp.sum(weighted), count(reduction, weights, shape))
+def count(reduction: Reduction, weights: Array, shape: tuple[int, ...], classes: int = 1) -> Count:
+    """What the sum is divided by, for weights that are broadcast to losses of this shape.
 
-
-def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Count:
-    """What the sum is divided by, for weights that are broadcast to losses of this shape."""
+    `classes`: how many elements each loss is the sum of, where they are counted.
+    """
     if reduction is Reduction.SUM:
         return 1.0
     if reduction is Reduction.SUM_OVER_BATCH_SIZE:
-        return _product(shape, weights)
+        return _product((*shape, classes), weights)
     count_unmasked = weights
     if reduction is not Reduction.MEAN:
         count_unmasked = base.nonzero(
@@ -108,7 +107,7 @@ def count(reduction: Reduction, weights: Array, shape: tuple[int, ...]) -> Count
     sizes = weights.shape or (1,) * len(shape)
     # Not `m == 1`, which is unknown for the symbolic dimensions of an export.
     repeated = [n for n, m in zip(shape, sizes, strict=True) if isinstance(m, int) and m == 1]
-    return jnp.sum(count_unmasked) * _product(repeated, weights)
+    return jnp.sum(count_unmasked) * _product((*repeated, classes), weights)
 
 
 def _product(sizes: Sequence[int], like: Array) -> Count:

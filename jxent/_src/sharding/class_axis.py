@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import largest_id
+from jxent._src.core.kernel import Transposed
 from jxent._src.sharding import explicit, varying
 
 
@@ -63,7 +64,7 @@ class ClassAxis:
         assert self.axis is not None
         return jnp.expand_dims(x, self.axis)
 
-    def count(self, x: Array) -> int:
+    def count(self, x: Array | Transposed) -> int:
         """The number of all classes."""
         return self.width(x) * (1 if self.name is None else jax.lax.axis_size(self.name))
 
@@ -87,7 +88,7 @@ class ClassAxis:
         ids = jnp.clip(labels, 0, largest_id(labels.dtype, self.count(x)))
         return jnp.expand_dims(ids.astype(jnp.int32), self.index)
 
-    def width(self, x: Array) -> int:
+    def width(self, x: Array | Transposed) -> int:
         """The number of the classes that this chip holds."""
         return x.shape[self.index]
 

@@ -82,7 +82,7 @@ def blockwise(
         times its weight, in float32 at least; constants to differentiation. Not with
         `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` computes each block
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` computes each block
         once more in reverse mode.
 
     Returns:

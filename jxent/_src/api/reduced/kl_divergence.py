@@ -56,11 +56,10 @@ def softmax_kl_divergence(
         take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
         split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses, weights
-      and reduction are float32 at least, rounded once at the end.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `logits` or `teacher_logits` is not floating, `weights` or `temperature` are not
@@ -148,11 +147,11 @@ def linear_softmax_kl_divergence(
         take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
         split by `jit` alone.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more
         in reverse mode.
 
     Returns:
-      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: Inputs or kernels are not floating, their dtypes do not fit, `weights` or

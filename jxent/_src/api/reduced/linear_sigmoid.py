@@ -1,5 +1,7 @@
 """Reduced sigmoid cross-entropy from the output projection."""
 
+from typing import Literal
+
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
@@ -28,6 +30,7 @@ def linear_sparse_sigmoid_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mean_over: Literal["elements", "examples"] = "elements",
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -74,12 +77,15 @@ def linear_sparse_sigmoid_cross_entropy(
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
         and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
+      mean_over: What a mean counts. "elements": every class of every example, as in
+        `sigmoid_cross_entropy` of dense labels. "examples": every example, whose classes are
+        summed. A sum is over both.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more
         in reverse mode.
 
     Returns:
-      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
@@ -109,8 +115,9 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     data = Operands(labels, inputs, kernel, bias, factor)
     sizes = check.block_sizes(block_size, class_block_size)
+    over = check.mean_over(mean_over)
     with check.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, data, sizes)
+        return entry.reduced(loss_fn, weights, reduction, data, sizes, over)
 
 
 def linear_sigmoid_cross_entropy(
@@ -128,6 +135,7 @@ def linear_sigmoid_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mean_over: Literal["elements", "examples"] = "elements",
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -173,12 +181,15 @@ def linear_sigmoid_cross_entropy(
         `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them
         take `Reduction.SUM` and divide by a `psum` of the count. None: the classes are whole, or
         split by `jit` alone.
+      mean_over: What a mean counts. "elements": every class of every example, as in
+        `sigmoid_cross_entropy` of dense labels. "examples": every example, whose classes are
+        summed. A sum is over both.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more
         in reverse mode.
 
     Returns:
-      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
@@ -208,5 +219,6 @@ def linear_sigmoid_cross_entropy(
     )
     data = Operands(labels, inputs, kernel, bias, factor)
     sizes = check.block_sizes(block_size, class_block_size)
+    over = check.mean_over(mean_over)
     with check.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, data, sizes)
+        return entry.reduced(loss_fn, weights, reduction, data, sizes, over)

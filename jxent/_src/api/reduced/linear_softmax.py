@@ -106,11 +106,11 @@ def linear_sparse_softmax_cross_entropy(
       has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
         `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more
         in reverse mode.
 
     Returns:
-      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
@@ -224,11 +224,11 @@ def linear_softmax_cross_entropy(
       has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
         `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`. `NONE` costs one product more
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more
         in reverse mode.
 
     Returns:
-      A scalar in float32 at least, or for `Reduction.NONE` an array `[*batch]`.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not

@@ -1,5 +1,7 @@
 """Reduced sigmoid cross-entropy from logits in memory."""
 
+from typing import Literal
+
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
 
@@ -22,6 +24,7 @@ def sigmoid_cross_entropy(
     logit_softcap: float | None = None,
     focusing: float = 0.0,
     negative_focusing: float | None = None,
+    mean_over: Literal["elements", "examples"] = "elements",
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -47,12 +50,14 @@ def sigmoid_cross_entropy(
         is given to what the label says, so that well classified ones count little.
       negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
         `focusing`.
+      mean_over: What a mean counts. "elements": every class of every example, as TensorFlow
+        does. "examples": every example, whose classes are summed; the last axis of the logits is
+        that of the classes, and weights have one dimension of 1 there. A sum is over both.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the logits' dtype, or for `Reduction.NONE` an array of their shape. Losses,
-      weights and reduction are float32 at least, rounded once at the end.
+      A scalar, or for `Reduction.NONE` an array of the logits' shape, in float32 at least.
 
     Raises:
       TypeError: `logits` is not floating, labels, `weights` or `pos_weight` are not real, or
@@ -81,8 +86,10 @@ def sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
+    over = check.mean_over(mean_over)
+    data = Logits(labels, logits, factor)
     with check.scope(scope, "sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, Logits(labels, logits, factor))
+        return entry.reduced(loss_fn, weights, reduction, data, mean_over=over)
 
 
 def sparse_sigmoid_cross_entropy(
@@ -96,6 +103,7 @@ def sparse_sigmoid_cross_entropy(
     focusing: float = 0.0,
     negative_focusing: float | None = None,
     axis_name: str | None = None,
+    mean_over: Literal["elements", "examples"] = "elements",
     scope: str | None = None,
     reduction: Reduction | str = Reduction.SUM_BY_NONZERO_WEIGHTS,
 ) -> Float[Array, "..."]:
@@ -128,12 +136,14 @@ def sparse_sigmoid_cross_entropy(
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
         and divide by a `psum` of the count. None: the classes are whole, or split by `jit` alone.
+      mean_over: What a mean counts. "elements": every class of every example, as in
+        `sigmoid_cross_entropy` of dense labels. "examples": every example, whose classes are
+        summed. A sum is over both.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
-      weights and reduction are float32 at least, rounded once at the end.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `weights` or `pos_weight` are
@@ -160,5 +170,7 @@ def sparse_sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
+    over = check.mean_over(mean_over)
+    data = Logits(labels, logits, factor)
     with check.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, Logits(labels, logits, factor))
+        return entry.reduced(loss_fn, weights, reduction, data, mean_over=over)

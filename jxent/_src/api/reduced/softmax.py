@@ -81,11 +81,10 @@ def softmax_cross_entropy(
       has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
         `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
-      weights and reduction are float32 at least, rounded once at the end.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `logits` is not floating, labels or `weights` are not real, or an option is
@@ -191,11 +190,10 @@ def sparse_softmax_cross_entropy(
       has_aux: True returns `(loss, SoftmaxAux)`: beside the loss its parts and the accuracy, as
         `jax.value_and_grad(loss_fn, has_aux=True)` takes them. Not with `Reduction.NONE`.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the logits' dtype, or for `Reduction.NONE` an array `[*batch]`. Losses,
-      weights and reduction are float32 at least, rounded once at the end.
+      A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or

@@ -27,11 +27,10 @@ def compute_weighted_loss(
       weights: A number, or an array of the losses' rank with each dimension 1 or equal to theirs;
         `[batch, 1]` for losses of shape `[batch]` too. Differentiable.
       scope: Names the computation in profiles (`jax.named_scope`).
-      reduction: A `Reduction` or its value, e.g. `"weighted_mean"`.
+      reduction: A `Reduction`, its value, or `"mean"` or `"sum"`.
 
     Returns:
-      A scalar in the losses' dtype, or for `Reduction.NONE` an array of their shape. Computed
-      in float32 at least, rounded once.
+      A scalar, or for `Reduction.NONE` an array of the losses' shape, in float32 at least.
 
     Raises:
       TypeError: `losses` is not floating or `weights` are not real.
