@@ -20,16 +20,18 @@ from jxent._src.api.per_example.linear import (
     linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
 )
 from jxent._src.api.per_example.linear_logits import linear_logits as linear_logits
+from jxent._src.api.per_example.sigmoid import (
+    sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,
+    sparse_sigmoid_cross_entropy_with_logits as sparse_sigmoid_cross_entropy_with_logits,
+    weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,
+)
+from jxent._src.api.per_example.softmax import (
+    softmax_cross_entropy_with_logits as softmax_cross_entropy_with_logits,
+    sparse_softmax_cross_entropy_with_logits as sparse_softmax_cross_entropy_with_logits,
+)
 from jxent._src.api.per_example.statistics import (
     linear_sparse_softmax_statistics as linear_sparse_softmax_statistics,
     sparse_softmax_statistics_with_logits as sparse_softmax_statistics_with_logits,
-)
-from jxent._src.api.per_example.with_logits import (
-    sigmoid_cross_entropy_with_logits as sigmoid_cross_entropy_with_logits,
-    softmax_cross_entropy_with_logits as softmax_cross_entropy_with_logits,
-    sparse_sigmoid_cross_entropy_with_logits as sparse_sigmoid_cross_entropy_with_logits,
-    sparse_softmax_cross_entropy_with_logits as sparse_softmax_cross_entropy_with_logits,
-    weighted_cross_entropy_with_logits as weighted_cross_entropy_with_logits,
 )
 from jxent._src.core import dispatch as _dispatch
 from jxent._src.core.assumed_platform import assume_platform as assume_platform

@@ -113,6 +113,15 @@ OPTION_DOCS: dict[str, tuple[str, ...]] = {
         'A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` computes each block once more '
         "in reverse mode.",
     ),
+    "mask": (
+        "Which examples take part, `[*batch]`; None for all. Where it is False the loss is exactly "
+        "0 and has no derivative, whatever stands in the arrays.",
+        "Which examples take part, `[*batch]`, or which elements, in the logits' shape; None for "
+        "all. Where it is False the loss is exactly 0 and has no derivative, whatever stands in "
+        "logits and labels.",
+        "Which examples take part, `[*batch]`; None for all. Where it is False every field is "
+        "exactly 0, `prediction` -1, and nothing has a derivative, whatever stands in the arrays.",
+    ),
     "mean_over": (
         'What a mean counts. "elements": every class of every example, as TensorFlow does. '
         '"examples": every example, whose classes are summed; the last axis of the logits is that '

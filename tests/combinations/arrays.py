@@ -96,7 +96,7 @@ class Call:
                 tags[kernel] = "c-" if "table" in row[kernel] else "-c"
         arrays = {
             "bias": "c", "teacher_bias": "c", "label_weights": batch + "-", "pos_weight": "c",
-            "weights": batch + "c" * per_class, "temperature": "",
+            "weights": batch + "c" * per_class, "mask": batch, "temperature": "",
         }  # fmt: skip
         for name, tag in arrays.items():
             level = row.get(name)
@@ -308,14 +308,16 @@ class Drawn:
                 return (x > 0.5).astype(np.int32)
             x = np.asarray(jnp.asarray(x, call.dtype))
             dtype = call.dtype if dtype == "same" else dtype
+        elif name == "mask":
+            return ~self.left_out(name, shape)
         elif name == "weights":
-            x = np.where(self.left_out(shape), 0, x)
+            x = np.where(self.left_out(name, shape), 0, x)
             dtype = bool if row["weights"] == "bool" else dtype
         return np.asarray(jnp.asarray(x, dtype))
 
-    def left_out(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Every third weight, if there are several."""
-        own = shape[len(self.call.leading_axes("weights")) :]
+    def left_out(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Every third weight or element of the mask, if there are several."""
+        own = shape[len(self.call.leading_axes(name)) :]
         places = np.arange(prod(own)).reshape(own) % 3 == 1
         return np.broadcast_to(places, shape)
 
@@ -356,8 +358,8 @@ class Drawn:
 
 
 def kept(call: Call) -> np.ndarray:
-    """Which losses have a weight other than 0, in the losses' shape or with a last axis of 1."""
-    shape = call.sizes("weights")
+    """Which losses count, in the losses' shape, or with a last axis of 1 or without it."""
+    shape = call.sizes("mask" if call.row.get("mask") == "array" else "weights")
     kept = np.arange(prod(shape)).reshape(shape) % 3 != 1
     losses = len(call.batch) + (call.function.per_class and call.function.is_reduced)
     if kept.ndim > losses:

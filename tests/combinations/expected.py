@@ -24,10 +24,11 @@ class Expected:
         self.call = call
         self.fixed = {name: _wide(x) for name, x in call.clean.items()}
         self.tags = dict(call.tags)
-        if call.row["data"] in ("padding", "NaN"):
+        is_masked = call.row.get("mask") == "array"
+        if is_masked or call.row["data"] in ("padding", "NaN"):
             mask = kept(call)
             self.fixed[KEPT] = mask.astype(np.float64)
-            self.tags[KEPT] = call.tags["weights"][: mask.ndim]
+            self.tags[KEPT] = call.tags["mask" if is_masked else "weights"][: mask.ndim]
 
     def totals(self, differentiated: Arrays) -> tuple[Any, Any]:
         arrays = self.fixed | differentiated
@@ -87,7 +88,8 @@ class Expected:
         if masked and function.per_class:
             each = jnp.concatenate([each, jnp.zeros_like(each[..., :1])], -1)
         if KEPT in arrays:
-            each = each * arrays[KEPT]
+            mask = arrays[KEPT]
+            each = each * (mask[..., None] if mask.ndim < each.ndim else mask)
         if row.get("has_aux"):
             own = (labels, x, options, arrays.get(KEPT, 1.0))
             return _reduced(each, weights, row["reduction"]), self.aux(own, each, weights, arrays)
@@ -97,7 +99,8 @@ class Expected:
             each = _reduced(each, weights, row["reduction"], row.get("mean_over"), classes)
         beside = jnp.zeros(())
         if "statistics" in function.name:
-            beside = jnp.sum(cotangent * jnp.argmax(x, -1).astype(jnp.float64))
+            prediction = jnp.where(arrays.get(KEPT, 1.0) != 0, jnp.argmax(x, -1), -1)
+            beside = jnp.sum(cotangent * prediction.astype(jnp.float64))
             each = each @ jnp.array([1, 0.7, 0.3])
         return jnp.sum(cotangent * each), beside
 

@@ -47,6 +47,7 @@ OPTIONS: dict[str, tuple[Level, ...]] = {
     "teacher_bias": ("none", "array"),
     "label_weights": ("none", "array"),
     "weights": ("none", "number", "traced", "array", "bool", "column"),
+    "mask": ("none", "array"),
     "pos_weight": ("one", "number", "traced", "array"),
     "temperature": ("one", "number", "traced"),
     "kernel": ("same", "float32", "table", "float32 table"),
@@ -65,7 +66,7 @@ CONTEXTS: dict[str, tuple[Level, ...]] = {
     "dtype": ("float32", "bfloat16", "float16", "float64"),
     # Batches [10], [2, 5] and [], of one example and of none.
     "batch": ("N", "NM", "", "one", "empty"),
-    # "padding" and "NaN" stand where the weight is 0; a class is at -inf.
+    # "padding" and "NaN" stand where the weight is 0 or the mask False; a class is at -inf.
     "data": ("plain", "padding", "NaN", "masked class"),
     "call": ("jit", "eager", "checkpoint", "donated"),
     # "some": the `operand` alone has an axis that is mapped, or all but it.
@@ -131,7 +132,7 @@ class Function:
 
     def operands(self) -> tuple[str, ...]:
         """Names of all arrays that it may be given, labels under one name."""
-        names = ("kernel", "bias", "label_weights", "pos_weight", "weights", "temperature",
+        names = ("kernel", "bias", "label_weights", "pos_weight", "weights", "mask", "temperature",
                  "teacher_kernel", "teacher_bias")  # fmt: skip
         first = (self.data, "labels") if self.labels != "none" else (self.data,)
         return (*first, *(name for name in names if self.takes(name)))
@@ -155,7 +156,7 @@ class Function:
         levels |= CONTEXTS
         if not self.has_classes:
             levels["split"] = ("nothing", "examples")
-        if not self.takes("weights"):
+        if not self.takes("weights") and not self.takes("mask"):
             levels["data"] = ("plain", "masked class")
         if self.name in ("losses.compute_weighted_loss", "linear_logits"):
             levels["data"] = tuple(x for x in levels["data"] if x in ("plain", "NaN"))
@@ -306,6 +307,7 @@ NEVER = [
     Never({"blocks": "none", "fit": but("divides")}),
     Never({"dtype": ("float32", "float64"), "kernel": ("float32", "float32 table")}),
     Never({"data": ("padding", "NaN"), "weights": ("none", "number", "traced")}),
+    Never({"data": ("padding", "NaN"), "mask": "none"}),
     Never({"data": ("padding", "NaN"), "batch": ("", "one", "empty")}),
     Never({"data": "masked class", "bias": "none"}),
     Never({"data": "masked class", "teacher_bias": "none"}),
@@ -315,7 +317,7 @@ NEVER = [
         Never({"operand": name, name: missing})
         for name, missing in (
             ("bias", "none"), ("teacher_bias", "none"), ("label_weights", "none"),
-            ("pos_weight", ("one", "number")), ("weights", ("none", "number")),
+            ("pos_weight", ("one", "number")), ("weights", ("none", "number")), ("mask", "none"),
             ("temperature", ("one", "number")),
         )
     ),
@@ -354,7 +356,7 @@ def each_operand(function: Function) -> list[Row]:
     """Each array in turn is mapped, or varies over a mesh axis: it alone, and all but it."""
     levels = function.factors()
     arrays = {"bias": "array", "teacher_bias": "array", "pos_weight": "array", "weights": "array",
-              "temperature": "traced", "data": "plain"}  # fmt: skip
+              "mask": "array", "temperature": "traced", "data": "plain"}  # fmt: skip
     base = {factor: arrays.get(factor, levels[factor][0]) for factor in levels}
     contexts = product(
         ({"mapped": "some"}, {"mesh": "varying"}), CONTEXTS["but"], CONTEXTS["inside"],

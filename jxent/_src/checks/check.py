@@ -208,25 +208,6 @@ def weights(
     return w.reshape(shape).astype(dtype)
 
 
-def mean_over(value: str) -> str:
-    """What a mean counts: "elements" or "examples"."""
-    require_static("mean_over", value, "string")
-    if value not in ("elements", "examples"):
-        raise ValueError(f"mean_over must be 'elements' or 'examples', got {short_repr(value)}")
-    return value
-
-
-def weights_of_examples(weights: Array, shape: tuple[int, ...]) -> None:
-    """Weights of losses of this shape that weigh all classes of an example alike."""
-    if not shape:
-        raise ValueError("mean_over must be 'elements' for logits of rank 0: they have no classes")
-    if weights.ndim and weights.shape[-1] != 1:
-        raise ValueError(
-            "weights must be a number or have a last dimension of 1 with mean_over='examples', "
-            f"got shape {weights.shape} for logits of shape {shape}"
-        )
-
-
 def projection(
     inputs: ArrayLike, kernel: ArrayLike | Transposed, bias: ArrayLike | None, of: str = ""
 ) -> tuple[Array, Kernel, Array | None, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent._src.checks import check
+from jxent._src.checks import check, check_weights
 from jxent._src.core import options
 from jxent._src.core.blocks import BY_SHAPE, AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
@@ -44,9 +44,9 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
         # JAX traces a derivative with its mesh set, and a value with none where there is none. Set
         # to what it is, it is the same, and what a value's trace cached serves its gradient.
         @wraps(function)
-        def with_mesh_set(*arguments: Any) -> Any:
+        def with_mesh_set(*arguments: Any, **named: Any) -> Any:
             with jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
-                return function(*arguments)
+                return function(*arguments, **named)
 
         return cast(Function, jax.jit(with_mesh_set, static_argnums=statics))
 
@@ -66,34 +66,85 @@ class Logits(NamedTuple):
 
 
 @_compiled(0, 2)
-def each(loss_fn: Loss, data: Logits | Operands, sizes: BlockSizes = BY_SHAPE) -> Array:
-    """The losses per example or class.
+def each(
+    loss_fn: Loss,
+    data: Logits | Operands,
+    sizes: BlockSizes = BY_SHAPE,
+    mask: Array | None = None,
+) -> Array:
+    """The losses per example or class; exactly 0 where the mask is False.
 
     In the logits' dtype; of a projection, the only one to have blocks, in float32 at least.
     """
     if isinstance(data, Operands):
         options.in_dtype(loss_fn, data.inputs.dtype)
+        weights = None if mask is None else _as_weights(mask, data.inputs).reshape(-1)
         batch, operands, blocks = _cut(loss_fn, data, sizes)
-        losses, _ = per_example.per_example(loss_fn, blocks, None, operands)
-        return losses.reshape(batch)
+        return _each_projected(loss_fn, blocks, weights, operands).reshape(batch)
     dtype = data.logits.dtype
     options.in_dtype(loss_fn, dtype)
-    losses, _ = base.losses(loss_fn, True, None, *_match_all_varying(loss_fn, data))
-    return losses.astype(dtype)
+    if mask is None:
+        losses, _ = base.losses(loss_fn, True, None, *_match_all_varying(loss_fn, data))
+        return losses.astype(dtype)
+    if loss_fn.axis is None:
+        more = data.logits.ndim - mask.ndim  # one mask for all classes of an example
+        mask = explicit.broadcast_like(mask.reshape(*mask.shape, *(1,) * more), data.logits)
+    weights, own = _match_all_varying(loss_fn, (_as_weights(mask, data.logits), data))
+    return base.weighted_losses(loss_fn, weights, *own).astype(dtype)
+
+
+def _as_weights(mask: Array, x: Array) -> Array:
+    return mask.astype(computing_dtype(x.dtype))
+
+
+def _each_projected(
+    loss_fn: Loss, blocks: AnyBlocks, weights: Array | None, operands: Operands
+) -> Array:
+    """The losses of a projection, weighted; of examples along one axis."""
+    if weights is not None:
+        weights, inputs = matmuls.zero_nonfinite_where_masked(weights, operands.inputs)
+        operands = operands._replace(inputs=inputs)
+        if loss_fn.has_teacher:  # its inputs stand in the labels' place
+            weights, labels = matmuls.zero_nonfinite_where_masked(weights, operands.labels)
+            operands = operands._replace(labels=labels)
+        weights, operands = _match_all_varying(loss_fn, (weights, operands))
+    losses, _ = per_example.per_example(loss_fn, blocks, weights, operands)
+    return losses if weights is None else base.apply_weights(weights, losses)
 
 
 @_compiled(0, 2)
 def predicted(
-    predictor: Predictor, data: Logits | Operands, sizes: BlockSizes = BY_SHAPE
+    predictor: Predictor,
+    data: Logits | Operands,
+    sizes: BlockSizes = BY_SHAPE,
+    mask: Array | None = None,
 ) -> SoftmaxStatistics:
-    """The statistics of a prediction, in float32 at least."""
+    """The statistics of a prediction, in float32 at least; 0 where the mask is False."""
     if isinstance(data, Operands):
         options.in_dtype(predictor, data.inputs.dtype)
+        if mask is not None:
+            labels, inputs = _zero_where_masked(mask, -1, data.labels, data.inputs)
+            data = data._replace(labels=labels, inputs=inputs)
         batch, operands, blocks = _cut(predictor, data, sizes)
         values, _ = softmax_statistics.projected(predictor, blocks, operands)
-        return SoftmaxStatistics(*(x.reshape(batch) for x in values))
-    options.in_dtype(predictor, data.logits.dtype)
-    return statistics.predicted(predictor, *_match_all_varying(predictor, data))[0]
+        found = SoftmaxStatistics(*(x.reshape(batch) for x in values))
+    else:
+        options.in_dtype(predictor, data.logits.dtype)
+        if mask is not None:
+            axis = predictor.classes.index
+            labels, logits = _zero_where_masked(mask, axis, data.labels, data.logits)
+            data = data._replace(labels=labels, logits=logits)
+        found = statistics.predicted(predictor, *_match_all_varying(predictor, data))[0]
+    if mask is None:
+        return found
+    kept = SoftmaxStatistics(*(jnp.where(mask, x, jnp.zeros_like(x)) for x in found))
+    return kept._replace(prediction=jnp.where(mask, found.prediction, -1))
+
+
+def _zero_where_masked(mask: Array, axis: int, labels: Array, x: Array) -> tuple[Array, Array]:
+    """Labels, and logits or inputs with one more axis, with 0 where the mask is False."""
+    along = explicit.broadcast_like(jnp.expand_dims(mask, axis), x)
+    return jnp.where(mask, labels, jnp.zeros_like(labels)), jnp.where(along, x, jnp.zeros_like(x))
 
 
 def _cut(
@@ -119,7 +170,7 @@ def reduced(
     shape = x.shape[:-1] if is_reduced else x.shape
     masks, weights = _checked_weights(weights, shape, x.dtype, per_example=is_reduced)
     if mean_over == "examples" and not is_reduced:
-        check.weights_of_examples(weights, shape)
+        check_weights.weights_of_examples(weights, shape)
     kind = _kind(loss_fn, reduction, masks)
     if isinstance(data, Operands):
         blocks = plan.blocks_of(loss_fn, sizes, data)

@@ -1,9 +1,9 @@
 """The divergence of a student's softmax from its teacher's: distillation."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jxent._src.checks import check
+from jxent._src.checks import check, check_weights
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.kl_divergence import Divergence
@@ -23,6 +23,7 @@ def softmax_kl_divergence_with_logits(
     teacher_logit_softcap: float | None = None,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "..."]:
     r"""Kullback-Leibler divergence, in nats, of the teacher's softmax from the student's.
@@ -49,6 +50,8 @@ def softmax_kl_divergence_with_logits(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -78,8 +81,9 @@ def softmax_kl_divergence_with_logits(
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
+    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
     with check.scope(name, "softmax_kl_divergence_with_logits"):
-        return entry.each(loss_fn, Logits(teacher, logits, divisor))
+        return entry.each(loss_fn, Logits(teacher, logits, divisor), mask=chosen)
 
 
 def linear_softmax_kl_divergence(
@@ -95,6 +99,7 @@ def linear_softmax_kl_divergence(
     logit_softcap: float | None = None,
     block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""`softmax_kl_divergence_with_logits` of two projections, without their logits.
@@ -130,6 +135,8 @@ def linear_softmax_kl_divergence(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -166,5 +173,6 @@ def linear_softmax_kl_divergence(
     )
     sizes, parameters = check.block_sizes(block_size), (divisor, teacher_kernel, teacher_bias)
     data = Operands(teacher, inputs, kernel, bias, parameters)
+    chosen = check_weights.mask(mask, inputs.shape[:-1])
     with check.scope(name, "linear_softmax_kl_divergence"):
-        return entry.each(loss_fn, data, sizes)
+        return entry.each(loss_fn, data, sizes, chosen)

@@ -1,9 +1,9 @@
 """One loss per example from the output projection, without materializing the logits."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Bool, Float, Integer
 
-from jxent._src.checks import check, check_labels
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid, softmax
@@ -26,6 +26,7 @@ def linear_sparse_softmax_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Softmax cross-entropy of class ids per example, in nats, from the output projection.
@@ -66,6 +67,8 @@ def linear_sparse_softmax_cross_entropy(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -101,8 +104,9 @@ def linear_sparse_softmax_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     data = Operands(targets, inputs, kernel, bias)
+    chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_softmax_cross_entropy"):
-        return entry.each(loss_fn, data, sizes)
+        return entry.each(loss_fn, data, sizes, chosen)
 
 
 def linear_softmax_cross_entropy(
@@ -116,6 +120,7 @@ def linear_softmax_cross_entropy(
     logit_softcap: float | None = None,
     block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Softmax cross-entropy of dense labels per example, in nats, from the output projection.
@@ -147,6 +152,8 @@ def linear_softmax_cross_entropy(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -180,8 +187,9 @@ def linear_softmax_cross_entropy(
     )
     sizes = check.block_sizes(block_size)
     data = Operands(labels, inputs, kernel, bias)
+    chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_softmax_cross_entropy"):
-        return entry.each(loss_fn, data, sizes)
+        return entry.each(loss_fn, data, sizes, chosen)
 
 
 def linear_sparse_sigmoid_cross_entropy(
@@ -198,6 +206,7 @@ def linear_sparse_sigmoid_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Sigmoid cross-entropy of lists of class ids per example, in nats, from a projection.
@@ -236,6 +245,8 @@ def linear_sparse_sigmoid_cross_entropy(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -271,8 +282,9 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     data = Operands(labels, inputs, kernel, bias, factor)
+    chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_sigmoid_cross_entropy"):
-        return entry.each(loss_fn, data, sizes)
+        return entry.each(loss_fn, data, sizes, chosen)
 
 
 def linear_sigmoid_cross_entropy(
@@ -289,6 +301,7 @@ def linear_sigmoid_cross_entropy(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> Float[Array, "*batch"]:
     r"""Sigmoid cross-entropy per example, in nats, summed over classes, from the output projection.
@@ -325,6 +338,8 @@ def linear_sigmoid_cross_entropy(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False the loss is
+        exactly 0 and has no derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -361,5 +376,6 @@ def linear_sigmoid_cross_entropy(
     )
     sizes = check.block_sizes(block_size, class_block_size)
     data = Operands(labels, inputs, kernel, bias, factor)
+    chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sigmoid_cross_entropy"):
-        return entry.each(loss_fn, data, sizes)
+        return entry.each(loss_fn, data, sizes, chosen)

@@ -1,9 +1,9 @@
 """What a softmax predicts of each example: what policy gradients, DPO and evaluation take."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 
-from jxent._src.checks import check, check_labels
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
@@ -21,6 +21,7 @@ def sparse_softmax_statistics_with_logits(
     temperature: Numbers = 1.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> SoftmaxStatistics:
     r"""Log-probability of each example's class, entropy, normaliser and likeliest class, in nats.
@@ -44,6 +45,8 @@ def sparse_softmax_statistics_with_logits(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False every field is
+        exactly 0, `prediction` -1, and nothing has a derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -69,8 +72,9 @@ def sparse_softmax_statistics_with_logits(
     labels = check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
+    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
-        return entry.predicted(predictor, Logits(labels, logits, divisor))
+        return entry.predicted(predictor, Logits(labels, logits, divisor), mask=chosen)
 
 
 def linear_sparse_softmax_statistics(
@@ -84,6 +88,7 @@ def linear_sparse_softmax_statistics(
     block_size: int | None = None,
     class_block_size: int | None = None,
     axis_name: str | None = None,
+    mask: Bool[ArrayLike, "..."] | None = None,
     name: str | None = None,
 ) -> SoftmaxStatistics:
     r"""`sparse_softmax_statistics_with_logits` of `inputs @ kernel + bias`, without these logits.
@@ -115,6 +120,8 @@ def linear_sparse_softmax_statistics(
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
+      mask: Which examples take part, `[*batch]`; None for all. Where it is False every field is
+        exactly 0, `prediction` -1, and nothing has a derivative, whatever stands in the arrays.
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
@@ -143,5 +150,6 @@ def linear_sparse_softmax_statistics(
     predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
     data = Operands(labels, inputs, kernel, bias, divisor)
+    chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_softmax_statistics"):
-        return entry.predicted(predictor, data, sizes)
+        return entry.predicted(predictor, data, sizes, chosen)

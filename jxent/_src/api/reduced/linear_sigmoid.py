@@ -5,7 +5,7 @@ from typing import Literal
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Integer
 
-from jxent._src.checks import check, check_labels
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Dense, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid
@@ -115,7 +115,7 @@ def linear_sparse_sigmoid_cross_entropy(
     )
     data = Operands(labels, inputs, kernel, bias, factor)
     sizes = check.block_sizes(block_size, class_block_size)
-    over = check.mean_over(mean_over)
+    over = check_weights.mean_over(mean_over)
     with check.scope(scope, "linear_sparse_sigmoid_cross_entropy", argument="scope"):
         return entry.reduced(loss_fn, weights, reduction, data, sizes, over)
 
@@ -219,6 +219,6 @@ def linear_sigmoid_cross_entropy(
     )
     data = Operands(labels, inputs, kernel, bias, factor)
     sizes = check.block_sizes(block_size, class_block_size)
-    over = check.mean_over(mean_over)
+    over = check_weights.mean_over(mean_over)
     with check.scope(scope, "linear_sigmoid_cross_entropy", argument="scope"):
         return entry.reduced(loss_fn, weights, reduction, data, sizes, over)

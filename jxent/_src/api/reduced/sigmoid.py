@@ -5,7 +5,7 @@ from typing import Literal
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer, Real
 
-from jxent._src.checks import check, check_labels
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Numbers
 from jxent._src.loss_fns import sigmoid
 from jxent._src.run import entry
@@ -86,7 +86,7 @@ def sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
-    over = check.mean_over(mean_over)
+    over = check_weights.mean_over(mean_over)
     data = Logits(labels, logits, factor)
     with check.scope(scope, "sigmoid_cross_entropy", argument="scope"):
         return entry.reduced(loss_fn, weights, reduction, data, mean_over=over)
@@ -170,7 +170,7 @@ def sparse_sigmoid_cross_entropy(
         focusing=focusing,
         negative_focusing=negative_focusing,
     )
-    over = check.mean_over(mean_over)
+    over = check_weights.mean_over(mean_over)
     data = Logits(labels, logits, factor)
     with check.scope(scope, "sparse_sigmoid_cross_entropy", argument="scope"):
         return entry.reduced(loss_fn, weights, reduction, data, mean_over=over)
