@@ -66,6 +66,11 @@ EACH = [
 ]
 
 
+def ids_of(argument) -> dict:
+    """What labels are where they have no weights."""
+    return {"labels": IDS} if argument == "label_weights" else {}
+
+
 class Table:
     """A table of another library, which has a dtype for each column and none for all."""
 
@@ -131,6 +136,17 @@ def test_nothing_is_dropped_from_what_is_no_plain_array(function, argument):
     for value in refused(array):
         with pytest.raises(TypeError, match=f"^{argument} must"):
             jax.eval_shape(lambda value=value: ALL[function](**given | {argument: value}))
+
+
+@pytest.mark.parametrize(("function", "argument"), EACH)
+def test_none_is_no_array(function, argument):
+    given = arguments(function, argument)
+    default = inspect.signature(ALL[function]).parameters[argument].default
+    if default is None:
+        jax.eval_shape(lambda: ALL[function](**given | {argument: None, **ids_of(argument)}))
+    else:
+        with pytest.raises(ValueError, match=f"^{argument} must be a number or .* got None$"):
+            ALL[function](**given | {argument: None})
 
 
 @pytest.mark.parametrize(("function", "argument"), EACH)

@@ -120,7 +120,7 @@ def test_strict_promotion_and_uneven_cotangents(loss, sizes):
         (np.ones((10, 4), int), TypeError, "kernel.table must be floating"),
         (np.ones((10, 4), np.float16), TypeError, "kernel must have the dtype of inputs"),
         ("words", TypeError, "kernel.table"),
-        (None, TypeError, "kernel.table"),
+        (None, ValueError, "kernel.table must be .* got None"),
     ],
 )
 def test_what_is_no_table(table, error, words):

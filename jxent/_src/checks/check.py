@@ -49,6 +49,8 @@ def converted(name: str, value: Any) -> Any:
     """
     if type(value) is np.ndarray or isinstance(value, (int, float, jax.Array)):
         return value
+    if value is None:
+        raise ValueError(f"{name} must be a number or an array, got None")
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{name} must not be a masked array, whose mask would be lost: fill it with "
@@ -57,7 +59,7 @@ def converted(name: str, value: Any) -> Any:
     if isinstance(value, (list, tuple, range)):
         if _types(value) <= _KINDS.keys():
             return list(value) if isinstance(value, range) else value
-        return [converted(name, x) for x in value]
+        return [x if x is None else converted(name, x) for x in value]
     if isinstance(value, (np.ndarray, np.generic)):
         return value
     is_array = hasattr(value, "__jax_array__") or hasattr(value, "__array__")
@@ -190,8 +192,6 @@ def weights(
     Where a loss is one number an example, a trailing dimension of 1 is dropped, as TensorFlow
     does: `[batch, 1]` weighs losses of shape `[batch]`.
     """
-    if value is None:
-        raise ValueError("weights must be a number or an array, got None; 1.0 weighs all alike")
     w = array("weights", value, dtype)
     real("weights", w)
     shape = w.shape
