@@ -7,6 +7,7 @@ from zlib import crc32
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import chex
 import jax
 import pytest
 from jax.extend.backend import clear_backends
@@ -67,6 +68,14 @@ def lowered_for(request):
     """Runs on CPU what is lowered for another platform."""
     with jxent.assume_platform(request.param):
         yield
+
+
+@pytest.fixture
+def asserts_disabled():
+    """What users set who want none of chex's assertions."""
+    chex.disable_asserts()
+    yield
+    chex.enable_asserts()
 
 
 @pytest.fixture

@@ -110,13 +110,19 @@ WRONG: list[tuple[tuple[str, ...], dict, Errors, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "error", "message"),
-    [(name, *rest) for names, *rest in WRONG for name in names],
-)
+ROWS = [(name, *rest) for names, *rest in WRONG for name in names]
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "message"), ROWS)
 def test_wrong_arguments(name, arguments, error, message):
     with pytest.raises(error, match=message):
         FUNCTIONS[name](**arguments)
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "message"), ROWS)
+@pytest.mark.usefixtures("asserts_disabled")
+def test_wrong_arguments_with_asserts_disabled(name, arguments, error, message):
+    test_wrong_arguments(name, arguments, error, message)
 
 
 @pytest.mark.parametrize("option", ["label_smoothing", "z_loss", "logit_softcap"])

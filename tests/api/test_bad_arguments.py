@@ -148,14 +148,27 @@ def named(message: str, argument: str) -> bool:
 @pytest.mark.parametrize(("function", "argument"), CASES)
 @pytest.mark.one_in(8)
 def test_every_invalid_value_of_every_argument(function, argument):
-    arguments = good(function)
-    if argument == "label_weights":
-        arguments["labels"] = LISTS
     must = refused(function, argument)
     for what, value in VALUES.items():
-        message = error_of(function, {**arguments, argument: value})
+        message = error_of(function, {**beside(function, argument), argument: value})
         assert what not in must or message is not None, what
         assert message is None or named(message, argument), (what, message)
+
+
+@pytest.mark.parametrize(("function", "argument"), CASES)
+@pytest.mark.one_in(8)
+@pytest.mark.usefixtures("asserts_disabled")
+def test_no_invalid_value_gives_a_number_with_asserts_disabled(function, argument):
+    for what in refused(function, argument):
+        message = error_of(function, {**beside(function, argument), argument: VALUES[what]})
+        assert message is not None, what
+        assert named(message, argument), (what, message)
+
+
+def beside(function, argument) -> dict:
+    """What is right for an argument in turn."""
+    arguments = good(function)
+    return arguments | {"labels": LISTS} if argument == "label_weights" else arguments
 
 
 def error_of(function, arguments) -> str | None:

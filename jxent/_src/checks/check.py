@@ -1,14 +1,15 @@
 """What goes in, checked before anything is computed: shapes, dtypes and options.
 
-Shapes raise ValueError and dtypes TypeError, naming the argument and what would be right. What
-JAX itself would refuse later is left to chex; what would broadcast, or give a plausible number,
-is raised by our own `if`, since `chex.disable_asserts()` must not disarm it.
+Shapes raise ValueError and dtypes TypeError, naming the argument, what came and what would be
+right: both are asserted by chex, in `require`. Types and ranges of options are compared plainly.
 """
 
+import inspect
 import numbers
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager
 from enum import Enum
+from functools import cache
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -24,6 +25,37 @@ from jxent._src.core.kernel import Kernel, Transposed
 from jxent._src.core.options import require_static, short_repr
 
 Kind = TypeVar("Kind", bound=Enum)
+
+
+def require(name: str, x: Array | Kernel, expected: Any, message: str, **words: Any) -> None:
+    """Refuses an array that chex's `assert_shape` or `assert_type` refuses, in our words alone.
+
+    `expected` is a shape, with None for any size, a set of sizes and `...`, or a dtype. `message`
+    is what `name` must be; it is formatted with `x`, `expected` and `words` where it is raised.
+    """
+    is_shape = isinstance(expected, tuple)
+    # Our own comparison takes a quarter of the time, and is enough for most calls.
+    fits = x.shape == expected if is_shape else jnp.issubdtype(x.dtype, expected)
+    if fits:
+        return
+    assert_shape, assert_type = _assertions()
+    try:
+        (assert_shape if is_shape else assert_type)(x, expected)
+    except AssertionError:
+        said = message.format(x=x, expected=expected, **words)
+        raise (ValueError if is_shape else TypeError)(f"{name} must {said}") from None
+
+
+@cache
+def _assertions() -> tuple[Callable[..., None], Callable[..., None]]:
+    """Those of chex without the wrapper that `chex.disable_asserts()` switches off.
+
+    What they refuse would otherwise broadcast, or give a plausible number.
+    """
+    # With its test variants, and so `unittest`, its import takes as long as that of all the rest.
+    import chex  # noqa: PLC0415
+
+    return inspect.unwrap(chex.assert_shape), inspect.unwrap(chex.assert_type)
 
 
 def array(name: str, value: ArrayLike, dtype: DTypeLike | None = None) -> Array:
@@ -114,24 +146,21 @@ def _kind(leaf: Any) -> str:
 
 def floating(name: str, value: ArrayLike) -> Array:
     """`value` as an array of a floating dtype."""
-    # With its test variants, and so `unittest`, its import takes as long as that of all the rest.
-    import chex  # noqa: PLC0415
-
     x = array(name, value)
-    try:
-        chex.assert_type(x, float)
-    except AssertionError:
-        raise TypeError(f"{name} must be floating, got {x.dtype}") from None
+    require(name, x, jnp.floating, "be floating, got {x.dtype}")
     return x
 
 
 def real(name: str, x: Array) -> None:
-    if not (
-        jnp.issubdtype(x.dtype, jnp.floating)
-        or jnp.issubdtype(x.dtype, jnp.integer)
-        or x.dtype == bool
-    ):
-        raise TypeError(f"{name} must be real, got {x.dtype}")
+    """Refuses what is neither floating nor integers nor bools."""
+    if x.dtype != bool and not jnp.issubdtype(x.dtype, jnp.integer):
+        require(name, x, jnp.floating, "be real, got {x.dtype}")
+
+
+def same_shape(name: str, x: Array, shape: tuple[int, ...]) -> None:
+    """Refuses another shape than that of the logits."""
+    message = "have the shape of logits, {expected}, got {x.shape}; nothing is broadcast"
+    require(name, x, shape, message)
 
 
 def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
@@ -144,12 +173,12 @@ def pos_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Ar
     dtype = computing_dtype(dtype)
     q = array("pos_weight", value, dtype)
     real("pos_weight", q)
-    ends = zip(reversed(q.shape), reversed(shape), strict=False)
-    if q.ndim > len(shape) or not all(m in (1, n) for m, n in ends):
-        raise ValueError(
-            "pos_weight must be a number or broadcast to logits, e.g. one a class, got shape "
-            f"{q.shape} for logits of shape {shape}"
-        )
+    fits = tuple({1, n} for n in shape[max(len(shape) - q.ndim, 0) :])
+    message = (
+        "be a number or broadcast to logits, e.g. one a class, got shape {x.shape} for logits of "
+        "shape {shape}"
+    )
+    require("pos_weight", q, fits, message, shape=shape)
     if q.ndim:
         q = q.reshape((1,) * (len(shape) - q.ndim) + q.shape)
     return q.astype(dtype)
@@ -169,19 +198,18 @@ def temperature(value: ArrayLike, dtype: DTypeLike) -> Array | None:
     real("temperature", t)
     if t.dtype == bool:
         raise TypeError(f"temperature must be a number, got {t.dtype}")
-    if t.ndim:
-        raise ValueError(f"temperature must be one positive number, got shape {t.shape}")
+    require("temperature", t, (), "be one positive number, got shape {x.shape}")
     return t.astype(dtype)
 
 
 def class_weight(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
     """`pos_weight` of a projection: a scalar, or one a class as `[1, classes]`."""
-    q = value if isinstance(value, numbers.Real) else array("pos_weight", value)
-    if not isinstance(q, numbers.Real) and q.ndim and q.shape != shape[-1:]:
-        raise ValueError(
-            f"pos_weight must be a number or one a class, shape {shape[-1:]}, got {q.shape}"
-        )
-    return pos_weight(q, (1, shape[-1]), dtype)
+    if not isinstance(value, numbers.Real):
+        value = array("pos_weight", value)
+        if value.ndim:
+            message = "be a number or one a class, shape {expected}, got {x.shape}"
+            require("pos_weight", value, shape[-1:], message)
+    return pos_weight(value, (1, shape[-1]), dtype)
 
 
 def weights(
@@ -194,18 +222,15 @@ def weights(
     """
     w = array("weights", value, dtype)
     real("weights", w)
-    shape = w.shape
-    if per_example and len(shape) == len(losses) + 1 and shape[-1] == 1:
-        shape = shape[:-1]
-    fits = len(shape) == len(losses) and all(
-        a in (1, b) for a, b in zip(shape, losses, strict=True)
-    )
-    if shape and not fits:
-        raise ValueError(
-            "weights must be a number, or have the rank of the losses with each dimension 1 or "
-            f"equal to theirs, got shape {w.shape} for losses of shape {losses}"
+    trailing = per_example and w.ndim == len(losses) + 1
+    if w.ndim:
+        message = (
+            "be a number, or have the rank of the losses with each dimension 1 or equal to "
+            "theirs, got shape {x.shape} for losses of shape {losses}"
         )
-    return w.reshape(shape).astype(dtype)
+        fits = (*({1, n} for n in losses), *[1] * trailing)
+        require("weights", w, fits, message, losses=losses)
+    return w.reshape(w.shape[:-1] if trailing else w.shape).astype(dtype)
 
 
 def projection(
@@ -216,36 +241,28 @@ def projection(
     w: Kernel
     if isinstance(kernel, Transposed):
         w = Transposed(floating(f"{of}kernel.table", kernel.table))
-        if w.ndim != 2:
-            raise ValueError(
-                f"{of}kernel.table must be [classes, features], got shape {w.table.shape}"
-            )
+        message = "be [classes, features], got shape {x.shape}"
+        require(f"{of}kernel.table", w.table, (None, None), message)
     else:
         w = floating(f"{of}kernel", kernel)
-    if w.dtype not in (x.dtype, computing_dtype(x.dtype)):
-        wide = "" if x.dtype == computing_dtype(x.dtype) else f", or {computing_dtype(x.dtype)}"
-        raise TypeError(
-            f"{of}kernel must have the dtype of {of}inputs, {x.dtype}{wide}, got {w.dtype}"
-        )
-    if x.ndim < 1:
-        raise ValueError(f"{of}inputs must be [*batch, features], got shape {x.shape}")
-    if w.ndim != 2:
-        raise ValueError(f"{of}kernel must be [features, classes], got shape {w.shape}")
-    if x.shape[-1] != w.shape[0]:
-        raise ValueError(
-            f"{of}inputs and {of}kernel must be [*batch, features] and [features, classes], got "
-            f"shapes {x.shape} and {_short_repr(w)}"
-        )
+        message = "be [features, classes], got shape {x.shape}"
+        require(f"{of}kernel", w, (None, None), message)
+    wide = computing_dtype(x.dtype)
+    or_wide = "" if x.dtype == wide else f", or {wide}"
+    message = "have the dtype of {of}inputs, {expected}{or_wide}, got {x.dtype}"
+    wanted = wide if w.dtype == wide else x.dtype
+    require(f"{of}kernel", w, wanted, message, of=of, or_wide=or_wide)
+    message = "be [*batch, features] and [features, classes], got shapes {x.shape} and {kernel}"
+    both, fits = f"{of}inputs and {of}kernel", (*x.shape[:-1], w.shape[0])
+    require(both, x, fits, message, kernel=_short_repr(w))
     if w.shape[1] == 0:
         raise ValueError(f"{of}kernel must have at least one class, got shape {_short_repr(w)}")
     _static(f"{of}kernel", w.shape)
     if bias is not None:
         bias = array(f"{of}bias", bias, computing_dtype(x.dtype))
         real(f"{of}bias", bias)
-        if bias.shape != w.shape[1:]:
-            raise ValueError(
-                f"{of}bias must have one number a class, shape {w.shape[1:]}, got {bias.shape}"
-            )
+        message = "have one number a class, shape {expected}, got {x.shape}"
+        require(f"{of}bias", bias, w.shape[1:], message)
         bias = bias.astype(computing_dtype(x.dtype))
     return x, w, bias, (*x.shape[:-1], w.shape[1])
 
@@ -260,24 +277,16 @@ def _short_repr(kernel: Kernel) -> str:
 def teacher(logits: ArrayLike, like: Array) -> Array:
     """A teacher's logits, of the shape of the student's; of any floating dtype."""
     x = floating("teacher_logits", logits)
-    if x.shape != like.shape:
-        raise ValueError(
-            f"teacher_logits must have the shape of logits, {like.shape}, got {x.shape}; nothing "
-            "is broadcast"
-        )
+    same_shape("teacher_logits", x, like.shape)
     return x
 
 
-def same_logits(teacher: tuple[int, ...], student: tuple[int, ...]) -> None:
-    """The shapes of the logits of two projections must be one."""
-    if teacher[:-1] != student[:-1]:
-        raise ValueError(
-            f"teacher_inputs must have the batch of inputs, {student[:-1]}, got {teacher[:-1]}"
-        )
-    if teacher[-1] != student[-1]:
-        raise ValueError(
-            f"teacher_kernel must have the classes of kernel, {student[-1]}, got {teacher[-1]}"
-        )
+def teacher_projection(inputs: Array, kernel: Kernel, shape: tuple[int, ...]) -> None:
+    """Refuses a teacher whose logits have another shape than the student's."""
+    message = "have the batch of inputs, {batch}, got shape {x.shape}"
+    require("teacher_inputs", inputs, (*shape[:-1], None), message, batch=shape[:-1])
+    message = "have the classes of kernel, {expected[1]}, got shape {x.shape}"
+    require("teacher_kernel", kernel, (None, shape[-1]), message)
 
 
 def block_sizes(block_size: int | None, class_block_size: int | None = None) -> BlockSizes:
@@ -294,9 +303,7 @@ def block_sizes(block_size: int | None, class_block_size: int | None = None) -> 
 
 def rows_per_block(value: int) -> int:
     """A block size that must be given."""
-    require_static("block_size", value, "integer")
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"block_size must be a Python integer, got {short_repr(value)}")
+    _integer("block_size", value)
     size = _block_size("block_size", value)
     assert size is not None
     return size
@@ -305,31 +312,32 @@ def rows_per_block(value: int) -> int:
 def _block_size(name: str, value: int | None) -> int | None:
     if value is None:
         return None
+    size = _integer(name, value, " or None")
+    if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {short_repr(value)}")
+    return size
+
+
+def _integer(name: str, value: int, also: str = "") -> int:
     require_static(name, value, "integer")
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be a Python integer or None, got {short_repr(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {short_repr(value)}")
+        raise TypeError(f"{name} must be a Python integer{also}, got {short_repr(value)}")
     return int(value)
 
 
 def axis(value: int, logits: Array) -> int:
     """The axis of the classes, counted from the end."""
-    require_static("axis", value, "integer")
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"axis must be a Python integer, got {short_repr(value)}")
-    if not logits.ndim:
-        raise ValueError("logits must have an axis of classes, got shape ()")
-    if not -logits.ndim <= value < logits.ndim:
+    index = _integer("axis", value)
+    require("logits", logits, (None, ...), "have an axis of classes, got shape ()")
+    if not -logits.ndim <= index < logits.ndim:
         raise ValueError(
             f"axis must be one of the {logits.ndim} axes of logits, got {short_repr(value)} "
-            "for shape "
-            f"{logits.shape}"
+            f"for shape {logits.shape}"
         )
-    if logits.shape[value] == 0:
+    if logits.shape[index] == 0:
         raise ValueError(f"logits must have at least one class, got shape {logits.shape}")
-    _static("logits", logits.shape[value : value + 1 or None])
-    return int(value) % logits.ndim - logits.ndim
+    _static("logits", logits.shape[index : index + 1 or None])
+    return index % logits.ndim - logits.ndim
 
 
 def _static(name: str, sizes: Iterable[int]) -> None:

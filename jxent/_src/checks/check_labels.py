@@ -16,19 +16,18 @@ from jxent._src.core.options import short_repr
 def dense_labels(value: ArrayLike, logits: Array) -> Array:
     """Labels of the logits' shape and dtype."""
     labels = check.array("labels", value, logits.dtype)
-    _same_shape("labels", labels, logits.shape)
-    if labels.dtype != logits.dtype:
-        raise TypeError(
-            f"labels must have the dtype of logits, {logits.dtype}, got {labels.dtype}; class "
-            "ids go to the sparse_ functions"
-        )
+    check.same_shape("labels", labels, logits.shape)
+    message = (
+        "have the dtype of logits, {expected}, got {x.dtype}; class ids go to the sparse_ functions"
+    )
+    check.require("labels", labels, logits.dtype, message)
     return labels
 
 
 def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Labels of the logits' shape, of any real dtype."""
     labels = check.array(name, value, computing_dtype(dtype))
-    _same_shape(name, labels, shape)
+    check.same_shape(name, labels, shape)
     check.real(name, labels)
     return labels
 
@@ -36,20 +35,11 @@ def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: 
 def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
     labels = check.array("labels", value, computing_dtype(dtype))
-    _same_shape("labels", labels, shape)
-    if labels.dtype not in (dtype, jnp.float32):
-        raise TypeError(
-            f"labels must have the dtype of inputs, {dtype}, or float32, got {labels.dtype}"
-        )
+    check.same_shape("labels", labels, shape)
+    message = "have the dtype of inputs, {dtype}, or float32, got {x.dtype}"
+    wanted = jnp.float32 if labels.dtype == jnp.float32 else dtype
+    check.require("labels", labels, wanted, message, dtype=dtype)
     return labels
-
-
-def _same_shape(name: str, labels: Array, shape: tuple[int, ...]) -> None:
-    if labels.shape != shape:
-        raise ValueError(
-            f"{name} must have the shape of logits, {shape}, got {labels.shape}; nothing "
-            "is broadcast"
-        )
 
 
 def _integers(value: ArrayLike) -> Array:
@@ -59,8 +49,7 @@ def _integers(value: ArrayLike) -> Array:
         if not isinstance(value, jax.Array):
             value = _read_ids(value)
     ids = check.array("labels", value)
-    if not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"labels must be integer class ids, got {ids.dtype}")
+    check.require("labels", ids, jnp.integer, "be integer class ids, got {x.dtype}")
     return ids
 
 
@@ -117,19 +106,16 @@ def class_labels(
     if label_weights is None:
         return class_ids(value, shape, axis, trailing_one=trailing_one)
     ids = _integers(value)
-    before = axis % len(shape)
-    batch = shape[:before] + shape[before + 1 :]
-    if ids.ndim != len(shape) or ids.shape[:-1] != batch:
-        raise ValueError(
-            f"labels must with label_weights be lists of ids, [*batch, ids] with batch {batch}, "
-            f"got shape {ids.shape} for logits of shape {shape}"
-        )
+    message = (
+        "with label_weights be lists of ids, [*batch, ids] with batch {batch}, got shape {x.shape} "
+        "for logits of shape {shape}"
+    )
+    batch = _batch(shape, axis)
+    check.require("labels", ids, (*batch, None), message, batch=batch, shape=shape)
     weights = check.array("label_weights", label_weights, computing_dtype(dtype))
     check.real("label_weights", weights)
-    if weights.shape != ids.shape:
-        raise ValueError(
-            f"label_weights must have the shape of labels, {ids.shape}, got {weights.shape}"
-        )
+    message = "have the shape of labels, {expected}, got {x.shape}"
+    check.require("label_weights", weights, ids.shape, message)
     listed = WeightedIds(ids, weights.astype(computing_dtype(dtype)))
     return WeightedIds(*(jnp.moveaxis(x, -1, axis) for x in listed))
 
@@ -142,24 +128,29 @@ def class_ids(
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
     """
     ids = _integers(value)
-    axis %= len(shape)
-    batch = shape[:axis] + shape[axis + 1 :]
+    batch = _batch(shape, axis)
     if trailing_one and ids.shape == (*batch, 1):
         ids = ids.reshape(batch)
-    if ids.shape != batch:
-        raise ValueError(
-            f"labels must have the shape of logits without axis {axis}, {batch}, got {ids.shape} "
-            f"for logits of shape {shape}"
-        )
+    message = (
+        "have the shape of logits without axis {axis}, {expected}, got {x.shape} for logits of "
+        "shape {shape}"
+    )
+    check.require("labels", ids, batch, message, axis=axis % len(shape), shape=shape)
     return ids
+
+
+def _batch(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """A shape without the axis of the classes."""
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
     ids = _integers(value)
-    if ids.ndim != len(shape) or ids.shape[:-1] != shape[:-1]:
-        raise ValueError(
-            f"labels must be lists of ids, [*batch, ids] with batch {shape[:-1]} as {what} has "
-            f"it, got shape {ids.shape}"
-        )
+    message = (
+        "be lists of ids, [*batch, ids] with batch {batch} as {what} has it, got shape {x.shape}"
+    )
+    batch = shape[:-1]
+    check.require("labels", ids, (*batch, None), message, batch=batch, what=what)
     return ids

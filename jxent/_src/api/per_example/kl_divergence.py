@@ -160,11 +160,11 @@ def linear_softmax_kl_divergence(
       Kullback and Leibler, On Information and Sufficiency, 1951. Hinton et al., Distilling the
       Knowledge in a Neural Network, 2015, who multiply by the temperature squared.
     """
-    teacher, teacher_kernel, teacher_bias, teachers = check.projection(
+    teacher, teacher_kernel, teacher_bias, _ = check.projection(
         teacher_inputs, teacher_kernel, teacher_bias, of="teacher_"
     )
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
-    check.same_logits(teachers, shape)
+    check.teacher_projection(teacher, teacher_kernel, shape)
     divisor = check.temperature(temperature, inputs.dtype)
     loss_fn = ProjectedDivergence(
         classes=ClassAxis(-1, check.axis_name(axis_name)),
