@@ -59,10 +59,11 @@ def softmax_kl_divergence_with_logits(
       float16 are computed in float32 and rounded once.
 
     Raises:
-      TypeError: `logits` or `teacher_logits` is not floating, `temperature` is not real, or an
-        option is not a Python value.
-      ValueError: The shapes differ, `axis` is not an axis of `logits`, `temperature` is not one
-        positive number, or an option is out of its range.
+      TypeError: `logits` or `teacher_logits` is not floating, `temperature` is not real, `mask` is
+        not boolean, or an option is not a Python value.
+      ValueError: A required array is None, the shapes differ, `axis` is not an axis of `logits`,
+        `temperature` is not one positive number, `mask` does not fit, or an option is out of its
+        range.
 
     Examples:
       >>> softmax_kl_divergence_with_logits(teacher_logits=[0.0, 2.0], logits=[0.0, 0.0]).round(4)
@@ -145,9 +146,9 @@ def linear_softmax_kl_divergence(
 
     Raises:
       TypeError: Inputs or kernels are not floating, their dtypes do not fit, `temperature` is not
-        real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `temperature` is not one positive number,
-        or an option is out of its range.
+        real, `mask` is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, the shapes do not fit together as above, `temperature`
+        is not one positive number, `mask` does not fit, or an option is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -77,9 +77,10 @@ def linear_sparse_softmax_cross_entropy(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
-        integer, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or
-        `[*batch, ids]` as `label_weights` are, or an option is out of its range.
+        integer, `mask` is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch]`, or `[*batch, ids]` as `label_weights` are, `mask` does not fit, or an option is
+        out of its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -162,9 +163,10 @@ def linear_softmax_cross_entropy(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` has another
-        dtype than `inputs` and is not float32, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`, or
-        an option is out of its range.
+        dtype than `inputs` and is not float32, `mask` is not boolean, or an option is not a Python
+        value.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, classes]`, `mask` does not fit, or an option is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -255,9 +257,11 @@ def linear_sparse_sigmoid_cross_entropy(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
-        integer, `pos_weight` is not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
-        `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
+        integer, `pos_weight` is not real, `mask` is not boolean, or an option is not a Python
+        value.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, ids]`, `pos_weight` is neither a number nor `[classes]`, `mask` does not fit, or
+        an option is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -348,10 +352,11 @@ def linear_sigmoid_cross_entropy(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` has another
-        dtype than `inputs` and is not float32, `pos_weight` is not real, or an option is not a
-        Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
-        `pos_weight` is neither a number nor `[classes]`, or an option is out of its range.
+        dtype than `inputs` and is not float32, `pos_weight` is not real, `mask` is not boolean, or
+        an option is not a Python value.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, classes]`, `pos_weight` is neither a number nor `[classes]`, `mask` does not fit,
+        or an option is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp

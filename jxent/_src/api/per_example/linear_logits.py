@@ -38,7 +38,7 @@ def linear_logits(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, or their dtypes do not fit.
-      ValueError: The shapes do not fit together as above.
+      ValueError: A required array is None, or the shapes do not fit together as above.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -54,9 +54,10 @@ def sigmoid_cross_entropy_with_logits(
       computed in float32 and rounded once.
 
     Raises:
-      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not real, or
-        an option is not a Python value.
-      ValueError: The shapes differ, `pos_weight` does not fit, or an option is out of its range.
+      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not real,
+        `mask` is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, the shapes differ, `pos_weight` does not fit, `mask`
+        does not fit, or an option is out of its range.
 
     Examples:
       >>> sigmoid_cross_entropy_with_logits(labels=[1.0, 0.0], logits=[0.0, 2.0])
@@ -126,10 +127,10 @@ def weighted_cross_entropy_with_logits(
       computed in float32 and rounded once.
 
     Raises:
-      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not
-        real, or an option is not a Python value.
-      ValueError: The shapes of `labels` and `logits` differ, `pos_weight` does not broadcast
-        to them, or an option is out of its range.
+      TypeError: `logits` is not floating, `labels` has another dtype, `pos_weight` is not real,
+        `mask` is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, the shapes of `labels` and `logits` differ, `pos_weight`
+        does not broadcast to them, `mask` does not fit, or an option is out of its range.
 
     Examples:
       >>> weighted_cross_entropy_with_logits(
@@ -202,10 +203,11 @@ def sparse_sigmoid_cross_entropy_with_logits(
       are computed in float32 and rounded once.
 
     Raises:
-      TypeError: `labels` is not integer, `logits` is not floating, `pos_weight` is not real, or
-        an option is not a Python value.
-      ValueError: `labels` is not `[*batch, ids]` for logits `[*batch, classes]`, `pos_weight`
-        does not broadcast to the logits, or an option is out of its range.
+      TypeError: `labels` is not integer, `logits` is not floating, `pos_weight` is not real, `mask`
+        is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, `labels` is not `[*batch, ids]` for logits `[*batch,
+        classes]`, `pos_weight` does not broadcast to the logits, `mask` does not fit, or an option
+        is out of its range.
 
     Examples:
       >>> import jax.numpy as jnp

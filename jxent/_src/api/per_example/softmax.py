@@ -54,10 +54,10 @@ def softmax_cross_entropy_with_logits(
       float16 are computed in float32 and rounded once.
 
     Raises:
-      TypeError: `logits` is not floating, `labels` has another dtype, or an option is not a
-        Python value.
-      ValueError: The shapes differ, `axis` is not an axis of `logits`, or an option is out of
-        its range.
+      TypeError: `logits` is not floating, `labels` has another dtype, `mask` is not boolean, or an
+        option is not a Python value.
+      ValueError: A required array is None, the shapes differ, `axis` is not an axis of `logits`,
+        `mask` does not fit, or an option is out of its range.
 
     Examples:
       >>> softmax_cross_entropy_with_logits(labels=[0.5, 0.5], logits=[0.0, 0.0])
@@ -134,11 +134,11 @@ def sparse_softmax_cross_entropy_with_logits(
       and rounded once.
 
     Raises:
-      TypeError: `labels` is not integer, `logits` is not floating, or an option is not a
-        Python value.
-      ValueError: `labels.shape` is not that of `logits` without `axis`, followed by the length of
-        the lists with `label_weights`, these have another shape, `axis` is not an axis of
-        `logits`, or an option is out of its range.
+      TypeError: `labels` is not integer, `logits` is not floating, `mask` is not boolean, or an
+        option is not a Python value.
+      ValueError: A required array is None, `labels.shape` is not that of `logits` without `axis`,
+        followed by the length of the lists with `label_weights`, these have another shape, `axis`
+        is not an axis of `logits`, `mask` does not fit, or an option is out of its range.
 
     Examples:
       >>> sparse_softmax_cross_entropy_with_logits(labels=1, logits=[0.0, 0.0])

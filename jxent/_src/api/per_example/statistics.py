@@ -54,10 +54,11 @@ def sparse_softmax_statistics_with_logits(
       `prediction` in int32. All but `prediction` are differentiable, in any combination.
 
     Raises:
-      TypeError: `labels` is not integer, `logits` is not floating, `temperature` is not real, or
-        an option is not a Python value.
-      ValueError: `labels.shape` is not that of `logits` without `axis`, `axis` is not an axis of
-        `logits`, `temperature` is not one positive number, or an option is out of its range.
+      TypeError: `labels` is not integer, `logits` is not floating, `temperature` is not real,
+        `mask` is not boolean, or an option is not a Python value.
+      ValueError: A required array is None, `labels.shape` is not that of `logits` without `axis`,
+        `axis` is not an axis of `logits`, `temperature` is not one positive number, `mask` does not
+        fit, or an option is out of its range.
 
     Examples:
       >>> found = sparse_softmax_statistics_with_logits(labels=1, logits=[0.0, 0.0])
@@ -130,9 +131,11 @@ def linear_sparse_softmax_statistics(
 
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
-        integer, `temperature` is not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`,
-        `temperature` is not one positive number, or an option is out of its range.
+        integer, `temperature` is not real, `mask` is not boolean, or an option is not a Python
+        value.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch]`, `temperature` is not one positive number, `mask` does not fit, or an option is
+        out of its range.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -64,8 +64,9 @@ def softmax_kl_divergence(
     Raises:
       TypeError: `logits` or `teacher_logits` is not floating, `weights` or `temperature` are not
         real, or an option is not a Python value.
-      ValueError: The shapes differ, `weights` do not fit the losses or are None, `temperature` is
-        not one positive number, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, the shapes differ, `weights` do not fit the losses or
+        are None, `temperature` is not one positive number, an option is out of its range, or
+        `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -156,9 +157,9 @@ def linear_softmax_kl_divergence(
     Raises:
       TypeError: Inputs or kernels are not floating, their dtypes do not fit, `weights` or
         `temperature` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `weights` do not fit the losses or are
-        None, `temperature` is not one positive number, an option is out of its range, or
-        `reduction` is unknown.
+      ValueError: A required array is None, the shapes do not fit together as above, `weights` do
+        not fit the losses or are None, `temperature` is not one positive number, an option is out
+        of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -90,9 +90,9 @@ def linear_sparse_sigmoid_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         integer, `weights` or `pos_weight` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, ids]`,
-        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
-        `[classes]`, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, ids]`, `weights` do not fit the losses or are None, `pos_weight` is neither a
+        number nor `[classes]`, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -194,9 +194,9 @@ def linear_sigmoid_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         real, `weights` or `pos_weight` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
-        `weights` do not fit the losses or are None, `pos_weight` is neither a number nor
-        `[classes]`, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, classes]`, `weights` do not fit the losses or are None, `pos_weight` is neither a
+        number nor `[classes]`, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp

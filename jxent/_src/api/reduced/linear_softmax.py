@@ -115,9 +115,9 @@ def linear_sparse_softmax_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         integer, `weights` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch]`, or
-        `[*batch, ids]` as `label_weights` are, `weights` do not fit the losses or are None, an
-        option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch]`, or `[*batch, ids]` as `label_weights` are, `weights` do not fit the losses or
+        are None, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -233,9 +233,9 @@ def linear_softmax_cross_entropy(
     Raises:
       TypeError: `inputs` or `kernel` is not floating, their dtypes do not fit, `labels` is not
         real, `weights` are not real, or an option is not a Python value.
-      ValueError: The shapes do not fit together as above, `labels` is not `[*batch, classes]`,
-        `weights` do not fit the losses or are None, an option is out of its range, or `reduction`
-        is unknown.
+      ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
+        `[*batch, classes]`, `weights` do not fit the losses or are None, an option is out of its
+        range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -62,9 +62,9 @@ def sigmoid_cross_entropy(
     Raises:
       TypeError: `logits` is not floating, labels, `weights` or `pos_weight` are not real, or
         an option is not a Python value.
-      ValueError: The shapes of labels and logits differ, `weights` or `pos_weight` do not fit
-        them, `weights` is None, an option is out of its range, or
-        `reduction` is unknown.
+      ValueError: A required array is None, the shapes of labels and logits differ, `weights` or
+        `pos_weight` do not fit them or are None, an option is out of its range, or `reduction` is
+        unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -148,8 +148,9 @@ def sparse_sigmoid_cross_entropy(
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `weights` or `pos_weight` are
         not real, or an option is not a Python value.
-      ValueError: `labels` is not `[*batch, ids]`, `weights` or `pos_weight` do not fit, `weights`
-        is None, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, `labels` is not `[*batch, ids]`, `weights` or
+        `pos_weight` do not fit or are None, an option is out of its range, or `reduction` is
+        unknown.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -89,8 +89,8 @@ def softmax_cross_entropy(
     Raises:
       TypeError: `logits` is not floating, labels or `weights` are not real, or an option is
         not a Python value.
-      ValueError: The shapes of labels and logits differ, `weights` do not fit the losses or
-        are None, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, the shapes of labels and logits differ, `weights` do not
+        fit the losses or are None, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -198,8 +198,9 @@ def sparse_softmax_cross_entropy(
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or
         an option is not a Python value.
-      ValueError: `labels` is not `[*batch]`, or `[*batch, ids]` as `label_weights` are, `weights`
-        do not fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+      ValueError: A required array is None, `labels` is not `[*batch]`, or `[*batch, ids]` as
+        `label_weights` are, `weights` do not fit the losses or are None, an option is out of its
+        range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp

@@ -34,7 +34,8 @@ def compute_weighted_loss(
 
     Raises:
       TypeError: `losses` is not floating or `weights` are not real.
-      ValueError: `weights` do not fit the losses or are None, or `reduction` is unknown.
+      ValueError: A required array is None, `weights` do not fit the losses or are None, or
+        `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
