@@ -230,7 +230,11 @@ def bag(embeddings: jax.Array, words: jax.Array) -> jax.Array:
 def loss_of(params: Params, words: jax.Array, labels: jax.Array) -> jax.Array:
     """Sigmoid cross-entropy of all classes, from the ids of those that are there."""
     return jxent.losses.linear_sparse_sigmoid_cross_entropy(
-        labels, bag(params["embeddings"], words), params["kernel"], bias=params["bias"]
+        labels,
+        bag(params["embeddings"], words),
+        params["kernel"],
+        bias=params["bias"],
+        mean_over="examples",
     )
 
 
@@ -324,7 +328,9 @@ def run(data: Data, title: str, split: Split, features: int, steps: int, seed: i
 
 def fused(labels: jax.Array, inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """The loss from ids of the labels."""
-    return jxent.losses.linear_sparse_sigmoid_cross_entropy(labels, inputs, kernel, bias=bias)
+    return jxent.losses.linear_sparse_sigmoid_cross_entropy(
+        labels, inputs, kernel, bias=bias, mean_over="examples"
+    )
 
 
 def dense(labels: jax.Array, inputs: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

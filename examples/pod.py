@@ -236,6 +236,7 @@ def loss_of(params: Params, words: jax.Array, labels: jax.Array, classes: int) -
         bag(params["embeddings"], words),
         params["kernel"],
         bias=masked_bias(params, classes),
+        mean_over="examples",
     )
 
 

@@ -34,7 +34,9 @@ def _reduced(name, function, plain, shape, labels_name, reduction, **kwargs):
     options = kwargs.pop("options", {})
     over = kwargs.pop("mean_over", "elements") if "sigmoid" in name else None
     classes = None if kwargs.get("axis", -1) is None else shape[-1]
-    passed = {**options, "reduction": reduction}
+    axis = kwargs.get("axis", -1)
+    placed = dict(options) if axis in (None, -1) else {**options, "axis": axis}
+    passed = {**placed, "reduction": reduction}
     if over == "examples":
         passed["mean_over"] = over
     if kwargs.pop("has_aux", False):
@@ -47,7 +49,7 @@ def _reduced(name, function, plain, shape, labels_name, reduction, **kwargs):
     def expected(*, weights, labels, **arrays):
         if kwargs.get("labels") == "hard":
             labels = labels.astype(arrays["logits"].dtype)
-        each = plain(labels=labels, **arrays, **options)
+        each = plain(labels=labels, **arrays, **placed)
         return reference.reduced(each, weights, reduction, over, classes)
 
     title, public = f"losses.{name} {reduction}", f"losses.{function.__name__}"
@@ -128,6 +130,10 @@ REDUCED = (
         "sparse", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5),
         "labels", "weighted_mean", labels="ids", weights=(3,), options=CAP | Z | SMOOTH,
         has_aux=True,
+    ),
+    _reduced(
+        "sparse axis 1", losses.sparse_softmax_cross_entropy, reference.sparse_softmax, (3, 5, 2),
+        "labels", "weighted_mean", labels="ids", weights=(3, 2), axis=-2,
     ),
 )  # fmt: skip
 

@@ -104,8 +104,8 @@ WRONG: list[tuple[tuple[str, ...], dict, Errors, str]] = [
     (("losses.sigmoid",), {"weights": np.ones((2, 3, 1))}, ValueError, "weights must be a number"),
     (("losses.softmax", "losses.sparse"), {"weights": np.ones((2, 3))}, ValueError, "weights must"),
     (SCALAR, {"weights": np.array(1j)}, TypeError, "weights must be real"),
-    (SCALAR, {"reduction": "mean"}, ValueError,
-     "reduction must be one of 'none', 'weighted_sum', 'weighted_mean',.* got 'mean'"),
+    (SCALAR, {"reduction": "average"}, ValueError,
+     "reduction must be one of 'none', 'weighted_sum', 'weighted_mean',.* got 'average'"),
     (SCALAR, {"reduction": None}, ValueError, "reduction must be one of"),
 ]  # fmt: skip
 
@@ -159,4 +159,4 @@ def test_compute_weighted_loss():
     with pytest.raises(ValueError, match="weights must be a number"):
         losses.compute_weighted_loss(X, np.ones((2, 3, 1)))
     with pytest.raises(ValueError, match="reduction must be one of"):
-        losses.compute_weighted_loss(X, reduction="sum")
+        losses.compute_weighted_loss(X, reduction="average")

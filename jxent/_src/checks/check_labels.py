@@ -110,7 +110,7 @@ def class_labels(
         "with label_weights be lists of ids, [*batch, ids] with batch {batch}, got shape {x.shape} "
         "for logits of shape {shape}"
     )
-    batch = _batch(shape, axis)
+    batch = batch_shape(shape, axis)
     check.require("labels", ids, (*batch, None), message, batch=batch, shape=shape)
     weights = check.array("label_weights", label_weights, computing_dtype(dtype))
     check.real("label_weights", weights)
@@ -128,7 +128,7 @@ def class_ids(
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
     """
     ids = _integers(value)
-    batch = _batch(shape, axis)
+    batch = batch_shape(shape, axis)
     if trailing_one and ids.shape == (*batch, 1):
         ids = ids.reshape(batch)
     message = (
@@ -139,7 +139,7 @@ def class_ids(
     return ids
 
 
-def _batch(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def batch_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     """A shape without the axis of the classes."""
     axis %= len(shape)
     return shape[:axis] + shape[axis + 1 :]

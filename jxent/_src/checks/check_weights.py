@@ -20,12 +20,6 @@ def mask(value: ArrayLike | None, *shapes: tuple[int, ...]) -> Array | None:
     return x
 
 
-def without_axis(axis: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a batch: that of its logits without the axis of the classes."""
-    axis %= len(shape)
-    return shape[:axis] + shape[axis + 1 :]
-
-
 def mean_over(value: str) -> str:
     """What a mean counts: "elements" or "examples"."""
     require_static("mean_over", value, "string")

@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array
 
-from jxent._src.checks import check, check_weights
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core import options
 from jxent._src.core.blocks import BY_SHAPE, AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
-from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns import base, statistics
 from jxent._src.loss_fns.base import Loss, OfLogits
 from jxent._src.loss_fns.sigmoid import Sigmoid, weighted_total
@@ -167,7 +166,7 @@ def reduced(
     """The losses, weighted and reduced, in float32 at least; beside them what is asked for."""
     x = data.inputs if isinstance(data, Operands) else data.logits
     is_reduced = loss_fn.axis is not None
-    shape = x.shape[:-1] if is_reduced else x.shape
+    shape = _shape_of_losses(loss_fn, data)
     masks, weights = _checked_weights(weights, shape, x.dtype, per_example=is_reduced)
     if mean_over == "examples" and not is_reduced:
         check_weights.weights_of_examples(weights, shape)
@@ -253,25 +252,33 @@ def _checked_weights(
     return masks, check.weights(weights, shape, dtype, per_example=per_example)
 
 
+def _shape_of_losses(loss_fn: Loss, data: Logits | Operands) -> tuple[int, ...]:
+    if isinstance(data, Operands):
+        return data.inputs.shape[:-1]
+    shape = data.logits.shape
+    return shape if loss_fn.axis is None else check_labels.batch_shape(shape, loss_fn.classes.index)
+
+
 def _count(
     loss_fn: Loss,
     reduction: Reduction,
     mean_over: str,
     weights: Array,
-    x: Array,
-    of: Array | Kernel,
+    data: Logits | Operands,
 ) -> Count:
-    """What the sum is divided by, for weights of the losses of `x`: each loss counts as one.
+    """What the sum is divided by: each loss counts as one.
 
-    With `mean_over` "elements" each class of an example does, of those that `of` has last; with
-    "examples" only an example does, whose classes are the last axis of `x`.
+    With `mean_over` "elements" each class of an example does; with "examples" only an example does,
+    whose classes are the last axis of the logits.
     """
+    shape = _shape_of_losses(loss_fn, data)
     if loss_fn.axis is not None:
+        of = data.kernel if isinstance(data, Operands) else data.logits
         classes = loss_fn.classes.count(of) if mean_over == "elements" else 1
-        return count(reduction, weights, x.shape[:-1], classes)
+        return count(reduction, weights, shape, classes)
     if mean_over == "examples":
-        return count(reduction, jnp.squeeze(weights, -1) if weights.ndim else weights, x.shape[:-1])
-    return count(reduction, weights, x.shape)
+        return count(reduction, jnp.squeeze(weights, -1) if weights.ndim else weights, shape[:-1])
+    return count(reduction, weights, shape)
 
 
 @_compiled(0, 1, 2, 3)
@@ -286,7 +293,7 @@ def _reduced(
     logits = given.logits
     options.in_dtype(loss_fn, logits.dtype)
     own, data = _match_all_varying(loss_fn, (weights, given))
-    denominator = partial(_count, loss_fn, reduction, mean_over, weights, logits, logits)
+    denominator = partial(_count, loss_fn, reduction, mean_over, weights, given)
     if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
         summed = loss_fn.total_of(logits.ndim)
         if masks:
@@ -333,8 +340,8 @@ def _reduced_projection(
     operands: Operands,
 ) -> Any:
     options.in_dtype(loss_fn, operands.inputs.dtype)
-    given_inputs = operands.inputs
-    batch = given_inputs.shape[:-1]
+    given = operands
+    batch = given.inputs.shape[:-1]
     each = explicit.broadcast_row_weights(operands.inputs, weights).reshape(-1)
     labels, inputs = _flat(*operands.of_rows)
     if masks:
@@ -351,7 +358,7 @@ def _reduced_projection(
         return base.apply_weights(each, values).reshape(batch)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
-    denominator = _count(loss_fn, reduction, mean_over, weights, given_inputs, operands.kernel)
+    denominator = _count(loss_fn, reduction, mean_over, weights, given)
     shares, operands = _match_all_varying(loss_fn, (divided(each, denominator), operands))
     total, parts = reduced_sum.total(loss_fn, blocks, masks, shares, operands)
     return total if parts is None else (total, aux(parts, each, denominator))

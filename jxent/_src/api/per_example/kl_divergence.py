@@ -3,7 +3,7 @@
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
-from jxent._src.checks import check, check_weights
+from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns.kl_divergence import Divergence
@@ -82,7 +82,7 @@ def softmax_kl_divergence_with_logits(
         teacher_logit_softcap=teacher_logit_softcap,
         logit_softcap=logit_softcap,
     )
-    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
+    chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "softmax_kl_divergence_with_logits"):
         return entry.each(loss_fn, Logits(teacher, logits, divisor), mask=chosen)
 

@@ -76,7 +76,7 @@ def softmax_cross_entropy_with_logits(
         z_loss=z_loss,
         logit_softcap=logit_softcap,
     )
-    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
+    chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "softmax_cross_entropy_with_logits"):
         return entry.each(loss_fn, Logits(labels, logits), mask=chosen)
 
@@ -163,6 +163,6 @@ def sparse_softmax_cross_entropy_with_logits(
         logit_softcap=logit_softcap,
         focusing=focusing,
     )
-    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
+    chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "sparse_softmax_cross_entropy_with_logits"):
         return entry.each(loss_fn, Logits(targets, logits), mask=chosen)

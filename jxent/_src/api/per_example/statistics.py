@@ -73,7 +73,7 @@ def sparse_softmax_statistics_with_logits(
     labels = check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
-    chosen = check_weights.mask(mask, check_weights.without_axis(axis, logits.shape))
+    chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
         return entry.predicted(predictor, Logits(labels, logits, divisor), mask=chosen)
 

@@ -16,10 +16,11 @@ from jxent._src.sharding.class_axis import ClassAxis
 
 
 def softmax_kl_divergence(
-    teacher_logits: Float[ArrayLike, "*batch classes"],
-    logits: Float[ArrayLike, "*batch classes"],
+    teacher_logits: Float[ArrayLike, "*shape"],
+    logits: Float[ArrayLike, "*shape"],
     weights: Numbers = 1.0,
     *,
+    axis: int = -1,
     temperature: Numbers = 1.0,
     teacher_logit_softcap: float | None = None,
     logit_softcap: float | None = None,
@@ -44,6 +45,7 @@ def softmax_kl_divergence(
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
+      axis: The axis of `logits` that holds the classes.
       temperature: A positive number, which may be traced: divides both logits in float32, after the
         caps. Differentiable; NaN comes of one that is not positive. The loss is not multiplied by
         its square.
@@ -65,8 +67,8 @@ def softmax_kl_divergence(
       TypeError: `logits` or `teacher_logits` is not floating, `weights` or `temperature` are not
         real, or an option is not a Python value.
       ValueError: A required array is None, the shapes differ, `weights` do not fit the losses or
-        are None, `temperature` is not one positive number, an option is out of its range, or
-        `reduction` is unknown.
+        are None, `temperature` is not one positive number, `axis` is not an axis of `logits`, an
+        option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -78,7 +80,7 @@ def softmax_kl_divergence(
     """
     logits = check.floating("logits", logits)
     teacher = check.teacher(teacher_logits, logits)
-    axis = check.axis(-1, logits)
+    axis = check.axis(axis, logits)
     divisor = check.temperature(temperature, logits.dtype)
     loss_fn = Divergence(
         classes=ClassAxis(axis, check.axis_name(axis_name)),

@@ -10,9 +10,7 @@ from jxent._src.core.elementary import Bias, Numbers
 from jxent._src.run.reduction import Reduction
 
 
-class SoftmaxOptions(TypedDict, total=False):
-    """Of dense labels and logits."""
-
+class _AnySoftmaxOptions(TypedDict, total=False):
     z_loss: float
     logit_softcap: float | None
     axis_name: str | None
@@ -20,15 +18,21 @@ class SoftmaxOptions(TypedDict, total=False):
     reduction: Reduction | str
 
 
+class SoftmaxOptions(_AnySoftmaxOptions, total=False):
+    """Of dense labels and logits."""
+
+    axis: int
+
+
 class SparseSoftmaxOptions(SoftmaxOptions, total=False):
-    """Of class ids."""
+    """Of class ids and logits."""
 
     label_weights: Numbers | None
     focusing: float
 
 
-class LinearSoftmaxOptions(SoftmaxOptions, total=False):
-    """Of a projection."""
+class LinearSoftmaxOptions(_AnySoftmaxOptions, total=False):
+    """Of dense labels and a projection."""
 
     bias: Bias | None
     weights: Numbers
@@ -36,7 +40,9 @@ class LinearSoftmaxOptions(SoftmaxOptions, total=False):
     block_size: int | None
 
 
-class LinearSparseSoftmaxOptions(LinearSoftmaxOptions, SparseSoftmaxOptions, total=False):
+class LinearSparseSoftmaxOptions(LinearSoftmaxOptions, total=False):
     """Of class ids and a projection."""
 
+    label_weights: Numbers | None
+    focusing: float
     class_block_size: int | None

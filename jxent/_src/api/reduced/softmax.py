@@ -18,7 +18,7 @@ from jxent._src.sharding.class_axis import ClassAxis
 @overload
 def softmax_cross_entropy(
     onehot_labels: Dense,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
@@ -30,7 +30,7 @@ def softmax_cross_entropy(
 @overload
 def softmax_cross_entropy(
     onehot_labels: Dense,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
@@ -41,10 +41,11 @@ def softmax_cross_entropy(
 
 def softmax_cross_entropy(
     onehot_labels: Dense,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
+    axis: int = -1,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
@@ -63,11 +64,12 @@ def softmax_cross_entropy(
     Args:
       onehot_labels: A weight for every class, in the logits' shape and any real dtype; usually a
         distribution, but nothing has to sum to 1.
-      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several +inf
+      logits: Unnormalised log-probabilities. -inf rules a class out; several +inf
         share the probability equally. A row without a class left is NaN.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
+      axis: The axis of `logits` that holds the classes.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -87,10 +89,11 @@ def softmax_cross_entropy(
       A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
-      TypeError: `logits` is not floating, labels or `weights` are not real, or an option is
-        not a Python value.
+      TypeError: `logits` is not floating, labels or `weights` are not real, or an option is not a
+        Python value.
       ValueError: A required array is None, the shapes of labels and logits differ, `weights` do not
-        fit the losses or are None, an option is out of its range, or `reduction` is unknown.
+        fit the losses or are None, `axis` is not an axis of `logits`, an option is out of its
+        range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -101,7 +104,7 @@ def softmax_cross_entropy(
       TensorFlow, `tf.compat.v1.losses.softmax_cross_entropy`.
     """
     logits = check.floating("logits", logits)
-    axis = check.axis(-1, logits)
+    axis = check.axis(axis, logits)
     labels = check_labels.castable_labels(
         "onehot_labels", onehot_labels, logits.shape, logits.dtype
     )
@@ -119,7 +122,7 @@ def softmax_cross_entropy(
 @overload
 def sparse_softmax_cross_entropy(
     labels: Ids,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
@@ -131,7 +134,7 @@ def sparse_softmax_cross_entropy(
 @overload
 def sparse_softmax_cross_entropy(
     labels: Ids,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = ...,
     label_smoothing: float = ...,
     *,
@@ -142,10 +145,11 @@ def sparse_softmax_cross_entropy(
 
 def sparse_softmax_cross_entropy(
     labels: Ids,
-    logits: Float[ArrayLike, "*batch classes"],
+    logits: Float[ArrayLike, "..."],
     weights: Numbers = 1.0,
     label_smoothing: float = 0.0,
     *,
+    axis: int = -1,
     label_weights: Numbers | None = None,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -167,11 +171,12 @@ def sparse_softmax_cross_entropy(
       labels: Class ids in [0, classes), `[*batch]` or, as TensorFlow takes them, `[*batch, 1]`;
         `[*batch, ids]` with `label_weights`. Any other id makes its example NaN unless its weight
         is 0: `weights=labels >= 0` ignores padding.
-      logits: Unnormalised log-probabilities, classes last. -inf rules a class out; several +inf
+      logits: Unnormalised log-probabilities. -inf rules a class out; several +inf
         share the probability equally. A row without a class left is NaN.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
+      axis: The axis of `logits` that holds the classes.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
@@ -196,11 +201,11 @@ def sparse_softmax_cross_entropy(
       A scalar, or for `Reduction.NONE` an array `[*batch]`, in float32 at least.
 
     Raises:
-      TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or
-        an option is not a Python value.
+      TypeError: `labels` is not integer, `logits` is not floating, `weights` are not real, or an
+        option is not a Python value.
       ValueError: A required array is None, `labels` is not `[*batch]`, or `[*batch, ids]` as
-        `label_weights` are, `weights` do not fit the losses or are None, an option is out of its
-        range, or `reduction` is unknown.
+        `label_weights` are, `weights` do not fit the losses or are None, `axis` is not an axis of
+        `logits`, an option is out of its range, or `reduction` is unknown.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -211,7 +216,7 @@ def sparse_softmax_cross_entropy(
       TensorFlow, `tf.compat.v1.losses.sparse_softmax_cross_entropy`, which has no smoothing.
     """
     logits = check.floating("logits", logits)
-    axis = check.axis(-1, logits)
+    axis = check.axis(axis, logits)
     targets = check_labels.class_labels(
         labels, label_weights, logits.shape, axis, logits.dtype, trailing_one=True
     )
