@@ -69,14 +69,18 @@ SMOOTH = {"label_smoothing": 0.2}
 
 PER_EXAMPLE = (
     _per_example("sigmoid", *SIGMOID, (3, 5), axis=None),
-    _per_example("sigmoid", *SIGMOID, (7,), " capped", axis=None, options=CAP),
+    _per_example(
+        "sigmoid", *SIGMOID, (7,), " capped", axis=None, pos_weight=(), options=CAP | SMOOTH
+    ),
     _per_example("weighted", *WEIGHTED, (3, 5), axis=None, pos_weight=()),
     _per_example("weighted", *WEIGHTED, (2, 1, 5), " a class", axis=None, pos_weight=(5,)),
-    _per_example("weighted", *WEIGHTED, (3, 5), " capped", axis=None, pos_weight=(5,), options=CAP),
+    _per_example(
+        "weighted", *WEIGHTED, (3, 5), " all", axis=None, pos_weight=(5,), options=CAP | SMOOTH
+    ),
     _per_example("softmax", *SOFTMAX, (3, 5)),
     _per_example("softmax", *SOFTMAX, (5, 3), " axis 0", axis=0),
     _per_example("softmax", *SOFTMAX, (7,), " z_loss", options=Z),
-    _per_example("softmax", *SOFTMAX, (2, 5), " capped z_loss", options=CAP | Z),
+    _per_example("softmax", *SOFTMAX, (2, 5), " all", options=CAP | Z | SMOOTH),
     _per_example("sparse", *SPARSE, (3, 5), labels="ids"),
     _per_example("sparse", *SPARSE, (2, 5, 3), " axis 1", axis=1, labels="ids"),
     _per_example("sparse", *SPARSE, (3, 5), " smoothed", labels="ids", options=SMOOTH),

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import jxent
+from tools import options
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -92,3 +93,11 @@ def test_a_page_for_each_kind_of_result():
         assert "* machine: " in text
         assert "* date: 20" in text
         assert "|--" in text
+
+
+def test_the_table_of_options_is_that_of_the_signatures():
+    """Each function has each option, or the page says why not: `python -m tools.options --write`."""
+    text = options.PAGE.read_text()
+    assert options.page() == text
+    reasons = {why for of_option in options.WHY.values() for why in of_option.values()}
+    assert {*re.findall(r"(?m)^\* ([a-z]): ", text)} == reasons
