@@ -47,6 +47,18 @@ def log1p(x: Array) -> Array:
     return jax.lax.log1p(x, accuracy=HIGHEST_ACCURACY)
 
 
+def expm1_residual(d: Float[Array, "..."]) -> Float[Array, "..."]:
+    """e^d - 1 - d: by its series where that cancels."""
+    near = jnp.abs(d) <= 1
+    small = jnp.where(near, d, 0)
+    terms = 12 if jnp.finfo(d.dtype).bits <= 32 else 19
+    series = jnp.ones_like(d)
+    for n in range(terms, 2, -1):
+        series = 1 + small * series / n
+    whole: Array = jax.lax.expm1(d, accuracy=HIGHEST_ACCURACY) - d
+    return jnp.where(near, jnp.square(small) / 2 * series, whole)
+
+
 def computing_dtype(dtype: DTypeLike) -> jnp.dtype:
     """float32 for bfloat16, float16 and narrower; the dtype itself from float32 up.
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jxent._src.core import hints
 from jxent._src.core.dispatch import per_platform
@@ -31,6 +31,7 @@ from jxent._src.core.elementary import (
     divided_about,
     divided_by,
     exp,
+    expm1_residual,
     is_masked,
     log1p,
     max_minus_x,
@@ -205,7 +206,7 @@ def sum_expm1_residuals(
     # As one exponential: of a class that the teacher rules out it is all that there is.
     whole = exp(offset - max_minus_x(y_s, rows.student[0])) - odds - zero_safe_multiply(odds, b)
     few = (odds > 0) & (b <= 1)
-    return classes.sum(jnp.where(few, odds * _expm1_residual(jnp.where(few, b, 0)), whole))
+    return classes.sum(jnp.where(few, odds * expm1_residual(jnp.where(few, b, 0)), whole))
 
 
 def _per(x: Array, temperature: Array | None, origin: Array | None = None) -> Array:
@@ -245,18 +246,6 @@ def _below(row_max: Array, y: Array) -> Array:
     """How far y is below the maximum, 0 for a masked class: a factor of slopes that are 0 there."""
     below = clip_posinf(row_max) - clip_posinf(y)
     return jnp.where(is_masked(below), 0, below)
-
-
-def _expm1_residual(d: Float[Array, "..."]) -> Float[Array, "..."]:
-    """e^d - 1 - d: by its series where that cancels."""
-    near = jnp.abs(d) <= 1
-    small = jnp.where(near, d, 0)
-    terms = 12 if jnp.finfo(d.dtype).bits <= 32 else 19
-    series = jnp.ones_like(d)
-    for n in range(terms, 2, -1):
-        series = 1 + small * series / n
-    whole: Array = jax.lax.expm1(d, accuracy=HIGHEST_ACCURACY) - d
-    return jnp.where(near, jnp.square(small) / 2 * series, whole)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -366,7 +355,7 @@ def _by_logarithm(
     d, a_near = (jnp.where(near, x, 0) for x in (d, a))
     gap_t, gap_s = _below(rows.teacher[0], y_t), _below(rows.student[0], y_s)
     terms = p_t * (
-        _expm1_residual(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t
+        expm1_residual(d) * gap_s - d * a_near - jnp.where(near, rows.divergence, 0) * gap_t
     )
     return jnp.where(near, terms, _of_grads(y_t, y_s, a, rows, classes))
 
