@@ -42,7 +42,7 @@ def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike)
     return labels
 
 
-def _integers(value: ArrayLike) -> Array:
+def integers(value: ArrayLike) -> Array:
     """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range."""
     if not isinstance(value, jax.Array):
         value = check.converted("labels", value)
@@ -105,7 +105,7 @@ def class_labels(
     """
     if label_weights is None:
         return class_ids(value, shape, axis, trailing_one=trailing_one)
-    ids = _integers(value)
+    ids = integers(value)
     message = (
         "with label_weights be lists of ids, [*batch, ids] with batch {batch}, got shape {x.shape} "
         "for logits of shape {shape}"
@@ -127,7 +127,7 @@ def class_ids(
 
     With `trailing_one`, ids `[*batch, 1]` are taken as `[*batch]`, as `tf.losses` does.
     """
-    ids = _integers(value)
+    ids = integers(value)
     batch = batch_shape(shape, axis)
     if trailing_one and ids.shape == (*batch, 1):
         ids = ids.reshape(batch)
@@ -147,7 +147,7 @@ def batch_shape(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 def id_lists(value: ArrayLike, shape: tuple[int, ...], what: str) -> Array:
     """Lists of integer ids `[*batch, ids]` for `what`, an array of the given shape."""
-    ids = _integers(value)
+    ids = integers(value)
     message = (
         "be lists of ids, [*batch, ids] with batch {batch} as {what} has it, got shape {x.shape}"
     )

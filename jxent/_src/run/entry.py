@@ -64,24 +64,26 @@ class Logits(NamedTuple):
     parameters: Array | None = None  # the loss's own, such as a `pos_weight`
 
 
-@_compiled(0, 2)
+@_compiled(0, 2, 4)
 def each(
     loss_fn: Loss,
     data: Logits | Operands,
     sizes: BlockSizes = BY_SHAPE,
     mask: Array | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Array:
     """The losses per example or class; exactly 0 where the mask is False.
 
-    In the logits' dtype; of a projection, the only one to have blocks, in float32 at least.
+    In this dtype, or that of the logits; of a projection, the only one to have blocks, in float32
+    at least.
     """
     if isinstance(data, Operands):
         options.in_dtype(loss_fn, data.inputs.dtype)
         weights = None if mask is None else _as_weights(mask, data.inputs).reshape(-1)
         batch, operands, blocks = _cut(loss_fn, data, sizes)
         return _each_projected(loss_fn, blocks, weights, operands).reshape(batch)
-    dtype = data.logits.dtype
-    options.in_dtype(loss_fn, dtype)
+    options.in_dtype(loss_fn, data.logits.dtype)
+    dtype = data.logits.dtype if dtype is None else dtype
     if mask is None:
         losses, _ = base.losses(loss_fn, True, None, *_match_all_varying(loss_fn, data))
         return losses.astype(dtype)
