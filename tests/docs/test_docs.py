@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import jxent
+from jxent.compat import optax as compat
 from tools import options
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,7 @@ def test_every_public_name_has_a_page():
     text = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^   ([a-zA-Z_.]+)$", text, re.MULTILINE)
     names = public(jxent) | {f"losses.{name}" for name in public(jxent.losses)}
+    names |= {f"compat.optax.{name}" for name in public(compat)}
     assert len(names) > 25
     assert sorted(listed) == sorted(names)
 

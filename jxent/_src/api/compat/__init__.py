@@ -1,0 +1,1 @@
+"""The losses of other libraries, under their names: `jxent.compat.*`."""

@@ -1,0 +1,205 @@
+"""Divergences of probabilities as they are given: optax's names."""
+
+import warnings
+
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jxent._src.checks import check, check_broadcast
+from jxent._src.run import compat
+from jxent._src.run.compat import Divergence
+
+
+def kl_divergence(
+    log_predictions: Float[ArrayLike, "..."],
+    targets: Float[ArrayLike, "..."],
+    axis: int | tuple[int, ...] | None = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""Kullback-Leibler divergence, in nats, of log-probabilities as given, as optax has it.
+
+    $$\mathrm{KL} = \sum_j t_j (\log t_j - \log p_j)$$
+
+    Nothing is normalised, and the digits are those of the arguments: what rounding the logarithms
+    has lost is lost. From logits, `jxent.softmax_kl_divergence_with_logits` keeps all digits.
+
+    Args:
+      log_predictions: The predictions' log-probabilities.
+      targets: The targets' probabilities; 0 adds 0, whatever is predicted, and has no derivative.
+        Both broadcast to one shape.
+      axis: The axis that is summed over, several of them, or None for all.
+      where: Which elements take part, in a shape that broadcasts to that of the arguments; True
+        for all where it is None. Others add exactly 0 and no derivative, even if they are NaN.
+
+    Returns:
+      The divergences, in the dtype that both arguments promote to: their shape without `axis`.
+      bfloat16 and float16 are computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `log_predictions` or `targets` are not floating, `where` is not boolean, or `axis`
+        is neither an integer nor a tuple of them nor None.
+      ValueError: The arguments do not broadcast to one shape, or `axis` does not fit them.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> kl_divergence(jnp.log(jnp.array([0.5, 0.5])), jnp.array([0.25, 0.75])).round(4)
+      Array(0.1308, dtype=float32)
+
+    See Also:
+      jxent.softmax_kl_divergence_with_logits: of two softmaxes, from their logits.
+
+    References:
+      Kullback and Leibler, On Information and Sufficiency, 1951.
+    """
+    return _summed("kl_divergence", compat.KL, log_predictions, "targets", targets, axis, where)
+
+
+def kl_divergence_with_log_targets(
+    log_predictions: Float[ArrayLike, "..."],
+    log_targets: Float[ArrayLike, "..."],
+    axis: int | tuple[int, ...] | None = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""Kullback-Leibler divergence, in nats, of two log-probabilities, as optax has it.
+
+    $$\mathrm{KL} = \sum_j t_j (\log t_j - \log p_j)$$
+
+    Nothing is normalised: the digits are those of the arguments.
+
+    Args:
+      log_predictions: The predictions' log-probabilities.
+      log_targets: The targets' log-probabilities; -inf adds 0, whatever is predicted. Both
+        broadcast to one shape.
+      axis: The axis that is summed over, several of them, or None for all.
+      where: Which elements take part, in a shape that broadcasts to that of the arguments; True
+        for all where it is None. Others add exactly 0 and no derivative, even if they are NaN.
+
+    Returns:
+      The divergences, in the dtype that both arguments promote to: their shape without `axis`.
+      bfloat16 and float16 are computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `log_predictions` or `log_targets` are not floating, `where` is not boolean, or
+        `axis` is neither an integer nor a tuple of them nor None.
+      ValueError: The arguments do not broadcast to one shape, or `axis` does not fit them.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> log_targets = jnp.log(jnp.array([0.25, 0.75]))
+      >>> kl_divergence_with_log_targets(jnp.log(jnp.array([0.5, 0.5])), log_targets).round(4)
+      Array(0.1308, dtype=float32)
+
+    See Also:
+      jxent.softmax_kl_divergence_with_logits: of two softmaxes, from their logits.
+    """
+    name = "kl_divergence_with_log_targets"
+    return _summed(
+        name, compat.KL_OF_LOGS, log_predictions, "log_targets", log_targets, axis, where
+    )
+
+
+def generalized_kl_divergence(
+    log_predictions: Float[ArrayLike, "..."],
+    targets: Float[ArrayLike, "..."],
+    axis: int | tuple[int, ...] | None = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""Generalized Kullback-Leibler divergence, of what need not sum to 1, as optax has it.
+
+    $$\mathrm{KL} = \sum_j t_j (\log t_j - \log p_j) + p_j - t_j$$
+
+    No term is negative. Where predictions and targets are near, each is computed from the
+    difference of their logarithms, and so is the gradient, p - t.
+
+    Args:
+      log_predictions: The predictions' logarithms.
+      targets: The targets; 0 adds the prediction. Both broadcast to one shape.
+      axis: The axis that is summed over, several of them, or None for all.
+      where: Which elements take part, in a shape that broadcasts to that of the arguments; True
+        for all where it is None. Others add exactly 0 and no derivative, even if they are NaN.
+
+    Returns:
+      The divergences, in the dtype that both arguments promote to: their shape without `axis`.
+      bfloat16 and float16 are computed in float32 and rounded once.
+
+    Raises:
+      TypeError: `log_predictions` or `targets` are not floating, `where` is not boolean, or `axis`
+        is neither an integer nor a tuple of them nor None.
+      ValueError: The arguments do not broadcast to one shape, or `axis` does not fit them.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> generalized_kl_divergence(jnp.array([0.0, 0.5]), jnp.array([1.0, 2.0])).round(4)
+      Array(0.035, dtype=float32)
+
+    See Also:
+      jxent.compat.optax.kl_divergence: without p - t.
+
+    References:
+      Boyd and Vandenberghe, Convex Optimization, 2004, page 90.
+    """
+    name = "generalized_kl_divergence"
+    return _summed(name, compat.GENERALIZED_KL, log_predictions, "targets", targets, axis, where)
+
+
+def convex_kl_divergence(
+    log_predictions: Float[ArrayLike, "..."],
+    targets: Float[ArrayLike, "..."],
+    axis: int | tuple[int, ...] | None = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "..."]:
+    r"""The former name of `generalized_kl_divergence`, deprecated as in optax.
+
+    $$\mathrm{KL} = \sum_j t_j (\log t_j - \log p_j) + p_j - t_j$$
+
+    Args:
+      log_predictions: As of `generalized_kl_divergence`.
+      targets: As of `generalized_kl_divergence`.
+      axis: As of `generalized_kl_divergence`.
+      where: As of `generalized_kl_divergence`.
+
+    Returns:
+      What `generalized_kl_divergence` returns.
+
+    Raises:
+      TypeError: As `generalized_kl_divergence`.
+      ValueError: As `generalized_kl_divergence`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import warnings
+      >>> with warnings.catch_warnings(action="ignore"):
+      ...     convex_kl_divergence(jnp.array([0.0, 0.5]), jnp.array([1.0, 2.0])).round(4)
+      Array(0.035, dtype=float32)
+
+    See Also:
+      jxent.compat.optax.generalized_kl_divergence: its present name.
+    """
+    warnings.warn(
+        "convex_kl_divergence is deprecated, as in optax: use generalized_kl_divergence instead.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return generalized_kl_divergence(log_predictions, targets, axis, where)
+
+
+def _summed(
+    name: str,
+    divergence: Divergence,
+    log_predictions: ArrayLike,
+    of_targets: str,
+    targets: ArrayLike,
+    axis: int | tuple[int, ...] | None,
+    where: ArrayLike | None,
+) -> Array:
+    given = {
+        "log_predictions": check.floating("log_predictions", log_predictions),
+        of_targets: check.floating(of_targets, targets),
+    }
+    shape = check_broadcast.shape(**{name: x.shape for name, x in given.items()})
+    dtype = check_broadcast.promoted(given["log_predictions"].dtype, given[of_targets])
+    axes = check_broadcast.axes(axis, len(shape))
+    mask = check_broadcast.where(where, shape)
+    predictions, targets = (check_broadcast.broadcast(x, shape) for x in given.values())
+    with check.scope(None, name):
+        return compat.summed(divergence, axes, dtype, predictions, targets, mask)

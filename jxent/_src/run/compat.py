@@ -1,0 +1,240 @@
+"""What other libraries' losses are made of, compiled: masks, mixed labels, divergences as given.
+
+Arrays come checked, of one shape, with one axis of classes.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from jxent._src.core.elementary import (
+    HIGHEST_ACCURACY,
+    computing_dtype,
+    exp,
+    expm1_residual,
+    log,
+    nan_unless,
+    upcast,
+    zero_safe_multiply,
+)
+from jxent._src.loss_fns import base
+from jxent._src.loss_fns.sigmoid import Sigmoid
+from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
+from jxent._src.numerics import logsumexp
+from jxent._src.numerics.mixed_focal import missed_power
+from jxent._src.run import entry
+from jxent._src.sharding.class_axis import ClassAxis
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _compiled(*statics: int) -> Callable[[Function], Function]:
+    """`jax.jit` of a function, in the type that the function has."""
+
+    def compiled(function: Function) -> Function:
+        return cast(Function, jax.jit(function, static_argnums=statics))
+
+    return compiled
+
+
+@_compiled(0, 1)
+def dense(loss_fn: Softmax, dtype: DTypeLike, labels: Array, logits: Array, where: Array) -> Array:
+    """The losses of the classes that the mask leaves, 0 with no derivative where it leaves none."""
+    labels, logits = _left(loss_fn.classes, labels, logits, where)
+    return entry.each(loss_fn, labels, logits, None, dtype)
+
+
+def _left(classes: ClassAxis, labels: Array, logits: Array, where: Array) -> tuple[Array, Array]:
+    """Labels of 0 and logits of -inf for the classes that are left out; logits of 0 if all are."""
+    # Selected, not multiplied: what is left out may be NaN, and reaches no derivative.
+    return jnp.where(where, labels, 0), _logits_left(classes, logits, where)
+
+
+def _logits_left(classes: ClassAxis, logits: Array, where: Array) -> Array:
+    some = jnp.any(where, classes.index, keepdims=True)
+    out = jnp.where(some, -jnp.inf, 0).astype(logits.dtype)
+    return jnp.where(where, logits, out)
+
+
+def in_range(ids: Array, classes: int) -> tuple[Array, Array]:
+    """Ids in [0, classes), and whether they are; those from -classes on count from the end."""
+    # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+    info = jnp.iinfo(ids.dtype)
+    least, most = max(-classes, int(info.min)), min(classes - 1, int(info.max))
+    is_id = (ids >= least) & (ids <= most)
+    ids = jnp.where(is_id, ids, 0).astype(jnp.int32)
+    return jnp.where(ids < 0, ids + classes, ids), is_id
+
+
+@_compiled(0)
+def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | None) -> Array:
+    """The losses of ids, NaN out of range, but with finite derivatives, so that they can be masked.
+
+    The mask is one of classes in the logsumexp; the label's logit is taken wherever it is.
+    """
+    classes = loss_fn.classes
+    ids, is_id = in_range(ids, logits.shape[classes.index])
+    if where is None:
+        return nan_unless(is_id, entry.each(loss_fn, ids, logits))
+    dtype, x = computing_dtype(logits.dtype), _logits_left(classes, logits, where)
+    # A label that is left out stands for the largest class that is not, whose logit is another.
+    is_label = classes.iota(x) == classes.expand(ids)
+    left = jnp.any(where & is_label, classes.index)
+    largest = jnp.argmax(x, classes.index).astype(jnp.int32)
+    loss = entry.each(loss_fn, jnp.where(left, ids, largest), x, None, dtype)
+    is_largest = classes.iota(x) == classes.expand(largest)
+    out = classes.expand(~left)
+    x = upcast(logits)
+    loss += jnp.sum(jnp.where(out & is_largest, x, jnp.where(out & is_label, -x, 0)), classes.index)
+    loss = nan_unless(is_id, loss)
+    return jnp.where(jnp.any(where, classes.index), loss, 0).astype(logits.dtype)
+
+
+@_compiled(0, 1)
+def poly(
+    loss_fn: Softmax,
+    dtype: DTypeLike,
+    epsilon: Array,
+    labels: Array,
+    logits: Array,
+    where: Array | None,
+) -> Array:
+    """The cross-entropy and `epsilon` times the probability that the labels miss."""
+    classes = loss_fn.classes
+    if where is not None:
+        labels, logits = _left(classes, labels, logits, where)
+    computing = computing_dtype(logits.dtype)
+
+    # Saves labels and logits, no array of probabilities.
+    @partial(jax.checkpoint, prevent_cse=False)
+    def missed(labels: Array, logits: Array) -> Array:
+        x = upcast(logits)
+        _, complement = logsumexp.probability_and_complement(
+            x, *logsumexp.pair(x, classes), classes
+        )
+        return classes.total(zero_safe_multiply(labels.astype(x.dtype), complement))
+
+    terms = (entry.each(loss_fn, labels, logits, None, computing), missed(labels, logits))
+    loss, first = (jnp.broadcast_to(x, epsilon.shape) for x in terms)
+    return (loss + epsilon.astype(computing) * first).astype(dtype)
+
+
+@_compiled(0, 1)
+def focal(
+    whole: int, dtype: DTypeLike, rest: Any, alpha: Any, labels: Array, logits: Array
+) -> Array:
+    """Focal losses whose power, `whole + rest`, is of the mixture of a label's probabilities."""
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def losses(rest: Any, alpha: Any, labels: Array, logits: Array) -> Array:
+        x = upcast(logits)
+        z = labels.astype(x.dtype)
+        loss, _ = base.losses(Sigmoid(ClassAxis(None)), False, None, labels, logits, None)
+        if whole or rest is not None:
+            loss = base.apply_weights(missed_power(whole, rest, z, x), loss)
+        if alpha is not None:
+            loss = base.apply_weights(alpha * z + (1 - alpha) * (1 - z), loss)
+        return loss
+
+    values: Array = losses(rest, alpha, labels, logits)
+    return values.astype(dtype)
+
+
+# Divergences of log-probabilities as they are given: nothing has to sum to 1.
+
+
+class Divergence(NamedTuple):
+    """The terms of predictions and targets, and those of an element that is left out."""
+
+    terms: Callable[[Array, Array], Array]
+    left_out: tuple[float, float]
+
+
+@_compiled(0, 1, 2)
+def summed(
+    divergence: Divergence,
+    axes: tuple[int, ...],
+    dtype: DTypeLike,
+    predictions: Array,
+    targets: Array,
+    where: Array | None,
+) -> Array:
+    """The divergence, a sum over the axes."""
+    computing = computing_dtype(dtype)
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def total(*arrays: Array) -> Array:
+        given = [x.astype(computing) for x in arrays]
+        if where is not None:
+            given = [
+                jnp.where(where, x, none)
+                for x, none in zip(given, divergence.left_out, strict=True)
+            ]
+        return jnp.sum(divergence.terms(*given), axes)
+
+    value: Array = total(predictions, targets)
+    return value.astype(dtype)
+
+
+def _relative_entropy(predictions: Array, targets: Array) -> Array:
+    """The terms t (log t - log p), 0 where t is."""
+    return zero_safe_multiply(targets, _log_ratio(targets, predictions))
+
+
+def _log_ratio(targets: Array, predictions: Array) -> Array:
+    """Log t - log p, 0 where t is: there its derivative is infinite."""
+    positive = jnp.where(targets == 0, 1, targets)
+    return log(positive) - jnp.where(targets == 0, 0, predictions)
+
+
+def _relative_entropy_of_logs(predictions: Array, log_targets: Array) -> Array:
+    """The same of log t, 0 where that is -inf."""
+    t = exp(log_targets)
+    ratio = jnp.where(t == 0, 0, log_targets) - jnp.where(t == 0, 0, predictions)
+    return zero_safe_multiply(t, ratio)
+
+
+# With d = log p - log t a term is t (e^d - 1 - d), never negative: where p and t are near its parts
+# cancel, and those of p - t, which is its derivative.
+@jax.custom_jvp
+def _excess(predictions: Array, targets: Array) -> Array:
+    ratio = _log_ratio(targets, predictions)
+    near = jnp.abs(ratio) <= 1
+    far = zero_safe_multiply(targets, ratio) + (exp(predictions) - targets)
+    return jnp.where(near & (targets != 0), targets * expm1_residual(-ratio), far)
+
+
+@_excess.defjvp
+def _excess_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (predictions, targets), (dpredictions, dtargets) = primals, tangents
+    ratio = _log_ratio(targets, predictions)
+    by_targets = jnp.where(jnp.isinf(ratio), 0, ratio)
+    tangent_out = _difference(predictions, targets) * dpredictions + by_targets * dtargets
+    return _excess(predictions, targets), tangent_out
+
+
+@jax.custom_jvp
+def _difference(predictions: Array, targets: Array) -> Array:
+    """The difference p - t."""
+    ratio = _log_ratio(targets, predictions)
+    near = (jnp.abs(ratio) <= 1) & (targets != 0)
+    relative = jax.lax.expm1(jnp.where(near, -ratio, 0), accuracy=HIGHEST_ACCURACY)
+    return jnp.where(near, targets * relative, exp(predictions) - targets)
+
+
+@_difference.defjvp
+def _difference_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    (predictions, targets), (dpredictions, dtargets) = primals, tangents
+    return _difference(predictions, targets), exp(predictions) * dpredictions - dtargets
+
+
+KL = Divergence(_relative_entropy, (0.0, 0.0))
+KL_OF_LOGS = Divergence(_relative_entropy_of_logs, (0.0, -jnp.inf))
+GENERALIZED_KL = Divergence(_excess, (-jnp.inf, 0.0))
