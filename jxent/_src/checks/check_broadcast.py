@@ -90,9 +90,9 @@ def where(
     without: tuple[int, ...] = (),
     ndim: int | None = None,
 ) -> Bool[Array, "..."] | None:
-    """A mask, in a shape that it broadcasts to.
+    """A mask in a shape that it broadcasts to; of size 1 along `without` where it is so there.
 
-    It may lack the axes `without`, all of them, where it has not the rank `ndim`.
+    It may lack these axes, all of them, where it has not the rank `ndim`.
     """
     if value is None:
         return None
@@ -108,6 +108,9 @@ def where(
     if mask.ndim > len(to) or not all(m in (1, n) for m, n in ends):
         rows = f", or without the axes {without}" if ndim is not None else ""
         raise ValueError(f"where must broadcast to the shape {to}{rows}, got {given}")
+    mask = mask.reshape((1,) * (len(to) - mask.ndim) + mask.shape)
+    if without and all(mask.shape[axis] == 1 for axis in without):
+        to = tuple(1 if axis in without else n for axis, n in enumerate(to, -len(to)))
     return jnp.broadcast_to(mask, to)
 
 

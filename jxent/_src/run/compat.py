@@ -1,11 +1,11 @@
-"""What other libraries' losses are made of, compiled: masks, mixed labels, divergences as given.
+"""What other libraries' losses are made of, compiled: masks, mixed labels, divergences.
 
 Arrays come checked, of one shape, with one axis of classes.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from jxent._src.core.elementary import (
-    HIGHEST_ACCURACY,
     computing_dtype,
-    exp,
-    expm1_residual,
-    log,
     nan_unless,
     upcast,
     zero_safe_multiply,
 )
 from jxent._src.loss_fns import base
+from jxent._src.loss_fns.base import Loss
+from jxent._src.loss_fns.given_divergence import GivenDivergence
 from jxent._src.loss_fns.sigmoid import Sigmoid
 from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
 from jxent._src.numerics import logsumexp
@@ -45,8 +43,17 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
 @_compiled(0, 1)
 def dense(loss_fn: Softmax, dtype: DTypeLike, labels: Array, logits: Array, where: Array) -> Array:
     """The losses of the classes that the mask leaves, 0 with no derivative where it leaves none."""
-    labels, logits = _left(loss_fn.classes, labels, logits, where)
+    classes = loss_fn.classes
+    if where.shape[classes.index] == 1:
+        return _of_examples(loss_fn, labels, logits, where).astype(dtype)
+    labels, logits = _left(classes, labels, logits, where)
     return entry.each(loss_fn, labels, logits, None, dtype)
+
+
+def _of_examples(loss_fn: Loss, labels: Array, logits: Array, where: Array) -> Array:
+    """The losses of examples; 0 of those that the mask, of size 1 along the classes, leaves out."""
+    kept = jnp.squeeze(where, loss_fn.axis).astype(computing_dtype(logits.dtype))
+    return base.weighted_losses(loss_fn, kept, labels, logits, None)
 
 
 def _left(classes: ClassAxis, labels: Array, logits: Array, where: Array) -> tuple[Array, Array]:
@@ -81,6 +88,10 @@ def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | Non
     ids, is_id = in_range(ids, logits.shape[classes.index])
     if where is None:
         return nan_unless(is_id, entry.each(loss_fn, ids, logits))
+    if where.shape[classes.index] == 1:
+        loss = _of_examples(loss_fn, ids, logits, where)
+        valid = is_id | ~jnp.squeeze(where, classes.index)
+        return nan_unless(valid, loss).astype(logits.dtype)
     dtype, x = computing_dtype(logits.dtype), _logits_left(classes, logits, where)
     # A label that is left out stands for the largest class that is not, whose logit is another.
     is_label = classes.iota(x) == classes.expand(ids)
@@ -107,6 +118,7 @@ def poly(
     """The cross-entropy and `epsilon` times the probability that the labels miss."""
     classes = loss_fn.classes
     if where is not None:
+        where = jnp.broadcast_to(where, logits.shape)
         labels, logits = _left(classes, labels, logits, where)
     computing = computing_dtype(logits.dtype)
 
@@ -145,96 +157,11 @@ def focal(
     return values.astype(dtype)
 
 
-# Divergences of log-probabilities as they are given: nothing has to sum to 1.
-
-
-class Divergence(NamedTuple):
-    """The terms of predictions and targets, and those of an element that is left out."""
-
-    terms: Callable[[Array, Array], Array]
-    left_out: tuple[float, float]
-
-
-@_compiled(0, 1, 2)
-def summed(
-    divergence: Divergence,
-    axes: tuple[int, ...],
-    dtype: DTypeLike,
-    predictions: Array,
-    targets: Array,
-    where: Array | None,
+@_compiled(0, 1)
+def divergence(
+    loss_fn: GivenDivergence, dtype: DTypeLike, targets: Array, log_predictions: Array, where: Array
 ) -> Array:
-    """The divergence, a sum over the axes."""
-    computing = computing_dtype(dtype)
-
-    @partial(jax.checkpoint, prevent_cse=False)
-    def total(*arrays: Array) -> Array:
-        given = [x.astype(computing) for x in arrays]
-        if where is not None:
-            given = [
-                jnp.where(where, x, none)
-                for x, none in zip(given, divergence.left_out, strict=True)
-            ]
-        return jnp.sum(divergence.terms(*given), axes)
-
-    value: Array = total(predictions, targets)
-    return value.astype(dtype)
-
-
-def _relative_entropy(predictions: Array, targets: Array) -> Array:
-    """The terms t (log t - log p), 0 where t is."""
-    return zero_safe_multiply(targets, _log_ratio(targets, predictions))
-
-
-def _log_ratio(targets: Array, predictions: Array) -> Array:
-    """Log t - log p, 0 where t is: there its derivative is infinite."""
-    positive = jnp.where(targets == 0, 1, targets)
-    return log(positive) - jnp.where(targets == 0, 0, predictions)
-
-
-def _relative_entropy_of_logs(predictions: Array, log_targets: Array) -> Array:
-    """The same of log t, 0 where that is -inf."""
-    t = exp(log_targets)
-    ratio = jnp.where(t == 0, 0, log_targets) - jnp.where(t == 0, 0, predictions)
-    return zero_safe_multiply(t, ratio)
-
-
-# With d = log p - log t a term is t (e^d - 1 - d), never negative: where p and t are near its parts
-# cancel, and those of p - t, which is its derivative.
-@jax.custom_jvp
-def _excess(predictions: Array, targets: Array) -> Array:
-    ratio = _log_ratio(targets, predictions)
-    near = jnp.abs(ratio) <= 1
-    far = zero_safe_multiply(targets, ratio) + (exp(predictions) - targets)
-    return jnp.where(near & (targets != 0), targets * expm1_residual(-ratio), far)
-
-
-@_excess.defjvp
-def _excess_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    (predictions, targets), (dpredictions, dtargets) = primals, tangents
-    ratio = _log_ratio(targets, predictions)
-    by_targets = jnp.where(jnp.isinf(ratio), 0, ratio)
-    tangent_out = _difference(predictions, targets) * dpredictions + by_targets * dtargets
-    return _excess(predictions, targets), tangent_out
-
-
-@jax.custom_jvp
-def _difference(predictions: Array, targets: Array) -> Array:
-    """The difference p - t."""
-    ratio = _log_ratio(targets, predictions)
-    near = (jnp.abs(ratio) <= 1) & (targets != 0)
-    relative = jax.lax.expm1(jnp.where(near, -ratio, 0), accuracy=HIGHEST_ACCURACY)
-    return jnp.where(near, targets * relative, exp(predictions) - targets)
-
-
-@_difference.defjvp
-def _difference_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    (predictions, targets), (dpredictions, dtargets) = primals, tangents
-    return _difference(predictions, targets), exp(predictions) * dpredictions - dtargets
-
-
-KL = Divergence(_relative_entropy, (0.0, 0.0))
-KL_OF_LOGS = Divergence(_relative_entropy_of_logs, (0.0, -jnp.inf))
-GENERALIZED_KL = Divergence(_excess, (-jnp.inf, 0.0))
+    """The divergences of the elements that the mask leaves."""
+    p, t = loss_fn.left_out
+    targets, log_predictions = jnp.where(where, targets, t), jnp.where(where, log_predictions, p)
+    return entry.each(loss_fn, targets, log_predictions, None, dtype)

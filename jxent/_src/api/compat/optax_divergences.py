@@ -6,8 +6,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jxent._src.checks import check, check_broadcast
-from jxent._src.run import compat
-from jxent._src.run.compat import Divergence
+from jxent._src.core.elementary import computing_dtype
+from jxent._src.loss_fns.given_divergence import (
+    GeneralizedRelativeEntropy,
+    GivenDivergence,
+    RelativeEntropy,
+    RelativeEntropyOfLogs,
+)
+from jxent._src.run import compat, entry
+from jxent._src.sharding.class_axis import ClassAxis
 
 
 def kl_divergence(
@@ -51,7 +58,9 @@ def kl_divergence(
     References:
       Kullback and Leibler, On Information and Sufficiency, 1951.
     """
-    return _summed("kl_divergence", compat.KL, log_predictions, "targets", targets, axis, where)
+    return _summed(
+        "kl_divergence", RelativeEntropy, log_predictions, "targets", targets, axis, where
+    )
 
 
 def kl_divergence_with_log_targets(
@@ -92,10 +101,8 @@ def kl_divergence_with_log_targets(
     See Also:
       jxent.softmax_kl_divergence_with_logits: of two softmaxes, from their logits.
     """
-    name = "kl_divergence_with_log_targets"
-    return _summed(
-        name, compat.KL_OF_LOGS, log_predictions, "log_targets", log_targets, axis, where
-    )
+    name, kind = "kl_divergence_with_log_targets", RelativeEntropyOfLogs
+    return _summed(name, kind, log_predictions, "log_targets", log_targets, axis, where)
 
 
 def generalized_kl_divergence(
@@ -139,7 +146,9 @@ def generalized_kl_divergence(
       Boyd and Vandenberghe, Convex Optimization, 2004, page 90.
     """
     name = "generalized_kl_divergence"
-    return _summed(name, compat.GENERALIZED_KL, log_predictions, "targets", targets, axis, where)
+    return _summed(
+        name, GeneralizedRelativeEntropy, log_predictions, "targets", targets, axis, where
+    )
 
 
 def convex_kl_divergence(
@@ -185,21 +194,24 @@ def convex_kl_divergence(
 
 def _summed(
     name: str,
-    divergence: Divergence,
+    kind: type[GivenDivergence],
     log_predictions: ArrayLike,
     of_targets: str,
     targets: ArrayLike,
     axis: int | tuple[int, ...] | None,
     where: ArrayLike | None,
 ) -> Array:
-    given = {
-        "log_predictions": check.floating("log_predictions", log_predictions),
-        of_targets: check.floating(of_targets, targets),
-    }
-    shape = check_broadcast.shape(**{name: x.shape for name, x in given.items()})
-    dtype = check_broadcast.promoted(given["log_predictions"].dtype, given[of_targets])
+    p, t = check.floating("log_predictions", log_predictions), check.floating(of_targets, targets)
+    shape = check_broadcast.shape(**{"log_predictions": p.shape, of_targets: t.shape})
+    dtype = check_broadcast.promoted(p.dtype, t)
     axes = check_broadcast.axes(axis, len(shape))
     mask = check_broadcast.where(where, shape)
-    predictions, targets = (check_broadcast.broadcast(x, shape) for x in given.values())
+    if computing_dtype(dtype) != computing_dtype(p.dtype):
+        p = p.astype(dtype)
+    p, t = (check_broadcast.broadcast(x, shape) for x in (p, t))
+    p, t, mask = (check_broadcast.one_axis(axes, x) for x in (p, t, mask))
+    loss_fn = kind(ClassAxis(axes[0] if len(axes) == 1 else -1))
     with check.scope(None, name):
-        return compat.summed(divergence, axes, dtype, predictions, targets, mask)
+        if mask is None:
+            return entry.each(loss_fn, t, p, None, dtype)
+        return compat.divergence(loss_fn, dtype, t, p, mask)

@@ -148,20 +148,17 @@ def softmax_cross_entropy_with_integer_labels(
     x, mask = (check_broadcast.one_axis(axes, a) for a in (x, mask))
     classes = axes[0] if len(axes) == 1 else -1
     check.axis(classes, x)
-    each = jnp.expand_dims(ids, classes) if ids.ndim == x.ndim - 1 else ids
-    fits = each.ndim == x.ndim and all(
-        1 in (m, n) or m == n for m, n in zip(each.shape, x.shape, strict=True)
-    )
-    if not fits:
+    at = classes % x.ndim
+    batch = (*x.shape[:at], *x.shape[at + 1 :])
+    if ids.ndim != len(batch):
         raise ValueError(
-            "labels must have the shape of logits without axis, or sizes of 1 there, got "
-            f"{ids.shape} for logits of shape {x.shape} whose classes are axis {classes}"
+            f"labels must have the rank of logits without axis, got {ids.shape} for {batch}"
         )
-    shape = list(check_broadcast.shape(logits=x.shape, labels=each.shape))
-    x = check_broadcast.broadcast(x, tuple(shape))
-    mask = None if mask is None else jnp.broadcast_to(mask, x.shape)
-    del shape[classes]
-    ids = jnp.broadcast_to(ids, tuple(shape))
+    batch = check_broadcast.shape(labels=ids.shape, logits_without_axis=batch)
+    ids = jnp.broadcast_to(ids, batch)
+    x = check_broadcast.broadcast(x, (*batch[:at], x.shape[at], *batch[at:]))
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (*batch[:at], mask.shape[at], *batch[at:]))
     with check.scope(None, "softmax_cross_entropy_with_integer_labels"):
         loss = compat.of_ids(SparseSoftmax(ClassAxis(classes)), ids, x, mask)
     return loss.astype(dtype)
