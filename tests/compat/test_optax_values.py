@@ -76,6 +76,7 @@ def check(transform, name, options, data, tolerance):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.one_in(2)
 def test_value_and_gradients(name, options):
     check(
         lambda f: jax.value_and_grad(f, (0, 1)), name, options, arguments(name), 4e-6,
@@ -92,6 +93,7 @@ def test_second_order(name, options):
 @pytest.mark.parametrize(
     "transform", [jax.value_and_grad, jax.hessian, lambda f: jax.jacrev(jax.jacfwd(f))]
 )
+@pytest.mark.one_in(2)
 def test_ids(transform, options):
     name = "softmax_cross_entropy_with_integer_labels"
     ids = np.array([4, 0, 2])
@@ -112,6 +114,7 @@ def test_smoothing():
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0, 0.0])
+@pytest.mark.one_in(3)
 def test_parameters_of_focal_loss(gamma):
     z = np.array([[0.0, 1.0, 0.3, 0.9, 0.5]] * 3)
 
@@ -153,7 +156,7 @@ def of_confident_rows(function, name):
 
     def gradient(margin):
         if "sigmoid" in name:
-            arrays = (margin, jnp.ones_like(margin))
+            arrays: tuple = (margin, jnp.ones_like(margin))
         else:
             x = jnp.stack([margin, jnp.zeros_like(margin), -jnp.ones_like(margin)])
             arrays = (x, 0 if "integer" in name else jnp.eye(3, dtype=margin.dtype)[0])
@@ -188,6 +191,7 @@ def test_confident_gradients_keep_their_digits(name):
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 2.5])
+@pytest.mark.one_in(3)
 @pytest.mark.optimized
 def test_focal_loss_keeps_its_digits(label, gamma):
     x = np.float32(np.linspace(-30, 30, 61))

@@ -26,6 +26,7 @@ from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
 from jxent._src.numerics import logsumexp
 from jxent._src.numerics.mixed_focal import missed_power
 from jxent._src.run import entry
+from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import ClassAxis
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -53,7 +54,8 @@ def dense(loss_fn: Softmax, dtype: DTypeLike, labels: Array, logits: Array, wher
 def _of_examples(loss_fn: Loss, labels: Array, logits: Array, where: Array) -> Array:
     """The losses of examples; 0 of those that the mask, of size 1 along the classes, leaves out."""
     kept = jnp.squeeze(where, loss_fn.axis).astype(computing_dtype(logits.dtype))
-    return base.weighted_losses(loss_fn, kept, labels, logits, None)
+    data = class_axis.match_all_varying(loss_fn.classes, (kept, labels, logits, None))
+    return base.weighted_losses(loss_fn, *data)
 
 
 def _left(classes: ClassAxis, labels: Array, logits: Array, where: Array) -> tuple[Array, Array]:
@@ -146,7 +148,9 @@ def focal(
     def losses(rest: Any, alpha: Any, labels: Array, logits: Array) -> Array:
         x = upcast(logits)
         z = labels.astype(x.dtype)
-        loss, _ = base.losses(Sigmoid(ClassAxis(None)), False, None, labels, logits, None)
+        loss_fn = Sigmoid(ClassAxis(None))
+        data = class_axis.match_all_varying(loss_fn.classes, (labels, logits, None))
+        loss, _ = base.losses(loss_fn, False, None, *data)
         if whole or rest is not None:
             loss = base.apply_weights(missed_power(whole, rest, z, x), loss)
         if alpha is not None:
