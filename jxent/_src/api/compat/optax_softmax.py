@@ -134,8 +134,7 @@ def softmax_cross_entropy_with_integer_labels(
       Array(0.6931472, dtype=float32)
 
     See Also:
-      jxent.sparse_softmax_cross_entropy_with_logits: the same with smoothing, z-loss and lists of
-        ids; -1 is NaN there.
+      jxent.sparse_softmax_cross_entropy_with_logits: with smoothing and z-loss; -1 is NaN there.
       jxent.linear_sparse_softmax_cross_entropy: from the output projection, without the logits.
       jxent.losses.sparse_softmax_cross_entropy: the weighted and reduced scalar.
     """
