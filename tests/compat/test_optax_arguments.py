@@ -35,7 +35,7 @@ def arguments(name):
 # The functions, what is wrong, and the error that names it.
 WRONG = [
     (ALL, lambda a: {next(iter(a)): np.zeros((3, 4), int)}, TypeError, "{first} must be floating"),
-    (ALL, lambda a: {next(iter(a)): None}, TypeError, "{first} must be an array"),
+    (ALL, lambda a: {next(iter(a)): None}, ValueError, "{first} must be"),
     (ALL, lambda a: {list(a)[1]: "text"}, TypeError, "{second} must be"),
     (ALL, lambda a: {list(a)[1]: np.ones((3, 4), complex)}, TypeError, "{second} must be"),
     (ALL, lambda a: {list(a)[1]: np.zeros((2, 2), type(np.ravel(list(a.values())[1])[0]))},
@@ -63,7 +63,7 @@ WRONG = [
     (["poly_loss_cross_entropy", "smooth_labels"], lambda a: {"labels": IDS}, TypeError,
      "labels must be floating"),
     (["poly_loss_cross_entropy"], lambda a: {"epsilon": np.ones(2)}, ValueError, "epsilon"),
-    (["poly_loss_cross_entropy"], lambda a: {"epsilon": None}, TypeError, "epsilon must be"),
+    (["poly_loss_cross_entropy"], lambda a: {"epsilon": None}, ValueError, "epsilon must be"),
     (["sigmoid_focal_loss"], lambda a: {"gamma": np.ones(2)}, ValueError, "gamma"),
     (["sigmoid_focal_loss"], lambda a: {"gamma": 1j}, TypeError, "gamma must be"),
     (["sigmoid_focal_loss"], lambda a: {"alpha": np.ones(2)}, ValueError, "alpha"),

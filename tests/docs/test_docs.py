@@ -98,7 +98,7 @@ def test_a_page_for_each_kind_of_result():
 
 
 def test_the_table_of_options_is_that_of_the_signatures():
-    """Each function has each option, or the page says why not: `python -m tools.options --write`."""
+    """Each function has each option, or the page says why not."""
     text = options.PAGE.read_text()
     assert options.page() == text
     reasons = {why for of_option in options.WHY.values() for why in of_option.values()}

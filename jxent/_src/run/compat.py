@@ -26,6 +26,7 @@ from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
 from jxent._src.numerics import logsumexp
 from jxent._src.numerics.mixed_focal import missed_power
 from jxent._src.run import entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import ClassAxis
 
@@ -48,14 +49,13 @@ def dense(loss_fn: Softmax, dtype: DTypeLike, labels: Array, logits: Array, wher
     if where.shape[classes.index] == 1:
         return _of_examples(loss_fn, labels, logits, where).astype(dtype)
     labels, logits = _left(classes, labels, logits, where)
-    return entry.each(loss_fn, labels, logits, None, dtype)
+    return entry.each(loss_fn, Logits(labels, logits), dtype=dtype)
 
 
 def _of_examples(loss_fn: Loss, labels: Array, logits: Array, where: Array) -> Array:
     """The losses of examples; 0 of those that the mask, of size 1 along the classes, leaves out."""
-    kept = jnp.squeeze(where, loss_fn.axis).astype(computing_dtype(logits.dtype))
-    data = class_axis.match_all_varying(loss_fn.classes, (kept, labels, logits, None))
-    return base.weighted_losses(loss_fn, *data)
+    mask, dtype = jnp.squeeze(where, loss_fn.axis), computing_dtype(logits.dtype)
+    return entry.each(loss_fn, Logits(labels, logits), mask=mask, dtype=dtype)
 
 
 def _left(classes: ClassAxis, labels: Array, logits: Array, where: Array) -> tuple[Array, Array]:
@@ -89,7 +89,7 @@ def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | Non
     classes = loss_fn.classes
     ids, is_id = in_range(ids, logits.shape[classes.index])
     if where is None:
-        return nan_unless(is_id, entry.each(loss_fn, ids, logits))
+        return nan_unless(is_id, entry.each(loss_fn, Logits(ids, logits)))
     if where.shape[classes.index] == 1:
         loss = _of_examples(loss_fn, ids, logits, where)
         valid = is_id | ~jnp.squeeze(where, classes.index)
@@ -99,7 +99,7 @@ def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | Non
     is_label = classes.iota(x) == classes.expand(ids)
     left = jnp.any(where & is_label, classes.index)
     largest = jnp.argmax(x, classes.index).astype(jnp.int32)
-    loss = entry.each(loss_fn, jnp.where(left, ids, largest), x, None, dtype)
+    loss = entry.each(loss_fn, Logits(jnp.where(left, ids, largest), x), dtype=dtype)
     is_largest = classes.iota(x) == classes.expand(largest)
     out = classes.expand(~left)
     x = upcast(logits)
@@ -133,7 +133,7 @@ def poly(
         )
         return classes.total(zero_safe_multiply(labels.astype(x.dtype), complement))
 
-    terms = (entry.each(loss_fn, labels, logits, None, computing), missed(labels, logits))
+    terms = (entry.each(loss_fn, Logits(labels, logits), dtype=computing), missed(labels, logits))
     loss, first = (jnp.broadcast_to(x, epsilon.shape) for x in terms)
     return (loss + epsilon.astype(computing) * first).astype(dtype)
 
@@ -168,4 +168,4 @@ def divergence(
     """The divergences of the elements that the mask leaves."""
     p, t = loss_fn.left_out
     targets, log_predictions = jnp.where(where, targets, t), jnp.where(where, log_predictions, p)
-    return entry.each(loss_fn, targets, log_predictions, None, dtype)
+    return entry.each(loss_fn, Logits(targets, log_predictions), dtype=dtype)

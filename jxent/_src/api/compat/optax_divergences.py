@@ -14,6 +14,7 @@ from jxent._src.loss_fns.given_divergence import (
     RelativeEntropyOfLogs,
 )
 from jxent._src.run import compat, entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -213,5 +214,5 @@ def _summed(
     loss_fn = kind(ClassAxis(axes[0] if len(axes) == 1 else -1))
     with check.scope(None, name):
         if mask is None:
-            return entry.each(loss_fn, t, p, None, dtype)
+            return entry.each(loss_fn, Logits(t, p), dtype=dtype)
         return compat.divergence(loss_fn, dtype, t, p, mask)

@@ -10,6 +10,7 @@ from jxent._src.checks import check, check_broadcast
 from jxent._src.core.elementary import Numbers, computing_dtype
 from jxent._src.loss_fns.sigmoid import Sigmoid
 from jxent._src.run import compat, entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -49,7 +50,7 @@ def sigmoid_binary_cross_entropy(
     dtype = x.dtype
     x, z = (check_broadcast.broadcast(a, shape) for a in (x, z))
     with check.scope(None, "sigmoid_binary_cross_entropy"):
-        return entry.each(Sigmoid(ClassAxis(None)), z, x, None, dtype)
+        return entry.each(Sigmoid(ClassAxis(None)), Logits(z, x), dtype=dtype)
 
 
 def sigmoid_focal_loss(
@@ -114,9 +115,9 @@ def sigmoid_focal_loss(
     arrays: dict[str, Any] = {
         name: check_broadcast.broadcast(a, shape) for name, a in given.items()
     }
-    power, share = arrays.get("gamma", rest), arrays.get("alpha")
+    power, balance = arrays.get("gamma", rest), arrays.get("alpha")
     with check.scope(None, "sigmoid_focal_loss"):
-        return compat.focal(whole, dtype, power, share, arrays["labels"], arrays["logits"])
+        return compat.focal(whole, dtype, power, balance, arrays["labels"], arrays["logits"])
 
 
 def _power(gamma: Any, dtype: DTypeLike) -> tuple[int, Any]:

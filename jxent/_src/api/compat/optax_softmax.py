@@ -11,6 +11,7 @@ from jxent._src.checks import check, check_broadcast, check_labels
 from jxent._src.core.elementary import Numbers, computing_dtype
 from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
 from jxent._src.run import compat, entry
+from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
 
 
@@ -259,9 +260,9 @@ def smooth_labels(
       jxent.losses.softmax_cross_entropy: `label_smoothing` of dense labels.
     """
     z = check.floating("labels", labels)
-    share = check_broadcast.real("alpha", alpha, z.dtype)
-    dtype = check_broadcast.promoted(z.dtype, share)
-    ndim = len(check_broadcast.shape(labels=z.shape, alpha=share.shape))
+    smoothing = check_broadcast.real("alpha", alpha, z.dtype)
+    dtype = check_broadcast.promoted(z.dtype, smoothing)
+    ndim = len(check_broadcast.shape(labels=z.shape, alpha=smoothing.shape))
     axes = check_broadcast.axes(axis, z.ndim)
     mask = check_broadcast.where(where, z.shape)
     computing = computing_dtype(dtype)
@@ -269,11 +270,11 @@ def smooth_labels(
         count = jnp.full((), prod(z.shape[a] for a in axes), computing)
         if mask is not None:
             count = jnp.sum(mask.astype(computing), axes, keepdims=True)
-        z, share, count = (
+        z, smoothing, count = (
             x.reshape((1,) * (ndim - x.ndim) + x.shape).astype(computing)
-            for x in (z, share, jnp.maximum(count, 1))
+            for x in (z, smoothing, jnp.maximum(count, 1))
         )
-        return ((1 - share) * z + share / count).astype(dtype)
+        return ((1 - smoothing) * z + smoothing / count).astype(dtype)
 
 
 class _Rows(NamedTuple):
@@ -334,5 +335,5 @@ def _dense(rows: _Rows) -> Array:
     if not rows.has_classes:
         return jnp.zeros(rows.batch, rows.dtype)
     if rows.where is None:
-        return entry.each(rows.loss_fn, rows.labels, rows.logits, None, rows.dtype)
+        return entry.each(rows.loss_fn, Logits(rows.labels, rows.logits), dtype=rows.dtype)
     return compat.dense(rows.loss_fn, rows.dtype, rows.labels, rows.logits, rows.where)

@@ -69,9 +69,9 @@ def softmax_cross_entropy(
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
-      axis: The axis of `logits` that holds the classes.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
+      axis: The axis of `logits` that holds the classes.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
         stays ruled out.
@@ -176,9 +176,9 @@ def sparse_softmax_cross_entropy(
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
-      axis: The axis of `logits` that holds the classes.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
+      axis: The axis of `logits` that holds the classes.
       label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
