@@ -15,29 +15,47 @@ derivative, even where its own loss is inf or NaN, so `weights=labels >= 0` igno
 Array(1.3862944, dtype=float32)
 """
 
-from jxent._src.api.reduced.blockwise import blockwise as blockwise
+from jxent._src.api.reduced.blockwise import blockwise
 from jxent._src.api.reduced.kl_divergence import (
-    linear_softmax_kl_divergence as linear_softmax_kl_divergence,
-    softmax_kl_divergence as softmax_kl_divergence,
+    linear_softmax_kl_divergence,
+    softmax_kl_divergence,
 )
 from jxent._src.api.reduced.linear_sigmoid import (
-    linear_sigmoid_cross_entropy as linear_sigmoid_cross_entropy,
-    linear_sparse_sigmoid_cross_entropy as linear_sparse_sigmoid_cross_entropy,
+    linear_sigmoid_cross_entropy,
+    linear_sparse_sigmoid_cross_entropy,
 )
 from jxent._src.api.reduced.linear_softmax import (
-    linear_softmax_cross_entropy as linear_softmax_cross_entropy,
-    linear_sparse_softmax_cross_entropy as linear_sparse_softmax_cross_entropy,
+    linear_softmax_cross_entropy,
+    linear_sparse_softmax_cross_entropy,
 )
 from jxent._src.api.reduced.sigmoid import (
-    sigmoid_cross_entropy as sigmoid_cross_entropy,
-    sparse_sigmoid_cross_entropy as sparse_sigmoid_cross_entropy,
+    sigmoid_cross_entropy,
+    sparse_sigmoid_cross_entropy,
 )
 from jxent._src.api.reduced.softmax import (
-    softmax_cross_entropy as softmax_cross_entropy,
-    sparse_softmax_cross_entropy as sparse_softmax_cross_entropy,
+    softmax_cross_entropy,
+    sparse_softmax_cross_entropy,
 )
-from jxent._src.api.reduced.weighted import compute_weighted_loss as compute_weighted_loss
-from jxent._src.run.reduction import Reduction as Reduction, SoftmaxAux as SoftmaxAux
+from jxent._src.api.reduced.weighted import compute_weighted_loss
+from jxent._src.run.reduction import Reduction, SoftmaxAux
 
-# Their place in pickles, wherever they are defined.
-Reduction.__module__ = SoftmaxAux.__module__ = "jxent.losses"
+__all__ = [
+    "Reduction",
+    "SoftmaxAux",
+    "blockwise",
+    "compute_weighted_loss",
+    "linear_sigmoid_cross_entropy",
+    "linear_softmax_cross_entropy",
+    "linear_softmax_kl_divergence",
+    "linear_sparse_sigmoid_cross_entropy",
+    "linear_sparse_softmax_cross_entropy",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "softmax_kl_divergence",
+    "sparse_sigmoid_cross_entropy",
+    "sparse_softmax_cross_entropy",
+]
+
+# Their place in pickles, in messages and for doctest, wherever they are defined.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -98,7 +98,7 @@ def linear_sparse_sigmoid_cross_entropy(
       >>> import jax.numpy as jnp
       >>> linear_sparse_sigmoid_cross_entropy(
       ...     [[3, 1], [2, -1]], jnp.ones((2, 3)), jnp.zeros((3, 5)))
-      Array(3.465736, dtype=float32)
+      Array(0.6931472, dtype=float32)
 
     References:
       `jxent.linear_sparse_sigmoid_cross_entropy`.
@@ -202,7 +202,7 @@ def linear_sigmoid_cross_entropy(
       >>> import jax.numpy as jnp
       >>> linear_sigmoid_cross_entropy(
       ...     jnp.zeros((2, 5)), jnp.ones((2, 3)), jnp.zeros((3, 5)))
-      Array(3.465736, dtype=float32)
+      Array(0.6931472, dtype=float32)
 
     References:
       `jxent.linear_sigmoid_cross_entropy`.

@@ -155,7 +155,7 @@ def sparse_sigmoid_cross_entropy(
     Examples:
       >>> import jax.numpy as jnp
       >>> sparse_sigmoid_cross_entropy([[3, 1], [2, -1]], jnp.zeros((2, 5)))
-      Array(3.465736, dtype=float32)
+      Array(0.6931472, dtype=float32)
 
     References:
       `jxent.sparse_sigmoid_cross_entropy_with_logits`.
