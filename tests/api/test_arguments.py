@@ -62,9 +62,9 @@ WRONG: list[tuple[tuple[str, ...], dict, Errors, str]] = [
     (("sigmoid",), {"labels": 1.0}, ValueError, r"labels must have the shape of logits"),
     # dtypes.
     (("sigmoid", "weighted", "softmax"), {"labels": np.zeros((2, 3), int)}, TypeError,
-     "labels must have the dtype of logits, float32, got int"),
+     "labels must have the dtype of logits, float32, or float32, got int"),
     (("sigmoid", "weighted", "softmax"), {"labels": jnp.zeros((2, 3), jnp.bfloat16)}, TypeError,
-     "labels must have the dtype of logits, float32, got bfloat16"),
+     "labels must have the dtype of logits, float32, or float32, got bfloat16"),
     (("losses.sigmoid", "losses.softmax"), {"labels": np.zeros((2, 3), complex)}, TypeError,
      "labels must be real"),
     # Ids.

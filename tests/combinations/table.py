@@ -142,11 +142,9 @@ class Function:
         levels = {name: OPTIONS[name] for name in self.parameters if name in OPTIONS}
         if self.labels in ("ids", "lists"):
             levels["labels"] = ID_DTYPES
-        elif self.labels == "dense" and self.takes("kernel"):
-            levels["labels"] = ("same", "float32")
-        elif self.labels == "dense" and self.is_reduced:
+        elif self.labels == "dense" and self.is_reduced and not self.takes("kernel"):
             levels["labels"] = ("same", "float32", "int32")
-        elif self.labels == "teacher":
+        elif self.labels in ("dense", "teacher"):
             levels["labels"] = ("same", "float32")
         if self.takes("block_size"):
             levels["blocks"] = ("none", "examples", "classes")[: 2 + self.takes("class_block_size")]

@@ -13,14 +13,18 @@ from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.options import short_repr
 
 
-def dense_labels(value: ArrayLike, logits: Array) -> Array:
-    """Labels of the logits' shape and dtype."""
-    labels = check.array("labels", value, logits.dtype)
-    check.same_shape("labels", labels, logits.shape)
+def dense_labels(
+    value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike, of: str = "logits"
+) -> Array:
+    """Labels of the logits' shape, in the dtype of the logits or inputs, or in float32."""
+    labels = check.array("labels", value, dtype if of == "logits" else computing_dtype(dtype))
+    check.same_shape("labels", labels, shape)
     message = (
-        "have the dtype of logits, {expected}, got {x.dtype}; class ids go to the sparse_ functions"
+        "have the dtype of {of}, {dtype}, or float32, got {x.dtype}; class ids go to the sparse_ "
+        "functions"
     )
-    check.require("labels", labels, logits.dtype, message)
+    wanted = jnp.float32 if labels.dtype == jnp.float32 else dtype
+    check.require("labels", labels, wanted, message, dtype=dtype, of=of)
     return labels
 
 
@@ -29,16 +33,6 @@ def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: 
     labels = check.array(name, value, computing_dtype(dtype))
     check.same_shape(name, labels, shape)
     check.real(name, labels)
-    return labels
-
-
-def projected_labels(value: ArrayLike, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Dense labels of a projection's logits, in the dtype of its inputs or float32."""
-    labels = check.array("labels", value, computing_dtype(dtype))
-    check.same_shape("labels", labels, shape)
-    message = "have the dtype of inputs, {dtype}, or float32, got {x.dtype}"
-    wanted = jnp.float32 if labels.dtype == jnp.float32 else dtype
-    check.require("labels", labels, wanted, message, dtype=dtype)
     return labels
 
 

@@ -180,7 +180,7 @@ def linear_softmax_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
-    labels = check_labels.projected_labels(labels, shape, inputs.dtype)
+    labels = check_labels.dense_labels(labels, shape, inputs.dtype, "inputs")
     loss_fn = softmax.Softmax(
         classes=ClassAxis(-1, check.axis_name(axis_name)),
         label_smoothing=label_smoothing,
@@ -370,7 +370,7 @@ def linear_sigmoid_cross_entropy(
       blocks of examples rather than tiles of classes: PyTorch, `linear_cross_entropy`.
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
-    labels = check_labels.projected_labels(labels, shape, inputs.dtype)
+    labels = check_labels.dense_labels(labels, shape, inputs.dtype, "inputs")
     factor = check.class_weight(pos_weight, shape, inputs.dtype)
     loss_fn = sigmoid.Sigmoid(
         classes=ClassAxis(-1, check.axis_name(axis_name)),

@@ -33,8 +33,8 @@ def sigmoid_cross_entropy_with_logits(
     not cancel.
 
     Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually 0 or 1.
-        Values outside [0, 1] are computed as the formula says.
+      labels: Probability that the class is present, in the logits' shape, and their dtype or
+        float32; usually 0 or 1. Values outside [0, 1] are computed as the formula says.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable.
@@ -69,7 +69,7 @@ def sigmoid_cross_entropy_with_logits(
       Loss for Multi-Label Classification, 2021.
     """
     logits = check.floating("logits", logits)
-    labels = check_labels.dense_labels(labels, logits)
+    labels = check_labels.dense_labels(labels, logits.shape, logits.dtype)
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.Sigmoid(
         classes=ClassAxis(None),
@@ -105,8 +105,8 @@ def weighted_cross_entropy_with_logits(
     A weight $q > 1$ makes missed positives expensive and raises recall; $q < 1$ raises precision.
 
     Args:
-      labels: Probability that the class is present, in the logits' shape and dtype; usually 0 or 1.
-        Values outside [0, 1] are computed as the formula says.
+      labels: Probability that the class is present, in the logits' shape, and their dtype or
+        float32; usually 0 or 1. Values outside [0, 1] are computed as the formula says.
       logits: Log-odds. At +-inf the loss is the limit: 0 where the label agrees, else inf.
       pos_weight: The factor q on positive labels: a number, or an array that broadcasts to the
         logits, `[classes]` for one a class. Differentiable. A negative one is computed as the
@@ -143,7 +143,7 @@ def weighted_cross_entropy_with_logits(
       Loss for Multi-Label Classification, 2021.
     """
     logits = check.floating("logits", logits)
-    labels = check_labels.dense_labels(labels, logits)
+    labels = check_labels.dense_labels(labels, logits.shape, logits.dtype)
     factor = check.pos_weight(pos_weight, logits.shape, logits.dtype)
     loss_fn = sigmoid.Sigmoid(
         classes=ClassAxis(None),

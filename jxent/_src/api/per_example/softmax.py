@@ -31,9 +31,9 @@ def softmax_cross_entropy_with_logits(
     with labels $z$, logits $x$, $\zeta$ = `z_loss`, $s$ = `label_smoothing`.
 
     Args:
-      labels: A weight for every class, in the logits' shape and dtype; usually a distribution, but
-        nothing has to sum to 1. Differentiable. A label of 0 costs nothing, even where the logit is
-        -inf.
+      labels: A weight for every class, in the logits' shape, and their dtype or float32; usually a
+        distribution, but nothing has to sum to 1. Differentiable. A label of 0 costs nothing, even
+        where the logit is -inf.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
@@ -68,7 +68,7 @@ def softmax_cross_entropy_with_logits(
       2022, section 5.
     """
     logits = check.floating("logits", logits)
-    labels = check_labels.dense_labels(labels, logits)
+    labels = check_labels.dense_labels(labels, logits.shape, logits.dtype)
     axis = check.axis(axis, logits)
     loss_fn = softmax.Softmax(
         classes=ClassAxis(axis, check.axis_name(axis_name)),
