@@ -30,7 +30,7 @@ def arguments(function: str, argument: str) -> dict:
     required = {
         name
         for name, parameter in inspect.signature(ALL[function]).parameters.items()
-        if parameter.default is parameter.empty
+        if parameter.default is parameter.empty or name == "labels"
     }
     named = {name: value for name, value in _known(function).items() if name in required}
     if argument == "label_weights":

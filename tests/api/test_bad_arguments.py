@@ -127,7 +127,9 @@ OF_DENSE = ("None", "a string", "a list of floats", "0-d", "negative", "huge", "
 def refused(function, argument):
     """What must raise."""
     if is_labels(argument):
-        return [*NEVER, *(OF_IDS if "sparse" in function else OF_DENSE)]
+        optional = ("None",) if "statistics" in function else ()
+        of_labels = OF_IDS if "sparse" in function else OF_DENSE
+        return [what for what in NEVER + of_labels if what not in optional]
     fine = {"weights": ("beyond int64",), "losses": ("rank 4",)}.get(argument, ())
     return [what for what in NEVER + ALSO[argument] if what not in fine]
 

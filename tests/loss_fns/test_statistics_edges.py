@@ -1,11 +1,13 @@
 """What a softmax predicts of infinite, broken, tied and no rows."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec as P
 
 import jxent
 from tests.compile_options import quick
@@ -119,3 +121,43 @@ def test_block_padding_is_ignored():
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(ragged), strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     assert np.isfinite(ragged[0][1]).all()
+
+
+@pytest.mark.parametrize("form", ["", "linear", "by classes"])
+def test_without_labels(form):
+    """All but the log-probability, which is None."""
+    rng = np.random.default_rng(0)
+    x, mask = np.float32(rng.standard_normal((5, 4))), np.array([True, False, True, True, True])
+    name, function = ("inputs", LINEAR) if form else ("logits", WITH_LOGITS)
+    given: dict[str, Any] = {}
+    if form:
+        given["kernel"] = np.float32(rng.standard_normal((4, 7)))
+    if form == "by classes":
+        given["class_block_size"] = 3
+
+    def entropies(x, **options):
+        found = function(**{**given, name: x}, mask=mask, **options)
+        return jnp.sum(found.entropy), found
+
+    (value, found), gradient = jax.value_and_grad(entropies, has_aux=True)(x)
+    labels = rng.integers(4, size=5)
+    labelled = jax.value_and_grad(partial(entropies, labels=labels), has_aux=True)(x)
+    assert found.log_prob is None
+    expected = labelled[0][1]._replace(log_prob=None)
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7),
+        (value, found, gradient), (labelled[0][0], expected, labelled[1]),
+    )  # fmt: skip
+
+
+@pytest.mark.eight_devices
+@pytest.mark.xdist_group("eight devices")
+def test_without_labels_where_classes_are_split():
+    x = np.float32(np.random.default_rng(0).standard_normal((5, 8)))
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+    def entropy(x):
+        return WITH_LOGITS(logits=x, axis_name="model").entropy
+
+    np.testing.assert_allclose(jax.jit(entropy)(x), WITH_LOGITS(logits=x).entropy, rtol=1e-6)

@@ -44,7 +44,7 @@ class SoftmaxStatistics(NamedTuple):
     """
 
     log_prob: Float[Array, "*batch"]
-    """Of the label, in nats: minus the loss. NaN for an id out of range."""
+    """Of the label, in nats: minus the loss. NaN for an id out of range; None without labels."""
 
     entropy: Float[Array, "*batch"]
     """Of the prediction, in nats."""

@@ -121,25 +121,32 @@ def predicted(
     mask: Array | None = None,
 ) -> SoftmaxStatistics:
     """The statistics of a prediction, in float32 at least; 0 where the mask is False."""
+    name, x, axis = (
+        ("inputs", data.inputs, -1)
+        if isinstance(data, Operands)
+        else ("logits", data.logits, predictor.classes.index)
+    )
+    options.in_dtype(predictor, x.dtype)
+    is_labelled = data.labels is not None
+    if not is_labelled:  # ids of any class: what is computed of them is left out
+        of_rows = jnp.sum(x, axis)
+        if predictor.classes.name is not None:  # the same on all chips that split the classes
+            of_rows = jnp.zeros(of_rows.shape)
+        data = data._replace(labels=jnp.zeros_like(of_rows, dtype=jnp.int32))
+    if mask is not None:
+        labels, x = _zero_where_masked(mask, axis, data.labels, x)
+        data = data._replace(labels=labels, **{name: x})
     if isinstance(data, Operands):
-        options.in_dtype(predictor, data.inputs.dtype)
-        if mask is not None:
-            labels, inputs = _zero_where_masked(mask, -1, data.labels, data.inputs)
-            data = data._replace(labels=labels, inputs=inputs)
         batch, operands, blocks = _cut(predictor, data, sizes)
         values, _ = softmax_statistics.projected(predictor, blocks, operands)
         found = SoftmaxStatistics(*(x.reshape(batch) for x in values))
     else:
-        options.in_dtype(predictor, data.logits.dtype)
-        if mask is not None:
-            axis = predictor.classes.index
-            labels, logits = _zero_where_masked(mask, axis, data.labels, data.logits)
-            data = data._replace(labels=labels, logits=logits)
         found = statistics.predicted(predictor, *_match_all_varying(predictor, data))[0]
-    if mask is None:
-        return found
-    kept = SoftmaxStatistics(*(jnp.where(mask, x, jnp.zeros_like(x)) for x in found))
-    return kept._replace(prediction=jnp.where(mask, found.prediction, -1))
+    if mask is not None:
+        kept = (jnp.where(mask, x, jnp.zeros_like(x)) for x in found)
+        prediction = jnp.where(mask, found.prediction, -1)
+        found = SoftmaxStatistics(*kept)._replace(prediction=prediction)
+    return found if is_labelled else found._replace(log_prob=cast(Array, None))
 
 
 def _zero_where_masked(mask: Array, axis: int, labels: Array, x: Array) -> tuple[Array, Array]:

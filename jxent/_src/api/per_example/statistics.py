@@ -15,7 +15,7 @@ from jxent._src.sharding.class_axis import ClassAxis
 
 def sparse_softmax_statistics_with_logits(
     *,
-    labels: Integer[ArrayLike, "..."],
+    labels: Integer[ArrayLike, "..."] | None = None,
     logits: Float[ArrayLike, "..."],
     axis: int = -1,
     temperature: Numbers = 1.0,
@@ -34,7 +34,7 @@ def sparse_softmax_statistics_with_logits(
 
     Args:
       labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
-        gradient; the other fields stay.
+        gradient; the other fields stay. None: `log_prob` is None.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
@@ -70,17 +70,17 @@ def sparse_softmax_statistics_with_logits(
     """
     logits = check.floating("logits", logits)
     axis = check.axis(axis, logits)
-    labels = check_labels.class_ids(labels, logits.shape, axis)
+    ids = None if labels is None else check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
     chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
-        return entry.predicted(predictor, Logits(labels, logits, divisor), mask=chosen)
+        return entry.predicted(predictor, Logits(ids, logits, divisor), mask=chosen)
 
 
 def linear_sparse_softmax_statistics(
     *,
-    labels: Integer[ArrayLike, "*batch"],
+    labels: Integer[ArrayLike, "*batch"] | None = None,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
@@ -101,7 +101,7 @@ def linear_sparse_softmax_statistics(
 
     Args:
       labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
-        gradient; the other fields stay.
+        gradient; the other fields stay. None: `log_prob` is None.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
@@ -148,11 +148,11 @@ def linear_sparse_softmax_statistics(
       `jxent.sparse_softmax_statistics_with_logits`.
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
-    labels = check_labels.class_ids(labels, shape, len(shape) - 1)
+    ids = None if labels is None else check_labels.class_ids(labels, shape, len(shape) - 1)
     divisor = check.temperature(temperature, inputs.dtype)
     predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
-    data = Operands(labels, inputs, kernel, bias, divisor)
+    data = Operands(ids, inputs, kernel, bias, divisor)
     chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_softmax_statistics"):
         return entry.predicted(predictor, data, sizes, chosen)
