@@ -152,7 +152,7 @@ LINEAR: dict[str, tuple[Callable[..., Any], str]] = {
 
 
 def _linear(loss_name, shape, features, block_size, suffix="", reduction=None, **kwargs):
-    """Floor 2, or with a reduction floor 3, of a projection cut into blocks."""
+    """Of a projection cut into blocks: per example, or reduced by a reduction."""
     plain, labels = LINEAR[loss_name]
     options = kwargs.pop("options", {})
     blocks = block_size if isinstance(block_size, dict) else {"block_size": block_size}

@@ -1,8 +1,11 @@
 """Every test runs in JAX's strict modes, on one device as on a laptop, or on eight if it asks."""
 
 import gc
+import importlib
 import os
+import sys
 from collections import Counter
+from types import ModuleType
 from zlib import crc32
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +14,7 @@ import chex
 import jax
 import pytest
 from jax.extend.backend import clear_backends
+from jaxtyping import install_import_hook
 
 import jxent
 from jxent._src.platforms import tpu
@@ -95,6 +99,27 @@ def usual_limits(monkeypatch):
         monkeypatch.setattr(tpu, name, value)
     yield
     jax.clear_caches()
+
+
+# One copy in a process: beartype knows a union of classes by their names alone.
+CHECKED: dict[str, ModuleType] = {}
+
+
+def _of_package() -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "jxent"}
+
+
+@pytest.fixture(scope="module")
+def checked():
+    """A copy of the package, every annotation of which is checked at every call."""
+    kept = _of_package()
+    sys.modules.update(CHECKED)
+    try:
+        with install_import_hook("jxent", "beartype.beartype"):
+            yield importlib.import_module("jxent")
+    finally:
+        CHECKED.update(_of_package())
+        sys.modules.update(kept)
 
 
 def pytest_addoption(parser):

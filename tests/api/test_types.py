@@ -3,15 +3,13 @@
 Nothing is compiled: programs are traced, value and gradient.
 """
 
-import importlib
-import sys
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import TypeCheckError, install_import_hook
+from jaxtyping import TypeCheckError
 
 from tests.catalog import CASES
 
@@ -22,23 +20,6 @@ KERNEL = np.zeros((5, 4), np.float32)
 
 # The last case of a function has the most options.
 FULL = list({case.function: case for case in CASES}.values())
-
-
-def _of_package() -> list[str]:
-    return [name for name in sys.modules if name.split(".")[0] == "jxent"]
-
-
-@pytest.fixture(scope="module")
-def checked():
-    """A copy of the package, every annotation of which is checked at every call."""
-    kept = {name: sys.modules.pop(name) for name in _of_package()}
-    try:
-        with install_import_hook("jxent", "beartype.beartype"):
-            yield importlib.import_module("jxent")
-    finally:
-        for name in _of_package():
-            del sys.modules[name]
-        sys.modules.update(kept)
 
 
 def public(package: ModuleType, name: str):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 import jxent
-from tests.combinations.table import CLASSES, EXAMPLES, FEATURES, IDS, Function, Row
+from tests.combinations.table import CLASSES, EXAMPLES, FEATURES, IDS, PASSED, Function, Row
 
 DATA, MODEL = "data", "model"  # the mesh axes, of two chips each
 BATCHES: dict[str, tuple[int, ...]] = {
@@ -195,10 +195,7 @@ class Call:
     def options(self) -> dict[str, Any]:
         """All that is passed beside arrays."""
         row = self.row
-        names = ("label_smoothing", "z_loss", "logit_softcap", "teacher_logit_softcap", "focusing",
-                 "negative_focusing", "has_aux", "axis", "reduction", "mean_over",
-                 "name", "scope")  # fmt: skip
-        options = {name: row[name] for name in names if name in row}
+        options = {name: row[name] for name in PASSED if name in row}
         numbers = {"weights": 0.7, "pos_weight": 1.8, "temperature": 1.7}
         for name, number in numbers.items():
             if row.get(name) in ("one", "number"):
@@ -346,7 +343,8 @@ class Drawn:
         own = call.sizes(name)
         places = kept(call)
         if places.ndim < len(own):
-            places = places[..., None]
+            tags = call.tags[name]
+            places = np.expand_dims(places, tags.index("c") if "c" in tags else -1)
         places = np.broadcast_to(~places, x.shape)
         if np.issubdtype(x.dtype, np.integer):
             x[places] = 255 if x.dtype == np.uint8 else -1

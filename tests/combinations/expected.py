@@ -13,6 +13,7 @@ import numpy as np
 
 from tests import reference
 from tests.combinations.arrays import COTANGENT, MODEL, Arrays, Call, kept
+from tests.combinations.table import BESIDE_THE_LOSS, PASSED
 
 KEPT = "kept"
 
@@ -64,11 +65,8 @@ class Expected:
         row, function = self.call.row, self.call.function
         labels, x = self.labels_and_logits(arrays)
         options: dict[str, Any] = {
-            name: row[name]
-            for name in ("label_smoothing", "z_loss", "logit_softcap", "teacher_logit_softcap",
-                         "focusing", "negative_focusing")
-            if name in row
-        }  # fmt: skip
+            name: row[name] for name in PASSED if name in row and name not in BESIDE_THE_LOSS
+        }
         for name, number in (("pos_weight", 1.8), ("temperature", 1.7)):
             if row.get(name, "one") != "one":
                 options[name] = arrays.get(name, number)

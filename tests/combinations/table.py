@@ -53,6 +53,9 @@ OPTIONS: dict[str, tuple[Level, ...]] = {
     "kernel": ("same", "float32", "table", "float32 table"),
     "teacher_kernel": ("same", "table"),
 }  # fmt: skip
+# Levels of these are what is passed; of the last ones a loss knows nothing. All else are arrays.
+PASSED = (*OPTIONS,)[: [*OPTIONS].index("bias")]
+BESIDE_THE_LOSS = ("has_aux", "axis", "reduction", "mean_over", "name", "scope")
 ID_DTYPES = ("int32", "int8", "uint8", "int64")
 # Which parameters are no factor by themselves: what they are follows from the others.
 OTHERS = {

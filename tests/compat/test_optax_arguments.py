@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from jxent.compat import optax as compat
-from tests.api import test_types
 from tests.compile_options import quick
 from tools import docstrings
 
@@ -181,8 +180,6 @@ def test_what_is_saved(name):
 
 
 # Annotations.
-
-checked = test_types.checked  # a fixture
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -109,7 +109,9 @@ def test_the_negative_power_is_of_the_negative_term():
     p = 1 / (1 + np.exp(-np.asarray(x)))
     wanted = p**4 * plain(labels=jnp.zeros(2))
     np.testing.assert_allclose(f(labels=jnp.zeros(2)), wanted, rtol=1e-5)
-    lists = losses.sparse_sigmoid_cross_entropy([[0]], x[None], negative_focusing=4.0)
+    lists = losses.sparse_sigmoid_cross_entropy(
+        [[0]], x[None], negative_focusing=4.0, mean_over="examples"
+    )
     np.testing.assert_allclose(lists, plain(labels=jnp.ones(2))[0] + wanted[1], rtol=1e-5)
 
 

@@ -34,6 +34,8 @@ def compiled(program: Program, batch: Batch):
         options["class_block_size"] = program.class_block_size
     if program.reduction is not None:
         options["reduction"] = program.reduction
+    if program.mean_over is not None:
+        options["mean_over"] = program.mean_over
     if program.weights == "number":
         options["weights"] = batch.arguments["weights"]
     names = [*inspect.signature(function).parameters]

@@ -108,6 +108,8 @@ def check(program: Program, batch: Batch, results):
             "weighted_sum_over_batch_size": w.size,
             "weighted_sum_by_nonzero_weights": (w != 0).sum(),
         }[program.reduction or "none"]  # fmt: skip
+        if program.mean_over == "elements" and program.reduction not in ("none", "weighted_sum"):
+            count_ = count_ * program.classes
         factor = w / count_ if count_ else np.zeros_like(w)
     with np.errstate(all="ignore"):
         weighted = reference._no_times(factor, losses_)

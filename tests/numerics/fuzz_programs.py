@@ -41,6 +41,7 @@ class Program:
     pos_weight: str | None = None  # "number" or "class"
     weights: str | None = None  # "number" or "example"
     reduction: str | None = None
+    mean_over: str | None = None
     block_size: int | None = None
     class_block_size: int | None = None
     bias: bool = False
@@ -97,6 +98,8 @@ def draw_program(data, function: str) -> Program:
     batch = some(data, SHAPES, "batch")
     weighted = kind == "weighted" or (not exclusive and (scalar or linear or smoothing))
     reduction = some(data, REDUCTIONS, "reduction") if scalar else None
+    sums = scalar and not exclusive and (linear or kind.startswith("sparse"))
+    mean_over = some(data, ("elements", "examples"), "mean_over") if sums else None
     lists = {"sparse_sigmoid": (0, 1, 3), "sparse_softmax": (0, 0, 0, 1, 3, 70)}
     ids = some(data, lists[kind], "ids") if kind in lists else 0
     by_classes = not exclusive or (
@@ -115,6 +118,7 @@ def draw_program(data, function: str) -> Program:
         if weighted else None,
         some(data, (None, "number", "example"), "weights") if scalar else None,
         reduction,
+        mean_over,
         *(some(data, BLOCKS[: None if by_classes else 4], "blocks") if linear else (None, None)),
         data.draw(st.booleans(), label="bias") if linear else False,
         some(data, (1, 2, 5), "features") if linear else 1,

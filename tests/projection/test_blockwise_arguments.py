@@ -52,7 +52,7 @@ GOOD = {
         ({"block_size": 2.0}, TypeError, "block_size must be a Python integer"),
         ({"weights": np.ones(5)}, ValueError, "weights must be a number, or have the rank"),
         ({"weights": None}, ValueError, "weights must be a number or an array, got None"),
-        ({"reduction": "sum"}, ValueError, "reduction must be"),
+        ({"reduction": "average"}, ValueError, "reduction must be"),
         ({"scope": 3}, TypeError, "scope must be a string"),
         ({"has_aux": 1}, TypeError, "has_aux must be True or False"),
     ],

@@ -122,7 +122,9 @@ def test_a_class_at_minus_infinity_costs_nothing_without_a_label(loss_name):
         labels[:, 5] = 0
 
     def f(kernel, bias, labels):
-        return scalar(loss_name)(labels, inputs, kernel, bias=bias, class_block_size=3)
+        return scalar(loss_name)(
+            labels, inputs, kernel, bias=bias, class_block_size=3, mean_over="examples"
+        )
 
     value, gradient = jax.value_and_grad(f)(kernel, bias, labels)
     keep = np.array([0, 1, 2, 3, 4, 6])

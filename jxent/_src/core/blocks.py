@@ -100,7 +100,7 @@ class ClassBlocks(NamedTuple):
 
     @property
     def numbers(self) -> Array:
-        """Those of these blocks."""
+        """The numbers of these blocks, from 0."""
         return jnp.arange(self.number, dtype=jnp.int32)
 
     @property

@@ -259,10 +259,10 @@ def probabilities(
 
 @probabilities.defjvp
 def _probabilities_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    return probabilities(*primals, classes), _logsumexp_tangent(classes, primals, tangents)
+    return probabilities(*primals, classes), _probabilities_tangent(classes, primals, tangents)
 
 
-def _logsumexp_tangent(classes: ClassAxis, primals: Any, tangents: Any) -> Array:
+def _probabilities_tangent(classes: ClassAxis, primals: Any, tangents: Any) -> Array:
     """The tangent of the probabilities, of whole rows or of a block of their classes."""
     (x, normalizer), (t, dnormalizer) = primals, tangents
     if dnormalizer.tangent_mean is None:
@@ -354,7 +354,7 @@ def _label_grads_jvp(
     dx, _, dnormalizer = tangents
     complement = normalizer.complement
     factor = nan_unless(~jnp.isnan(complement), jnp.ones_like(complement))
-    tangent_out = factor * _logsumexp_tangent(classes, (x, normalizer), (dx, dnormalizer))
+    tangent_out = factor * _probabilities_tangent(classes, (x, normalizer), (dx, dnormalizer))
     return label_grads(classes, smoothing, *primals), tangent_out
 
 

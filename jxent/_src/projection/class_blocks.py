@@ -76,9 +76,9 @@ def tangent_of_losses(
             statistics=residuals.statistics._replace(tangent_mean=tangent_mean)
         )
 
-    def block(residuals: Residuals, own: Operands, tangent_out: Operands) -> Array:
+    def block(residuals: Residuals, own: Operands, tangents_in: Operands) -> Array:
         return one_block.tangent(
-            loss_fn.unsharded, True, no_losses(own), residuals, own, tangent_out
+            loss_fn.unsharded, True, no_losses(own), residuals, own, tangents_in
         )
 
     none = no_losses(operands)
@@ -244,23 +244,23 @@ def _tangent_mean_jvp(
     # Ids have no tangent, and exclusive classes have no parameters.
     nonzero_tangents = tangents[1]._replace(labels=None, parameters=None)
 
-    def block(rows: Any, own: Operands, tangent_out: Operands) -> Array:
+    def block(rows: Any, own: Operands, tangents_in: Operands) -> Array:
         origin, statistics = rows
 
         def logits(inputs: Array, kernel: Kernel, bias: Array | None) -> Array:
             _, x, _ = data_of(loss_fn, Operands(own.labels, inputs, kernel, bias, None))
             if residuals.keep_mask is None:
                 return x
-            keep_mask: Array = base.without_dropped(loss_fn, residuals.keep_mask)(x)
-            return keep_mask
+            kept_logits: Array = base.without_dropped(loss_fn, residuals.keep_mask)(x)
+            return kept_logits
 
-        dinputs = tangent_out.inputs
+        dinputs = tangents_in.inputs
         if dinputs is not None:
             dinputs = dinputs.astype(own.inputs.dtype)
         x, dx = jax.jvp(
             logits,
             (own.inputs, own.kernel, own.bias),
-            (dinputs, tangent_out.kernel, tangent_out.bias),
+            (dinputs, tangents_in.kernel, tangents_in.bias),
         )
         whole = loss_fn.unsharded
         return jnp.squeeze(whole.tangent_mean_of_block(x, dx, statistics, origin), loss_fn.axis)
@@ -286,9 +286,9 @@ def tangents_of_statistics(
     operands = in_products(operands)
     row = _with_second_order_sums(row, _second_order_sums(predictor, blocks, row, operands))
 
-    def block(row: RowResiduals, own: Operands, tangent_out: Operands) -> dict[str, Array]:
+    def block(row: RowResiduals, own: Operands, tangents_in: Operands) -> dict[str, Array]:
         return predictor.unsharded.tangents_out(
-            own.labels, *_moved_of_block(predictor, own, tangent_out, row), row
+            own.labels, *_moved_of_block(predictor, own, tangents_in, row), row
         )
 
     none = dict.fromkeys(FIELDS, no_losses(operands))
@@ -299,12 +299,12 @@ def tangents_of_statistics(
 
 
 def _moved_of_block(
-    predictor: Predictor, own: Operands, tangent_out: Operands, row: RowResiduals
+    predictor: Predictor, own: Operands, tangents_in: Operands, row: RowResiduals
 ) -> tuple[Array, Array]:
     """Those of a block of classes."""
     _, logits, temperature = data_of(predictor, own)
-    dlogits = logits_jvp(own, tangent_out, shared=True)
-    return predictor.unsharded.moved((logits, temperature), (dlogits, tangent_out.parameters), row)
+    dlogits = logits_jvp(own, tangents_in, shared=True)
+    return predictor.unsharded.moved((logits, temperature), (dlogits, tangents_in.parameters), row)
 
 
 class SecondOrderSums(NamedTuple):
@@ -344,9 +344,9 @@ def _second_order_sums_jvp(
     nonzero_tangents = tangents[1]._replace(labels=None)
     whole = predictor.unsharded.classes
 
-    def block(rows: Any, own: Operands, tangent_out: Operands) -> tuple[Array, ...]:
+    def block(rows: Any, own: Operands, tangents_in: Operands) -> tuple[Array, ...]:
         row, origin = rows
-        y, dy = _moved_of_block(predictor, own, tangent_out, row)
+        y, dy = _moved_of_block(predictor, own, tangents_in, row)
         p = logsumexp.probabilities(y, row.normalizer, whole)
         if origin is None:
             sums = [logsumexp.origin_of(p, dy, whole)]

@@ -106,7 +106,7 @@ def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "
 
 
 def logits_jvp(
-    operands: Operands, tangent_out: Operands, shared: bool = False
+    operands: Operands, tangents_in: Operands, shared: bool = False
 ) -> Float[Array, "block classes"] | None:
     """The tangent of a block's logits, of operands in the products' dtype; None for zero.
 
@@ -124,16 +124,16 @@ def logits_jvp(
         return jnp.matmul(rows, columns, out_sharding=split)
 
     moved = []
-    if tangent_out.inputs is not None:
-        moved.append(times(tangent_out.inputs, kernel))
-    if tangent_out.kernel is not None:
-        moved.append(times(inputs, tangent_out.kernel))
+    if tangents_in.inputs is not None:
+        moved.append(times(tangents_in.inputs, kernel))
+    if tangents_in.kernel is not None:
+        moved.append(times(inputs, tangents_in.kernel))
     if shared and moved:
         moved = hints.materialize(moved)  # else each product computes it again
     moved = [x.astype(wide) for x in moved]
-    if tangent_out.bias is not None:
+    if tangents_in.bias is not None:
         rows = jnp.zeros_like(inputs[:, :1], dtype=wide)
-        moved.append(rows + tangent_out.bias[None])
+        moved.append(rows + tangents_in.bias[None])
     return reduce(jnp.add, moved) if moved else None
 
 

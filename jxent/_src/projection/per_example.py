@@ -34,9 +34,9 @@ from jxent._src.projection.matmuls import (
 def _weights_of_padding(
     weights: Array | None, blocks: ExampleBlocks, inputs: Array
 ) -> Array | None:
-    """Weights that tell the places which are filled up from examples.
+    """Weights of 1 for the examples, where blocks are padded: `to_blocks` pads them with 0.
 
-    Such a place has logits of its own, 0 times the kernel, which may be NaN: it weighs 0, and is
+    A padded place has logits of its own, 0 times the kernel, which may be NaN: it weighs 0, and is
     dropped like any example of weight 0. The inputs as they were given: made to vary over the axis
     that splits the classes, they would make the losses vary over it too.
     """

@@ -41,7 +41,7 @@ def total(
 ) -> tuple[Float[Array, ""], LossComponents | None]:
     """sum(weights * losses), weights in the computing dtype, and the losses' parts if asked for.
 
-    `masks`: whether a weight of 0 was meant to drop its example, or came from a plain number.
+    `masks`: whether a weight of 0 drops its example: not where weights are a nonzero plain number.
     """
     value, parts, _ = _value_and_grads(loss_fn, blocks, masks, frozenset(), weights, operands)
     return value, parts
@@ -55,13 +55,11 @@ def _total_jvp(
     loss_fn: Loss, blocks: AnyBlocks, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Any, Any]:
     dweights, nonzero_tangents = base.present(tangents)
-    tangents_out = {k: t for k, t in nonzero_tangents._asdict().items() if jax.tree.leaves(t)}
+    tangents_in = {k: t for k, t in nonzero_tangents._asdict().items() if jax.tree.leaves(t)}
     if dweights is not None:
-        tangents_out["weights"] = dweights
-    value, parts, grads = _value_and_grads(
-        loss_fn, blocks, masks, frozenset(tangents_out), *primals
-    )
-    tangent_out = {k: inner(grads[k], t, value.dtype) for k, t in tangents_out.items()}
+        tangents_in["weights"] = dweights
+    value, parts, grads = _value_and_grads(loss_fn, blocks, masks, frozenset(tangents_in), *primals)
+    tangent_out = {k: inner(grads[k], t, value.dtype) for k, t in tangents_in.items()}
     # All but these act through the classes that this chip holds.
     whole = ("weights", "labels") if isinstance(primals[1].labels, WeightedIds) else ("weights",)
     of_whole = sum((tangent_out.pop(k) for k in whole if k in tangent_out), jnp.zeros_like(value))
@@ -75,13 +73,13 @@ total.defjvp(_total_jvp, symbolic_zeros=True)
 # Saves the slope as it is, not a wider copy. Without the barrier that a checkpoint otherwise sets
 # up, a compiler drops the factor 1 of a gradient, and holds no second and third slope for it.
 @partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
-def inner(grad: Any, tangent_out: Any, dtype: DTypeLike) -> Array:
+def inner(grad: Any, tangent: Any, dtype: DTypeLike) -> Array:
     """The inner product of a slope and a tangent."""
 
     def product(t: Array | None, grad: Any) -> Array | None:
         return None if t is None else jnp.sum(grad.astype(dtype) * t.astype(dtype))
 
-    products = jax.tree.map(product, tangent_out, grad, is_leaf=lambda t: t is None)
+    products = jax.tree.map(product, tangent, grad, is_leaf=lambda t: t is None)
     inner: Array = jax.tree.reduce(jnp.add, products)
     return inner
 

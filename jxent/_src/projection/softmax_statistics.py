@@ -109,12 +109,12 @@ def _tangents_by_examples(
     @jax.checkpoint
     def block(rows: Any, shared: Any) -> dict[str, Array]:
         (keep_mask, row, of_rows), dof_rows = rows
-        own, tangent_out = (
+        own, tangents_in = (
             Operands(*r, *s) for r, s in zip((of_rows, dof_rows), shared, strict=True)
         )
         labels, logits, temperature = matmuls.data_of(predictor, own)
-        dlogits = matmuls.logits_jvp(own, tangent_out)
-        y, dy = predictor.moved((logits, temperature), (dlogits, tangent_out.parameters), row)
+        dlogits = matmuls.logits_jvp(own, tangents_in)
+        y, dy = predictor.moved((logits, temperature), (dlogits, tangents_in.parameters), row)
         if keep_mask is not None:
             y, dy = (jnp.where(explicit.broadcast_like(keep_mask, y), x, 0) for x in (y, dy))
         return predictor.tangents_out(labels, y, dy, row)
