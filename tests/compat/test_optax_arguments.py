@@ -88,6 +88,7 @@ def test_an_axis_is_static():
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.one_in(4)
 def test_lists_are_taken(name):
     given = arguments(name)
     lists = {key: np.asarray(x).tolist() for key, x in given.items()}
@@ -110,7 +111,7 @@ def test_docstrings_name_the_arguments(name):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_vmap_and_jit(name, masked):
     """As one call, value and gradients, whichever arguments are batched."""
     function = getattr(compat, name)
@@ -137,7 +138,7 @@ def test_vmap_and_jit(name, masked):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_forward_and_reverse_agree(name):
     function = getattr(compat, name)
     first, *rest = arguments(name).values()
@@ -155,6 +156,7 @@ def test_forward_and_reverse_agree(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.one_in(4)
 def test_no_nan_is_made_of_data_without_nan(name):
     """Tools that look for NaN find none, with masks and infinities."""
     given = arguments(name)
@@ -168,6 +170,7 @@ def test_no_nan_is_made_of_data_without_nan(name):
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
+@pytest.mark.one_in(2)
 def test_what_is_saved(name):
     """For the gradient the logits, and of each example some numbers; no array of probabilities."""
     function = getattr(compat, name)
@@ -183,6 +186,7 @@ def test_what_is_saved(name):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.one_in(4)
 def test_annotations_are_true(checked, name):
     function = getattr(importlib.import_module("jxent.compat.optax"), name)
     assert hasattr(function, "__wrapped__")
@@ -206,7 +210,7 @@ def test_annotations_are_true(checked, name):
 @pytest.mark.parametrize("name", [name for name in ALL if name != "smooth_labels"])
 @pytest.mark.parametrize("kind", ["auto", "explicit", "shard_map"])
 @pytest.mark.eight_devices
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_split_examples(name, kind):
     """Each device has its examples, with a mask and with labels that are the same on all."""
     rng = np.random.default_rng(1)

@@ -59,7 +59,7 @@ def same(name, *arguments, **options):
     ("logits", "labels"),
     [(X, Z[0]), (X[0], Z), (X[:, :1], Z), (X, Z[:, :1]), (X[0, 0], Z), (X, 1), (X, Z > 0.2)],
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_independent_classes_broadcast(name, logits, labels):
     same(name, logits, labels)
 
@@ -69,12 +69,13 @@ def test_independent_classes_broadcast(name, logits, labels):
     ("logits", "labels"),
     [(X, Z[0]), (X[0], Z), (X[:1], Z), (X, Z[:, :1]), (X, np.float32(0.2)), (X[:1], Z[0])],
 )
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_exclusive_classes_broadcast(name, logits, labels):
     same(name, logits, labels)
 
 
 @pytest.mark.parametrize("ids", [IDS, IDS[:1], np.uint8(IDS), -1 - IDS, np.int8(-1 - IDS)])
+@pytest.mark.one_in(3)
 def test_ids(ids):
     same("softmax_cross_entropy_with_integer_labels", X, ids)
 
@@ -84,6 +85,7 @@ def test_ids_of_one_row_of_logits():
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.one_in(4)
 def test_divergences_broadcast(name):
     for arguments in ((X, Z[0]), (X[0], Z), (X[:, :1], Z)):
         same(name, *arguments)
@@ -102,13 +104,13 @@ def test_a_broadcast_argument_has_the_sum_of_the_derivatives():
 
 @pytest.mark.parametrize("axis", [0, 1, -1, (1, 3), (3, 2), (-1, 0), (0, 1, 2, 3), None, (2,), ()])
 @pytest.mark.parametrize("name", SUMS)
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 def test_axes(name, axis):
     same(name, BLOCK, WEIGHTS, axis=axis)
 
 
 @pytest.mark.parametrize("axis", [0, 2, -1, (1, 3), (3, 2), (-1, -2), (0, 1, 3), (2,)])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_axes_of_ids(axis):
     axes = axis if isinstance(axis, tuple) else (axis,)
     shape = np.sum(BLOCK, axes).shape
@@ -123,6 +125,7 @@ def test_axes_of_ids(axis):
 
 
 @pytest.mark.parametrize("where", [ELEMENTS, ROWS, ROWS[:, None], ELEMENTS[:1]])
+@pytest.mark.one_in(4)
 def test_masks(where):
     same("softmax_cross_entropy", X, Z, where=where)
     same("softmax_cross_entropy_with_integer_labels", X, IDS, where=where)
@@ -132,7 +135,7 @@ def test_masks(where):
 
 
 @pytest.mark.parametrize("axis", [0, (0, 1), None, (1, 0)])
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_masks_of_axes(axis):
     where = ELEMENTS
     for name in SUMS:
@@ -142,6 +145,7 @@ def test_masks_of_axes(axis):
         same("softmax_cross_entropy", X, Z, axis=0, where=where[0])
 
 
+@pytest.mark.long
 def test_a_mask_that_leaves_the_label_out():
     """From dense labels its term is out; from ids the label's logit is still subtracted."""
     where = np.ones_like(ELEMENTS)
@@ -166,7 +170,7 @@ def with_broken(where):
 @pytest.mark.parametrize(
     "name", [*SUMS, "softmax_cross_entropy_with_integer_labels"], ids=lambda name: name[:30]
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_masked_elements_reach_no_derivative(name, where):
     if where.ndim == 1:
         where = np.broadcast_to(where[:, None], X.shape)
@@ -192,6 +196,7 @@ def test_masked_elements_reach_no_derivative(name, where):
     assert np.isfinite(tangents)
 
 
+@pytest.mark.long
 def test_a_mask_may_have_the_labels_of_its_rows_out_of_range():
     for bad in (-100, 5, 100):
         ids = np.where(ROWS, IDS, bad)
@@ -207,7 +212,7 @@ LOW = jnp.bfloat16
     "labels", [Z, Z.astype(LOW), Z.astype(np.float16), Z > 0.2, np.eye(4, 5, dtype=int)]
 )
 @pytest.mark.parametrize("logits", [X.astype(LOW), X.astype(np.float16), X])
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(12)
 def test_dtypes(logits, labels):
     for name in ("sigmoid_binary_cross_entropy", "sigmoid_focal_loss", "softmax_cross_entropy"):
         same(name, logits, labels)
@@ -219,7 +224,7 @@ def test_dtypes(logits, labels):
 @pytest.mark.parametrize(
     "number", [0.5, 2, np.float32(2), jnp.bfloat16(0.5), np.ones(5, np.float32)]
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_dtypes_of_factors(number):
     x, z = X.astype(LOW), Z.astype(LOW)
     same("sigmoid_focal_loss", x, z, gamma=number)
@@ -229,6 +234,7 @@ def test_dtypes_of_factors(number):
     same("poly_loss_cross_entropy", x, z, epsilon=one)
 
 
+@pytest.mark.long
 def test_low_precision_is_rounded_once():
     x, z = X.astype(LOW), Z.astype(LOW)
     for name in (
@@ -244,6 +250,7 @@ def test_low_precision_is_rounded_once():
         np.testing.assert_array_equal(mixed, wanted)
 
 
+@pytest.mark.long
 def test_float64():
     with jax.enable_x64(True):
         x, z = X.astype(np.float64), Z.astype(np.float64)
@@ -279,6 +286,7 @@ def test_focal_loss_mixes_a_soft_label_first():
     np.testing.assert_allclose(own, 0.2275, atol=5e-5)
 
 
+@pytest.mark.long
 def test_an_id_out_of_range_can_be_masked_after_the_loss():
     """The loss is NaN as in optax; its gradient is 0 there, and a softmax in optax."""
     ids = np.array([5, -6, 100, 2])
@@ -295,6 +303,7 @@ def test_an_id_out_of_range_can_be_masked_after_the_loss():
     np.testing.assert_array_equal(np.isnan(losses), [True, True, True, False])
 
 
+@pytest.mark.long
 def test_infinite_logits_have_the_limit():
     inf = np.float32(np.inf)
     x, z = np.array([inf, -inf, inf, -inf]), np.float32([1, 0, 0, 1])
@@ -326,6 +335,7 @@ def test_a_target_of_0_adds_0():
         assert np.isfinite(gradients).all()
 
 
+@pytest.mark.long
 def test_no_class_and_no_example():
     for name in DENSE:
         same(name, X[:, :0], Z[:, :0])

@@ -50,6 +50,7 @@ CASES = [
 
 @pytest.mark.skipif(None in MODULES.values(), reason="optax is installed without its tests")
 @pytest.mark.parametrize(("name", "case", "method"), CASES)
+@pytest.mark.one_in(4)
 def test_optax_own(name, case, method, monkeypatch):
     monkeypatch.setattr(MODULES[name], name, OURS)
     np.random.seed(0)  # theirs draw without a seed

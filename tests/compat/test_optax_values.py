@@ -76,7 +76,7 @@ def check(transform, name, options, data, tolerance):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_value_and_gradients(name, options):
     check(
         lambda f: jax.value_and_grad(f, (0, 1)), name, options, arguments(name), 4e-6,
@@ -84,7 +84,7 @@ def test_value_and_gradients(name, options):
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_second_order(name, options):
     check(lambda f: jax.hessian(f, (0, 1)), name, options, arguments(name), 2e-5)
 
@@ -93,7 +93,7 @@ def test_second_order(name, options):
 @pytest.mark.parametrize(
     "transform", [jax.value_and_grad, jax.hessian, lambda f: jax.jacrev(jax.jacfwd(f))]
 )
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(6)
 def test_ids(transform, options):
     name = "softmax_cross_entropy_with_integer_labels"
     ids = np.array([4, 0, 2])
@@ -114,7 +114,7 @@ def test_smoothing():
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0, 0.0])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 def test_parameters_of_focal_loss(gamma):
     z = np.array([[0.0, 1.0, 0.3, 0.9, 0.5]] * 3)
 
@@ -134,6 +134,7 @@ def test_parameters_of_focal_loss(gamma):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_epsilon():
     x, z = np.float32(X), np.float32(Z)
     epsilon = jnp.array([0.5, -1.0, 2.0])
@@ -167,6 +168,7 @@ def of_confident_rows(function, name):
 
 @pytest.mark.parametrize("name", [name for name in compat.__all__ if "cross" in name])
 @pytest.mark.optimized
+@pytest.mark.one_in(3)
 def test_confident_gradients_keep_their_digits(name):
     """Where optax's lose them, but for the sigmoid, whose are right in optax."""
     margins = np.float32(MARGINS)
@@ -191,7 +193,7 @@ def test_confident_gradients_keep_their_digits(name):
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 2.5])
-@pytest.mark.one_in(3)
+@pytest.mark.one_in(9)
 @pytest.mark.optimized
 def test_focal_loss_keeps_its_digits(label, gamma):
     x = np.float32(np.linspace(-30, 30, 61))
@@ -214,6 +216,7 @@ def test_focal_loss_keeps_its_digits(label, gamma):
 
 
 @pytest.mark.optimized
+@pytest.mark.long
 def test_generalized_divergence_keeps_its_digits():
     """Between near distributions optax's has none."""
     rng = np.random.default_rng(0)
