@@ -1,6 +1,8 @@
 """What is measured, in JAX: the losses of jxent and optax, and what is made of them."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,18 @@ from jxent import losses
 
 # This library's functions: labels, and logits or inputs and kernel.
 
+OVER_EXAMPLES: Literal["examples"] = "examples"  # as peers sum the classes of an example
 SCALARS: dict[str, Callable] = {
     "sigmoid": losses.sigmoid_cross_entropy,
     "softmax": losses.softmax_cross_entropy,
     "KL": losses.softmax_kl_divergence,  # the teacher's logits in the labels' place
-    "sigmoid ids": losses.sparse_sigmoid_cross_entropy,
+    "sigmoid ids": partial(losses.sparse_sigmoid_cross_entropy, mean_over=OVER_EXAMPLES),
     "softmax ids": losses.sparse_softmax_cross_entropy,
-    "projection, sigmoid": losses.linear_sigmoid_cross_entropy,
+    "projection, sigmoid": partial(losses.linear_sigmoid_cross_entropy, mean_over=OVER_EXAMPLES),
     "projection, softmax": losses.linear_softmax_cross_entropy,
-    "projection, sigmoid ids": losses.linear_sparse_sigmoid_cross_entropy,
+    "projection, sigmoid ids": partial(
+        losses.linear_sparse_sigmoid_cross_entropy, mean_over=OVER_EXAMPLES
+    ),
     "projection, softmax ids": losses.linear_sparse_softmax_cross_entropy,
 }
 EACH: dict[str, Callable] = {

@@ -126,8 +126,8 @@ def test_the_gradient_of_a_float32_kernel_is_not_rounded(loss_name, sizes):
     labels = {"sparse_softmax": ids, "sparse_sigmoid": ids[:, None]}.get(loss_name, hot)
     kernel = jnp.zeros((3, 4))
     got = jax.grad(scalar(loss_name), 2)(labels, inputs, kernel, **sizes)
-    p = 1 / 4 if "softmax" in loss_name else 1 / 2
-    expected = np.asarray(inputs, np.float64).T @ (p - hot) / 8
+    p, count = (1 / 4, 8) if "softmax" in loss_name else (1 / 2, 8 * 4)
+    expected = np.asarray(inputs, np.float64).T @ (p - hot) / count
     np.testing.assert_allclose(got, expected, atol=1e-6 * np.max(np.abs(expected)), rtol=0)
 
 
