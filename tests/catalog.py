@@ -262,6 +262,25 @@ WEIGHTED_IDS = (
 )  # fmt: skip
 
 
+# Accidental hits of in-batch retrieval.
+EXCLUDED = (
+    _per_example("sparse", *SPARSE, (3, 5), " excluded", labels="ids", excluded=True),
+    _per_example("sparse", *SPARSE, (2, 7, 3), " excluded axis 1", axis=-2, labels="ids",
+             excluded=True, options=CAP | Z | SMOOTH),
+    _reduced(
+        "sparse weighted excluded", losses.sparse_softmax_cross_entropy, reference.sparse_softmax,
+        (3, 7), "labels", "weighted_mean", labels="weighted", excluded=True, weights=(3,),
+        options=SMOOTH, has_aux=True,
+    ),
+    _linear("sparse_softmax", (7, 5), 3, 2, " excluded", bias=True, excluded=True,
+            options={"focusing": 1.5}),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " excluded by classes", "weighted_mean",
+            weights=(3,), excluded=True, options=CAP | Z | SMOOTH),
+    _linear("sparse_softmax", (2, 4, 7), 3, 3, " weighted excluded", "weighted_sum",
+            weights=(2, 4), excluded=True, options=Z | SMOOTH, has_aux=True, labels="weighted"),
+)  # fmt: skip
+
+
 def _statistics(field, shape, features=None, axis=-1, **kwargs):
     """One field of what a softmax predicts; with features, from a projection."""
     options = kwargs.pop("options", {})
@@ -282,7 +301,8 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
 
     tied = ["tied"] * kwargs.get("tied", False)
     by = ["by classes"] * ("class_block_size" in blocks)
-    title = " ".join([*["linear"] * (features is not None), field, *options, *by, *tied])
+    out = ["excluded"] * kwargs.get("excluded", False)
+    title = " ".join([*["linear"] * (features is not None), field, *options, *by, *tied, *out])
     return Case(
         title, f"jxent.{name}", loss, expected, shape, axis=axis, labels="ids", features=features,
         options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
@@ -300,6 +320,8 @@ STATISTICS = (
     ),
     _statistics("entropy", (3, 5), 2, blocks=CLASSES_2, bias=True, options=TEMPERATURE | CAP),
     _statistics("log_prob", (3, 6), 2, blocks=CLASSES_2, options=TEMPERATURE),
+    _statistics("entropy", (3, 7), excluded=True, options=TEMPERATURE | CAP),
+    _statistics("entropy", (3, 7), 2, blocks=CLASSES_2, excluded=True, options=TEMPERATURE),
 )
 
 
@@ -367,4 +389,4 @@ TIED = (
 CASES = (
     PER_EXAMPLE + IDS + TIED + LINEAR_PER_EXAMPLE + REDUCED + LINEAR_LOSSES + STATISTICS + FOCUSED
 )
-CASES += DIVERGENCES + WEIGHTED_IDS
+CASES += DIVERGENCES + WEIGHTED_IDS + EXCLUDED

@@ -21,6 +21,7 @@ class Case:
     axis: int | None = -1  # of the classes, if the loss sums over them
     labels: str = "dense"  # or "ids", "lists" (of ids), "hard" (integers that losses.* casts)
     features: int | None = None  # of a projection; then there are no logits to pass
+    excluded: bool = False  # whether classes are, by lists of ids
     bias: bool = False
     pos_weight: tuple[int, ...] | None = None  # its shape
     weights: tuple[int, ...] | None = None
@@ -79,6 +80,12 @@ class Case:
             arrays["labels"] = rng.integers(2, size=self.shape)
         else:
             arrays["labels"] = jnp.asarray(rng.uniform(0, 0.9, self.shape), dtype)
+        if self.excluded:
+            labels = arrays["labels"]
+            labels = labels if self.labels == "weighted" else labels[..., None]
+            lists = rng.integers(-1, self.shape[self.axis or 0], size=(*labels.shape[:-1], 3))
+            are_labels = np.any(lists[..., None] == labels[..., None, :], -1)
+            arrays["excluded"] = np.where(are_labels, -1, lists)
         for name in ("pos_weight", "weights"):
             shape = getattr(self, name)
             if shape is not None:

@@ -59,12 +59,24 @@ def sigmoid(
     return present - (1 - z) * p**absent * jnp.log(1 / (1 + jnp.exp(x)))
 
 
-def softmax(labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_softcap=None):
-    z = labels * (1 - label_smoothing) + label_smoothing / logits.shape[axis]
+def softmax(
+    labels, logits, axis=-1, label_smoothing=0.0, z_loss=0.0, logit_softcap=None, excluded=None
+):
+    left = are_left(excluded, logits, axis)
+    smoothed = label_smoothing / jnp.sum(left, axis, keepdims=True, dtype=logits.dtype)
+    z = labels * (1 - label_smoothing) + smoothed
     x = capped(logits, logit_softcap)
-    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True))
-    loss = jnp.sum(z * (log_normalizer - x), axis)
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True, where=left))
+    loss = jnp.sum(z * (log_normalizer - x), axis, where=left)
     return loss + z_loss * jnp.squeeze(log_normalizer, axis) ** 2
+
+
+def are_left(excluded, logits, axis=-1):
+    """Which classes take part: all but those of lists `[*batch, ids]`; None for all."""
+    if excluded is None:
+        return jnp.ones_like(logits, dtype=bool)
+    listed = jnp.any(jax.nn.one_hot(excluded, logits.shape[axis], dtype=bool), -2)
+    return ~jnp.moveaxis(listed, -1, axis)
 
 
 def dense_labels(ids, weights, logits, axis=-1):
@@ -86,16 +98,17 @@ def sparse_softmax(
     return (1 - jnp.exp(-loss)) ** focusing * loss + beside
 
 
-def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=None):
+def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=None, excluded=None):
     """Log-probability of the label, entropy, or log-normaliser."""
+    left = are_left(excluded, logits, axis)
     x = capped(logits, logit_softcap) / temperature
-    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True))
+    log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True, where=left))
     log_p = x - log_normalizer
     if field == "log_prob":
         onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
         return jnp.sum(onehot * log_p, axis)
     if field == "entropy":
-        return -jnp.sum(jnp.exp(log_p) * log_p, axis)
+        return -jnp.sum(jnp.exp(log_p) * log_p, axis, where=left)
     return jnp.squeeze(log_normalizer, axis)
 
 

@@ -106,6 +106,15 @@ OPTION_DOCS: dict[str, tuple[str, ...]] = {
         f"padding, one that appears twice adds up. Differentiable. Not with `focusing`{more}."
         for more in ("", " or `class_block_size`")
     ),
+    "excluded": (
+        "Lists `[*batch, ids]` of classes that take no part in that example, as at -inf: "
+        "accidental hits, known positives. A negative id is padding, one that appears twice "
+        "counts once, one that is too large makes its example NaN. The loss of an excluded "
+        "label is inf.",
+        "Lists `[*batch, ids]` of classes that take no part in that example, as at -inf. A "
+        "negative id is padding, one that appears twice counts once, one that is too large "
+        "makes its example NaN. The log-probability of an excluded label is -inf.",
+    ),
     "reduction": (
         'A `Reduction`, its value, or `"mean"` or `"sum"`.',
         'A `Reduction`, its value, or `"mean"` or `"sum"`. `NONE` costs one product more in '

@@ -14,8 +14,9 @@ from tools import docstrings
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "options.md"
 OPTIONS = (
-    "weights", "mask", "reduction", "mean_over", "label_smoothing", "label_weights", "z_loss",
-    "logit_softcap", "teacher_logit_softcap", "pos_weight", "focusing", "negative_focusing",
+    "weights", "mask", "reduction", "mean_over", "label_smoothing", "label_weights", "excluded",
+    "z_loss", "logit_softcap", "teacher_logit_softcap", "pos_weight", "focusing",
+    "negative_focusing",
     "temperature", "has_aux", "axis", "bias", "block_size", "class_block_size", "axis_name",
 )  # fmt: skip
 # The first pattern of the function's name that matches has the reason.
@@ -28,6 +29,8 @@ WHY = {
     "label_smoothing": {"linear_logits|losses.(blockwise|compute)": "l", ".*": "b"},
     "label_weights": {"linear_logits|losses.(blockwise|compute)": "l", ".*(kl|statistics)": "b",
                       ".*": "e"},
+    "excluded": {"linear_logits|losses.(blockwise|compute)": "l", ".*(sigmoid|weighted)": "d",
+                 ".*": "n"},
     "z_loss": {"linear_logits|losses.(blockwise|compute)": "l", ".*(kl|statistics)": "b",
                ".*": "c"},
     "logit_softcap": {".*": "l"},

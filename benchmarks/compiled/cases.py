@@ -29,6 +29,8 @@ HAS_AUX = "has_aux"  # beside the loss its parts, and whether the prediction is 
 STATISTICS = "statistics"  # log-probability, entropy and prediction: a policy gradient with a bonus
 MASTER = "float32 kernel"  # beside narrower inputs
 LISTS = "label_weights"  # several ids an example, with a weight each
+EXCLUDED = "excluded"  # several classes of an example that take no part
+LISTED = (LISTS, EXCLUDED)
 BLOCKWISE = "blockwise"  # a head in a user's function
 TIED = "tied table"  # of an embedding `[classes, features]`
 TIED_BLOCKWISE = "blockwise, tied table"
@@ -56,7 +58,7 @@ class Case:
         shape = " x ".join(str(n) for n in sizes if n is not None)
         return ", ".join([
             f"{self.loss} {shape} {self.dtype}",
-            *[f"{self.ids} ids"] * (self.loss.endswith("sigmoid ids") or self.option == LISTS),
+            *[f"{self.ids} ids"] * (self.loss.endswith("sigmoid ids") or self.option in LISTED),
             *[self.form] * (self.form != "scalar"),
             *[self.option] * bool(self.option),
             *["value"] * self.value_only,
@@ -89,14 +91,14 @@ def shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, ...]:
     lists = (n, case.ids)
     kernel = (c, d) if case.option in (TIED, TIED_BLOCKWISE) else (d, c)
     operands = (logits,) if d is None else ((n, d), kernel)
-    weights = {WEIGHTS: (n,), LISTS: lists}.get(case.option, (0,))
+    weights = {WEIGHTS: (n,), LISTS: lists, EXCLUDED: lists}.get(case.option, (0,))
     ids = lists if case.option == LISTS else ids
     dtype = jnp.dtype(case.dtype)
     dtypes = (dtype, jnp.float32 if case.option == MASTER else dtype)
     return (
         jax.ShapeDtypeStruct(ids, jnp.int32) if ids else jax.ShapeDtypeStruct((n, c), dtype),
         *map(jax.ShapeDtypeStruct, operands, dtypes),
-        jax.ShapeDtypeStruct(weights, jnp.float32),
+        jax.ShapeDtypeStruct(weights, jnp.int32 if case.option == EXCLUDED else jnp.float32),
     )
 
 
@@ -124,7 +126,7 @@ def differentiated(case: Case, mean: Callable) -> Callable:
 
 def _jxent(case: Case, labels, *operands_and_weights):
     *operands, weights = operands_and_weights
-    named = OPTIONS | {HAS_AUX: True, WEIGHTS: weights, LISTS: weights}
+    named = OPTIONS | {HAS_AUX: True, WEIGHTS: weights, LISTS: weights, EXCLUDED: weights}
     options = {case.option: named[case.option]} if case.option in named else {}
     if case.form == "each":
         return mean_of_each(case.loss, labels, *operands)
@@ -163,6 +165,9 @@ def _optax(case: Case, labels, *operands_and_weights):
     if case.loss == "KL":
         log_s, log_t = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, labels))
         return optax.losses.kl_divergence_with_log_targets(log_s, log_t).mean()
+    if case.option == EXCLUDED:
+        rows = jnp.arange(case.examples)[:, None]
+        logits = logits.at[rows, weights].set(-jnp.inf)
     if case.option == LISTS:  # fewer cycles on a TPU than a scatter into dense labels
         x = logits.astype(jnp.float32)
         listed = (weights * jnp.take_along_axis(x, labels, -1)).sum(-1)

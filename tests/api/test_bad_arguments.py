@@ -18,7 +18,7 @@ GOOD = {
     "z_loss": 0.1, "logit_softcap": 5.0, "focusing": 0.0, "negative_focusing": 2.0, "block_size": 2,
     "class_block_size": None, "axis": -1, "axis_name": None, "temperature": 2.0, "has_aux": False,
     "label_weights": None, "name": "head", "scope": "head", "reduction": "weighted_mean",
-    "mask": None, "mean_over": "examples",
+    "mask": None, "mean_over": "examples", "excluded": None,
 }  # fmt: skip
 DENSE, IDS, LISTS = np.full((2, 3), 0.5, np.float32), np.array([2, 0]), np.array([[2, -1], [0, 1]])
 FUNCTIONS = {
@@ -111,6 +111,9 @@ ALSO = {  # and these, beside it
                 "a JAX number", "a NumPy scalar", "NaN"),
     "label_weights": ("None", "a string", "a bool", "a list of bools", "a NumPy scalar", "0-d",
                       "a JAX number", "negative", "NaN", "huge", "too many", "an empty list"),
+    "excluded": ("a string", "a bool", "bools", "a list of bools", "a list of floats", "float16",
+                 "a NumPy scalar", "0-d", "a JAX number", "negative", "NaN", "huge",
+                 "an empty list"),
     "name": ("a bool", "negative", "NaN", "an empty tuple"),
     "scope": ("a bool", "negative", "NaN", "an empty tuple"),
     "reduction": ("None", "a string", "a bool", "negative", "NaN", "an empty tuple"),

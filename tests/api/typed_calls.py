@@ -26,7 +26,9 @@ def per_example(x: jax.Array, w: jax.Array, y: jax.Array, mask: jax.Array) -> li
         jxent.linear_sigmoid_cross_entropy(labels=x, inputs=x, kernel=w),
         jxent.linear_sparse_sigmoid_cross_entropy(labels=y, inputs=x, kernel=w),
         jxent.linear_softmax_cross_entropy(labels=x, inputs=x, kernel=jxent.Transposed(w)),
-        jxent.linear_sparse_softmax_cross_entropy(labels=y, inputs=x, kernel=w),
+        jxent.linear_sparse_softmax_cross_entropy(
+            labels=y, inputs=x, kernel=w, excluded=y[:, None]
+        ),
         jxent.linear_softmax_kl_divergence(
             teacher_inputs=x, teacher_kernel=w, inputs=x, kernel=w, mask=mask
         ),

@@ -95,7 +95,8 @@ class Call:
             if function.takes(kernel):
                 tags[kernel] = "c-" if "table" in row[kernel] else "-c"
         arrays = {
-            "bias": "c", "teacher_bias": "c", "label_weights": batch + "-", "pos_weight": "c",
+            "bias": "c", "teacher_bias": "c", "label_weights": batch + "-", "excluded": batch + "-",
+            "pos_weight": "c",
             "weights": batch + "c" * per_class, "mask": batch, "temperature": "",
         }  # fmt: skip
         for name, tag in arrays.items():
@@ -118,8 +119,8 @@ class Call:
     def sizes(self, name: str) -> tuple[int, ...]:
         """The shape of an array without the axes that are mapped."""
         tags, batch = self.tags[name], list(self.batch)
-        lengths = {"inputs": FEATURES, "labels": IDS, "label_weights": IDS, "kernel": FEATURES,
-                   "teacher_kernel": FEATURES - 1}  # fmt: skip
+        lengths = {"inputs": FEATURES, "labels": IDS, "label_weights": IDS, "excluded": IDS,
+                   "kernel": FEATURES, "teacher_kernel": FEATURES - 1}  # fmt: skip
         last = lengths.get(name, 0)
         if name == "labels" and self.function.labels == "teacher":
             last = FEATURES - 1
@@ -292,10 +293,15 @@ class Drawn:
             # Class C - 1 is left for the one that may be masked; -1 is padding of lists.
             listed = shape[-1:] == (IDS,) and call.tags["labels"][-1:] == ("-",)
             low = -1 if listed and row["labels"] != "uint8" else 0
-            ids = rng.integers(low, CLASSES - 1, size=shape)
+            # Those that may be excluded are no labels.
+            high = CLASSES - 3 if row.get("excluded") == "array" else CLASSES - 1
+            ids = rng.integers(low, high, size=shape)
             if listed and function.labels != "none":
                 ids[..., -1] = ids[..., 0]  # an id twice
             return ids.astype(row["labels"])
+        elif name == "excluded":
+            padding = CLASSES - 3 if row["labels"] == "uint8" else -1
+            return rng.choice([padding, CLASSES - 3, CLASSES - 2], shape).astype(row["labels"])
         elif name == "labels":
             dtype = row.get("labels", "same")
             x = rng.uniform(0, 0.9, shape)

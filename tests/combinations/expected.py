@@ -70,8 +70,8 @@ class Expected:
         for name, number in (("pos_weight", 1.8), ("temperature", 1.7)):
             if row.get(name, "one") != "one":
                 options[name] = arrays.get(name, number)
-        if "label_weights" in arrays:
-            options["label_weights"] = arrays["label_weights"]
+        lists = ("label_weights", "excluded")
+        options |= {name: arrays[name] for name in lists if name in arrays}
         weights = arrays.get("weights", 0.7 if row.get("weights") == "number" else 1.0)
         cotangent = arrays.get(COTANGENT, jnp.ones(()))
         if COTANGENT in arrays and function.per_class and function.data == "logits":
@@ -97,7 +97,7 @@ class Expected:
             each = _reduced(each, weights, row["reduction"], row.get("mean_over"), classes)
         beside = jnp.zeros(())
         if "statistics" in function.name:
-            prediction = jnp.where(arrays.get(KEPT, 1.0) != 0, jnp.argmax(x, -1), -1)
+            prediction = jnp.where(arrays.get(KEPT, 1.0) != 0, _predicted(x, arrays), -1)
             beside = jnp.sum(cotangent * prediction.astype(jnp.float64))
             each = each @ jnp.array([1, 0.7, 0.3])
         return jnp.sum(cotangent * each), beside
@@ -131,7 +131,7 @@ class Expected:
         entropy = _reduced(function.plain(labels, x, **options) * mask, weights, row["reduction"])
         whole = _reduced(each, weights, row["reduction"])
         options["z_loss"] = z_loss
-        predicted = jnp.argmax(x, -1)
+        predicted = _predicted(x, arrays)
         if function.labels == "ids" and "label_weights" not in arrays:
             right = predicted == np.asarray(labels, np.int64)
         else:
@@ -147,6 +147,10 @@ class Expected:
         }[row["reduction"]]  # fmt: skip
         parts = (entropy, whole - entropy, accuracy, jnp.sum(w), denominator)
         return jax.lax.stop_gradient(sum((k + 1) * part for k, part in enumerate(parts)))
+
+
+def _predicted(x: Any, arrays: Arrays) -> Any:
+    return jnp.argmax(jnp.where(reference.are_left(arrays.get("excluded"), x), x, -jnp.inf), -1)
 
 
 def _wide(x: np.ndarray) -> Any:

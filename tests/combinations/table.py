@@ -46,6 +46,7 @@ OPTIONS: dict[str, tuple[Level, ...]] = {
     "bias": ("none", "array"),
     "teacher_bias": ("none", "array"),
     "label_weights": ("none", "array"),
+    "excluded": ("none", "array"),
     "weights": ("none", "number", "traced", "array", "bool", "column"),
     "mask": ("none", "array"),
     "pos_weight": ("one", "number", "traced", "array"),
@@ -135,7 +136,8 @@ class Function:
 
     def operands(self) -> tuple[str, ...]:
         """Names of all arrays that it may be given, labels under one name."""
-        names = ("kernel", "bias", "label_weights", "pos_weight", "weights", "mask", "temperature",
+        names = ("kernel", "bias", "label_weights", "excluded", "pos_weight",
+                 "weights", "mask", "temperature",
                  "teacher_kernel", "teacher_bias")  # fmt: skip
         first = (self.data, "labels") if self.labels != "none" else (self.data,)
         return (*first, *(name for name in names if self.takes(name)))
@@ -318,6 +320,7 @@ NEVER = [
         Never({"operand": name, name: missing})
         for name, missing in (
             ("bias", "none"), ("teacher_bias", "none"), ("label_weights", "none"),
+            ("excluded", "none"),
             ("pos_weight", ("one", "number")), ("weights", ("none", "number")), ("mask", "none"),
             ("temperature", ("one", "number")),
         )
@@ -367,7 +370,7 @@ def each_operand(function: Function) -> list[Row]:
     for around, exclude, inside, what in contexts:
         for operand in function.operands():
             row = base | around | {"but": exclude, "inside": inside, "what": what}
-            lists = {"label_weights": "array"} if operand == "label_weights" else {}
+            lists = {operand: "array"} if operand in ("label_weights", "excluded") else {}
             found.append(row | lists | {"operand": operand})
     assert not any(rule.holds(row) for row in found for rule in never(function))
     return found

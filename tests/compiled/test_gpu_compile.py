@@ -11,7 +11,7 @@ import pytest
 
 import jxent
 from benchmarks.compiled import bounds, h100
-from benchmarks.compiled.cases import Case
+from benchmarks.compiled.cases import EXCLUDED, Case, programs
 from benchmarks.compiled.programs import compiled, excess
 from jxent._src.projection import plan
 
@@ -61,6 +61,19 @@ def test_blocks_are_chosen_that_move_least(chip, function, examples, classes, fe
     best = min(bytes_of(block_size=size), bytes_of(class_block_size=width))
     # On jax 0.12 one shape in float32 moves 1.067 times the least.
     assert bytes_of() <= (1.07 if jax.__version_info__ >= (0, 12) else 1.06) * best
+
+
+def test_excluded_classes_of_a_projection_are_a_mask_of_a_block(chip):
+    """A byte a logit, written once and read twice."""
+    plain, excluding = (
+        Case("projection, softmax ids", 8192, 131072, 1024, option=option)
+        for option in ("", EXCLUDED)
+    )
+    without, found = (compiled(chip, case, programs(case)["jxent"]) for case in (plain, excluding))
+    assert without is not None
+    assert found is not None
+    assert found.cost.bytes <= without.cost.bytes + 3.1 * 8192 * 131072
+    assert found.held <= 1.01 * without.held
 
 
 @pytest.mark.parametrize("case", h100.CASES, ids=lambda case: case.name)

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import scaling, tpu
 from benchmarks.compiled import bounds
-from benchmarks.compiled.cases import Case, programs
+from benchmarks.compiled.cases import EXCLUDED, Case, programs
 from benchmarks.compiled.programs import compiled, excess
 from benchmarks.lib.programs import SCALARS
 from benchmarks.scaling import LOGITS, PROJECTION, WIDEST, topology_mesh
@@ -61,6 +61,19 @@ def chip():
 def test_bounds(chip, case):
     """On one chip; the table of `python -m benchmarks.tpu` says it of the rest too."""
     assert excess(chip, case, bounds.TPU) == ""
+
+
+@pytest.mark.parametrize("sizes", [(4096, 32768, None), (8192, 65536, 256)], ids=str)
+def test_excluded_classes_are_compared_where_logits_are_read(chip, sizes):
+    """They are stored nowhere."""
+    kind = "softmax ids" if sizes[2] is None else "projection, softmax ids"
+    plain = Case(kind, *sizes)
+    excluding = replace(plain, option=EXCLUDED)
+    without, found = (compiled(chip, case, programs(case)["jxent"]) for case in (plain, excluding))
+    assert without is not None
+    assert found is not None
+    assert found.cost.bytes <= 1.01 * without.cost.bytes
+    assert found.held <= without.held + 1e6
 
 
 MODELLED = [

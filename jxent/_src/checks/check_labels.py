@@ -36,18 +36,18 @@ def castable_labels(name: str, value: ArrayLike, shape: tuple[int, ...], dtype: 
     return labels
 
 
-def integers(value: ArrayLike) -> Array:
+def integers(value: ArrayLike, name: str = "labels") -> Array:
     """Class ids of any integer dtype; where JAX is set to 32 bits, wider ones stay out of range."""
     if not isinstance(value, jax.Array):
-        value = check.converted("labels", value)
+        value = check.converted(name, value)
         if not isinstance(value, jax.Array):
-            value = _read_ids(value)
-    ids = check.array("labels", value)
-    check.require("labels", ids, jnp.integer, "be integer class ids, got {x.dtype}")
+            value = _read_ids(value, name)
+    ids = check.array(name, value)
+    check.require(name, ids, jnp.integer, "be integer class ids, got {x.dtype}")
     return ids
 
 
-def _read_ids(value: Any) -> Any:
+def _read_ids(value: Any, name: str) -> Any:
     """Ids as an array of NumPy, or as they are where arrays of JAX are in their lists.
 
     Their kind is looked at before anything is cast: 1.7 is not class 1.
@@ -55,19 +55,19 @@ def _read_ids(value: Any) -> Any:
     if not hasattr(value, "dtype"):
         if wrong := check.kinds(value) - {"integer"}:
             kinds = ", ".join(sorted(wrong))
-            raise TypeError(f"labels must be integer class ids, got {short_repr(value)} of {kinds}")
+            raise TypeError(f"{name} must be integer class ids, got {short_repr(value)} of {kinds}")
         if _holds_jax_arrays(value):
             return value
     try:
         ids = np.asarray(value)
     except ValueError as error:
         raise ValueError(
-            f"labels must be ids, or lists of ids of one length, got {short_repr(value)}"
+            f"{name} must be ids, or lists of ids of one length, got {short_repr(value)}"
         ) from error
     if ids.dtype == object:
         if hasattr(value, "dtype"):
-            raise TypeError("labels must be integer class ids, got an array of objects")
-        raise ValueError(f"labels must be class ids that int64 holds, got {short_repr(value)}")
+            raise TypeError(f"{name} must be integer class ids, got an array of objects")
+        raise ValueError(f"{name} must be class ids that int64 holds, got {short_repr(value)}")
     if ids.size == 0 and not hasattr(value, "dtype"):
         ids = ids.astype(np.int32)  # an empty list has no kind
     if ids.dtype in (np.int64, np.uint64) and not jax.config.read("jax_enable_x64"):
@@ -112,6 +112,20 @@ def class_labels(
     check.require("label_weights", weights, ids.shape, message)
     listed = WeightedIds(ids, weights.astype(computing_dtype(dtype)))
     return WeightedIds(*(jnp.moveaxis(x, -1, axis) for x in listed))
+
+
+def excluded(value: ArrayLike | None, shape: tuple[int, ...], axis: int) -> Array | None:
+    """Lists `[*batch, ids]` of integer class ids, along the axis of the classes; or None."""
+    if value is None:
+        return None
+    ids = integers(value, "excluded")
+    message = (
+        "be lists of ids, [*batch, ids] with batch {batch}, got shape {x.shape} for logits of "
+        "shape {shape}"
+    )
+    batch = batch_shape(shape, axis)
+    check.require("excluded", ids, (*batch, None), message, batch=batch, shape=shape)
+    return jnp.moveaxis(ids, -1, axis)
 
 
 def class_ids(

@@ -318,8 +318,10 @@ def summed_losses_of_ids(
 
 
 @per_platform(statics=1)
-def multi_hot_mask(classes: ClassAxis, ids: Integer[Array, "*batch ids"], x: Array) -> Array:
+def multi_hot_mask(classes: ClassAxis, ids: Integer[Array, "..."], x: Array) -> Array:
     """Which classes are listed, as booleans of the shape of `x` that need not be stored.
+
+    The ids lie along the axis of the classes.
 
     One comparison an id, unrolled: reducing over an axis of ids would store the mask, and a
     scatter is slower still where the classes are split or the chip is wide. Long lists take a
@@ -330,11 +332,11 @@ def multi_hot_mask(classes: ClassAxis, ids: Integer[Array, "*batch ids"], x: Arr
     ids = jnp.where(ids < 0, -1, ids).astype(jnp.int32)
 
     def with_id(k: int | Array, listed: Array) -> Array:
-        is_id: Array = numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=-1)
+        is_id: Array = numbers == jax.lax.dynamic_index_in_dim(ids, k, axis=classes.index)
         return listed | is_id
 
     listed = jnp.zeros_like(numbers, dtype=bool)
-    count = ids.shape[-1]
+    count = ids.shape[classes.index]
     if count > 64:
         every: Array = jax.lax.fori_loop(1, count, with_id, with_id(0, listed))
         return every

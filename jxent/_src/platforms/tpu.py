@@ -9,7 +9,6 @@ from jaxtyping import Array
 from jxent._src.core import hints
 from jxent._src.core.blocks import AnyBlocks, BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import implements
-from jxent._src.core.elementary import WeightedIds
 from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Loss, Residuals
 from jxent._src.loss_fns.statistics import Outputs, Predictor
@@ -56,9 +55,8 @@ def _are_fused(loss_fn: Loss, blocks: AnyBlocks, _: Array | None, operands: Oper
     mask would be stored; nor where the statistics take several passes over the logits, which then
     would be stored.
     """
-    ids = operands.labels.ids if isinstance(operands.labels, WeightedIds) else operands.labels
-    lists = ids.ndim > 1 and jnp.issubdtype(ids.dtype, jnp.integer)
-    are_long = lists and ids.shape[-1] > LONG
+    lists = (x for x in jax.tree.leaves(operands.labels) if x.ndim > 1)
+    are_long = any(x.shape[-1] > LONG for x in lists if jnp.issubdtype(x.dtype, jnp.integer))
     fused = not (are_long or loss_fn.has_teacher)
     return (
         loss_fn.logit_softcap is None
@@ -188,7 +186,7 @@ LONG = 12  # ids: up to here comparisons are cheaper than products
 
 def _in_tiles(classes: ClassAxis, ids: Array, x: Array) -> bool:
     whole = classes.name is None and explicit.num_class_shards(x) == 1
-    return whole and ids.shape[-1] > LONG and x.shape[-1] % TILE == 0
+    return whole and classes.index == -1 and ids.shape[-1] > LONG and x.shape[-1] % TILE == 0
 
 
 @implements(sigmoid.multi_hot_mask, "tpu", applies=_in_tiles)

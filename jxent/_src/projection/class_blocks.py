@@ -13,7 +13,7 @@ from jxent._src.core.blocks import Block, ClassBlocks
 from jxent._src.core.elementary import computing_dtype, upcast, zero_from
 from jxent._src.core.kernel import Kernel
 from jxent._src.core.versions import linear
-from jxent._src.loss_fns import base
+from jxent._src.loss_fns import base, excluded
 from jxent._src.loss_fns.base import Loss, OfLogits, Residuals
 from jxent._src.loss_fns.statistics import FIELDS, Predictor, RowResiduals, gap_minus_mean
 from jxent._src.numerics import logsumexp
@@ -45,7 +45,7 @@ def losses(
     operands = in_products(operands)
 
     def step(block: Block, sums: tuple[Array, Array], _: Any) -> tuple[Array, Array]:
-        data = data_of(loss_fn, of_block(loss_fn, block, operands))
+        data = data_of(loss_fn.unsharded, of_block(loss_fn, block, operands))
         values, residuals = base.losses(loss_fn.unsharded, False, weights, *data)
         dropped = jnp.zeros_like(values)
         if residuals.keep_mask is not None:
@@ -126,7 +126,8 @@ def values_and_gradients(
             values, residuals = before
             labels, inputs, kernel, bias, parameters = part
             # Not `data_of`: where the slope is stored alone, a cap may be fused with the product.
-            data = (labels, project(inputs, kernel, bias), parameters)
+            x = project(inputs, kernel, bias)
+            data = (*excluded.labels_and_logits(loss_fn.unsharded.classes, labels, x), parameters)
             grads = one_block.gradients(
                 loss_fn.unsharded,
                 wanted,
@@ -243,12 +244,13 @@ def _tangent_mean_jvp(
     statistics = residuals.statistics._replace(tangent_mean=tangent_mean)
     # Ids have no tangent, and exclusive classes have no parameters.
     nonzero_tangents = tangents[1]._replace(labels=None, parameters=None)
+    whole = loss_fn.unsharded
 
     def block(rows: Any, own: Operands, tangents_in: Operands) -> Array:
         origin, statistics = rows
 
         def logits(inputs: Array, kernel: Kernel, bias: Array | None) -> Array:
-            _, x, _ = data_of(loss_fn, Operands(own.labels, inputs, kernel, bias, None))
+            _, x, _ = data_of(whole, Operands(own.labels, inputs, kernel, bias, None))
             if residuals.keep_mask is None:
                 return x
             kept_logits: Array = base.without_dropped(loss_fn, residuals.keep_mask)(x)
@@ -262,7 +264,6 @@ def _tangent_mean_jvp(
             (own.inputs, own.kernel, own.bias),
             (dinputs, tangents_in.kernel, tangents_in.bias),
         )
-        whole = loss_fn.unsharded
         return jnp.squeeze(whole.tangent_mean_of_block(x, dx, statistics, origin), loss_fn.axis)
 
     def total(origin: Array | None) -> Array:
@@ -287,9 +288,8 @@ def tangents_of_statistics(
     row = _with_second_order_sums(row, _second_order_sums(predictor, blocks, row, operands))
 
     def block(row: RowResiduals, own: Operands, tangents_in: Operands) -> dict[str, Array]:
-        return predictor.unsharded.tangents_out(
-            own.labels, *_moved_of_block(predictor, own, tangents_in, row), row
-        )
+        moved = _moved_of_block(predictor, own, tangents_in, row)
+        return predictor.unsharded.tangents_out(excluded.labels_alone(own.labels), *moved, row)
 
     none = dict.fromkeys(FIELDS, no_losses(operands))
     tangents_out: dict[str, Array] = _sum_over_blocks(
@@ -302,9 +302,10 @@ def _moved_of_block(
     predictor: Predictor, own: Operands, tangents_in: Operands, row: RowResiduals
 ) -> tuple[Array, Array]:
     """Those of a block of classes."""
+    predictor = predictor.unsharded
     _, logits, temperature = data_of(predictor, own)
     dlogits = logits_jvp(own, tangents_in, shared=True)
-    return predictor.unsharded.moved((logits, temperature), (dlogits, tangents_in.parameters), row)
+    return predictor.moved((logits, temperature), (dlogits, tangents_in.parameters), row)
 
 
 class SecondOrderSums(NamedTuple):

@@ -13,6 +13,7 @@ from jxent._src.core import hints
 from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
+from jxent._src.loss_fns import excluded
 from jxent._src.loss_fns.base import Data, OfLogits, present
 from jxent._src.sharding import explicit, varying
 
@@ -59,7 +60,7 @@ def of_block(loss_fn: OfLogits, block: Block, operands: Operands) -> Operands:
     """The operands of a block of classes."""
     labels, inputs, kernel, bias, parameters = operands
     return Operands(
-        loss_fn.labels_of(block, labels),
+        excluded.labels_of_block(loss_fn, block, labels),
         inputs,
         block.of(kernel),
         None if bias is None else block.of(bias),
@@ -87,10 +88,11 @@ def no_losses(operands: Operands) -> Array:
 
 
 def nonzero_tangents_of(tangents: Any) -> Operands:
-    """The tangents of operands, None for those that are zero."""
-    nonzero_tangents: Any = present(tangents)
-    still = not jax.tree.leaves(nonzero_tangents.kernel)
-    return cast(Operands, nonzero_tangents._replace(kernel=None) if still else nonzero_tangents)
+    """The tangents of operands, None for those that are zero; excluded classes have none."""
+    nonzero_tangents = cast(Operands, present(tangents))
+    labels = excluded.labels_alone(nonzero_tangents.labels)
+    labels, kernel = (x if jax.tree.leaves(x) else None for x in (labels, nonzero_tangents.kernel))
+    return nonzero_tangents._replace(labels=labels, kernel=cast(Kernel, kernel))
 
 
 def project(inputs: Array, kernel: Kernel, bias: Array | None) -> Float[Array, "block classes"]:
@@ -161,14 +163,11 @@ def data_of(loss_fn: OfLogits, operands: Operands) -> Data:
     x = project(operands.inputs, operands.kernel, operands.bias)
     if loss_fn.logit_softcap is not None:
         x = hints.materialize_before_cap(x)
-    labels, parameters = _own(loss_fn, operands.labels, operands.parameters)
-    return labels, x, parameters
-
-
-def _own(loss_fn: OfLogits, labels: Any, parameters: Any) -> tuple[Any, Any]:
     if loss_fn.has_teacher:
-        return loss_fn.of_operands(labels, parameters)
-    return labels, parameters
+        labels, parameters = loss_fn.of_operands(operands.labels, operands.parameters)
+        return labels, x, parameters
+    labels, x = excluded.labels_and_logits(loss_fn.classes, operands.labels, x)
+    return labels, x, operands.parameters
 
 
 def other_tangents(

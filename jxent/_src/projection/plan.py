@@ -21,6 +21,7 @@ from jxent._src.core.blocks import (
 )
 from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns.base import OfLogits
+from jxent._src.loss_fns.excluded import labels_alone
 from jxent._src.projection.matmuls import Operands
 from jxent._src.sharding import explicit
 
@@ -36,6 +37,7 @@ def blocks_of(loss_fn: OfLogits, sizes: BlockSizes, operands: Operands) -> AnyBl
     there are more classes than examples. For exclusive ones it depends on the platform.
     """
     labels, inputs, kernel, bias, parameters = operands
+    labels = labels_alone(labels)
     examples, classes = math.prod(inputs.shape[:-1]), kernel.shape[1]
     logits = 2 if loss_fn.has_teacher else 1  # the teacher's beside the student's
     shape = (kernel.shape[0], logits * classes)

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float
 from jxent._src.core.blocks import AnyBlocks, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import WeightedIds, computing_dtype
-from jxent._src.loss_fns import base
+from jxent._src.loss_fns import base, excluded
 from jxent._src.loss_fns.base import Loss, LossComponents
 from jxent._src.projection import class_blocks, one_block, per_example, plan
 from jxent._src.projection.matmuls import (
     Operands,
     in_products,
     match_varying,
+    nonzero_tangents_of,
     zero_nonfinite_where_masked,
 )
 from jxent._src.projection.one_block import (
@@ -54,14 +55,15 @@ def total(
 def _total_jvp(
     loss_fn: Loss, blocks: AnyBlocks, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Any, Any]:
-    dweights, nonzero_tangents = base.present(tangents)
+    dweights, nonzero_tangents = base.present(tangents[0]), nonzero_tangents_of(tangents[1])
     tangents_in = {k: t for k, t in nonzero_tangents._asdict().items() if jax.tree.leaves(t)}
     if dweights is not None:
         tangents_in["weights"] = dweights
     value, parts, grads = _value_and_grads(loss_fn, blocks, masks, frozenset(tangents_in), *primals)
     tangent_out = {k: inner(grads[k], t, value.dtype) for k, t in tangents_in.items()}
     # All but these act through the classes that this chip holds.
-    whole = ("weights", "labels") if isinstance(primals[1].labels, WeightedIds) else ("weights",)
+    are_lists = isinstance(excluded.labels_alone(primals[1].labels), WeightedIds)
+    whole = ("weights", "labels") if are_lists else ("weights",)
     of_whole = sum((tangent_out.pop(k) for k in whole if k in tangent_out), jnp.zeros_like(value))
     dvalue = of_whole + loss_fn.classes.psum(sum(tangent_out.values(), jnp.zeros_like(value)))
     return (value, parts), (dvalue, jax.tree.map(jnp.zeros_like, parts))

@@ -15,7 +15,7 @@ from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core import options
 from jxent._src.core.blocks import BY_SHAPE, AnyBlocks, BlockSizes
 from jxent._src.core.elementary import computing_dtype, upcast
-from jxent._src.loss_fns import base, statistics
+from jxent._src.loss_fns import base, excluded, statistics
 from jxent._src.loss_fns.base import Loss, OfLogits
 from jxent._src.loss_fns.sigmoid import Sigmoid, weighted_total
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
@@ -64,6 +64,12 @@ class Logits(NamedTuple):
     parameters: Array | None = None  # the loss's own, such as a `pos_weight`
 
 
+def _without_excluded(loss_fn: OfLogits, data: Logits) -> Logits:
+    """The data with the logits of excluded classes at -inf; `data_of` does it for a projection."""
+    labels, x = excluded.labels_and_logits(loss_fn.classes, data.labels, data.logits)
+    return Logits(labels, x, data.parameters)
+
+
 @_compiled(0, 2, 4)
 def each(
     loss_fn: Loss,
@@ -85,12 +91,14 @@ def each(
     options.in_dtype(loss_fn, data.logits.dtype)
     dtype = data.logits.dtype if dtype is None else dtype
     if mask is None:
-        losses, _ = base.losses(loss_fn, True, None, *_match_all_varying(loss_fn, data))
+        own = _without_excluded(loss_fn, _match_all_varying(loss_fn, data))
+        losses, _ = base.losses(loss_fn, True, None, *own)
         return losses.astype(dtype)
     if loss_fn.axis is None:
         more = data.logits.ndim - mask.ndim  # one mask for all classes of an example
         mask = explicit.broadcast_like(mask.reshape(*mask.shape, *(1,) * more), data.logits)
     weights, own = _match_all_varying(loss_fn, (_as_weights(mask, data.logits), data))
+    own = _without_excluded(loss_fn, own)
     return base.weighted_losses(loss_fn, weights, *own).astype(dtype)
 
 
@@ -127,21 +135,23 @@ def predicted(
         else ("logits", data.logits, predictor.classes.index)
     )
     options.in_dtype(predictor, x.dtype)
-    is_labelled = data.labels is not None
+    ids = excluded.labels_alone(data.labels)
+    is_labelled = ids is not None
     if not is_labelled:  # ids of any class: what is computed of them is left out
         of_rows = jnp.sum(x, axis)
         if predictor.classes.name is not None:  # the same on all chips that split the classes
             of_rows = jnp.zeros(of_rows.shape)
-        data = data._replace(labels=jnp.zeros_like(of_rows, dtype=jnp.int32))
+        ids = jnp.zeros_like(of_rows, dtype=jnp.int32)
     if mask is not None:
-        labels, x = _zero_where_masked(mask, axis, data.labels, x)
-        data = data._replace(labels=labels, **{name: x})
+        ids, x = _zero_where_masked(mask, axis, ids, x)
+    data = data._replace(labels=excluded.replaced(data.labels, ids), **{name: x})
     if isinstance(data, Operands):
         batch, operands, blocks = _cut(predictor, data, sizes)
         values, _ = softmax_statistics.projected(predictor, blocks, operands)
         found = SoftmaxStatistics(*(x.reshape(batch) for x in values))
     else:
-        found = statistics.predicted(predictor, *_match_all_varying(predictor, data))[0]
+        own = _without_excluded(predictor, _match_all_varying(predictor, data))
+        found = statistics.predicted(predictor, *own)[0]
     if mask is not None:
         kept = (jnp.where(mask, x, jnp.zeros_like(x)) for x in found)
         prediction = jnp.where(mask, found.prediction, -1)
@@ -302,6 +312,7 @@ def _reduced(
     logits = given.logits
     options.in_dtype(loss_fn, logits.dtype)
     own, data = _match_all_varying(loss_fn, (weights, given))
+    data = _without_excluded(loss_fn, data)
     denominator = partial(_count, loss_fn, reduction, mean_over, weights, given)
     if isinstance(loss_fn, Sigmoid) and loss_fn.axis is None and reduction is not Reduction.NONE:
         summed = loss_fn.total_of(logits.ndim)

@@ -7,6 +7,7 @@ from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import sigmoid, softmax
+from jxent._src.loss_fns.excluded import with_excluded
 from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
 from jxent._src.sharding.class_axis import ClassAxis
@@ -19,6 +20,7 @@ def linear_sparse_softmax_cross_entropy(
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
     label_weights: Numbers | None = None,
+    excluded: Ids | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -50,6 +52,9 @@ def linear_sparse_softmax_cross_entropy(
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing` or
         `class_block_size`.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
+        accidental hits, known positives. A negative id is padding, one that appears twice counts
+        once, one that is too large makes its example NaN. The loss of an excluded label is inf.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -104,7 +109,8 @@ def linear_sparse_softmax_cross_entropy(
         focusing=focusing,
     )
     sizes = check.block_sizes(block_size, class_block_size)
-    data = Operands(targets, inputs, kernel, bias)
+    out = check_labels.excluded(excluded, shape, len(shape) - 1)
+    data = Operands(with_excluded(targets, out), inputs, kernel, bias)
     chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_softmax_cross_entropy"):
         return entry.each(loss_fn, data, sizes, chosen)

@@ -4,8 +4,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Integer
 
 from jxent._src.checks import check, check_labels, check_weights
-from jxent._src.core.elementary import Numbers
+from jxent._src.core.elementary import Ids, Numbers
 from jxent._src.loss_fns import softmax
+from jxent._src.loss_fns.excluded import with_excluded
 from jxent._src.run import entry
 from jxent._src.run.entry import Logits
 from jxent._src.sharding.class_axis import ClassAxis
@@ -87,6 +88,7 @@ def sparse_softmax_cross_entropy_with_logits(
     logits: Float[ArrayLike, "..."],
     axis: int = -1,
     label_weights: Numbers | None = None,
+    excluded: Ids | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -114,6 +116,9 @@ def sparse_softmax_cross_entropy_with_logits(
       label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
+        accidental hits, known positives. A negative id is padding, one that appears twice counts
+        once, one that is too large makes its example NaN. The loss of an excluded label is inf.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -163,6 +168,7 @@ def sparse_softmax_cross_entropy_with_logits(
         logit_softcap=logit_softcap,
         focusing=focusing,
     )
+    out = check_labels.excluded(excluded, logits.shape, axis)
     chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "sparse_softmax_cross_entropy_with_logits"):
-        return entry.each(loss_fn, Logits(targets, logits), mask=chosen)
+        return entry.each(loss_fn, Logits(with_excluded(targets, out), logits), mask=chosen)

@@ -4,8 +4,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Integer
 
 from jxent._src.checks import check, check_labels, check_weights
-from jxent._src.core.elementary import Bias, Numbers
+from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.core.kernel import Transposed
+from jxent._src.loss_fns.excluded import with_excluded
 from jxent._src.loss_fns.statistics import Predictor, SoftmaxStatistics
 from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
@@ -18,6 +19,7 @@ def sparse_softmax_statistics_with_logits(
     labels: Integer[ArrayLike, "..."] | None = None,
     logits: Float[ArrayLike, "..."],
     axis: int = -1,
+    excluded: Ids | None = None,
     temperature: Numbers = 1.0,
     logit_softcap: float | None = None,
     axis_name: str | None = None,
@@ -38,6 +40,9 @@ def sparse_softmax_statistics_with_logits(
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf. A
+        negative id is padding, one that appears twice counts once, one that is too large makes its
+        example NaN. The log-probability of an excluded label is -inf.
       temperature: A positive number, which may be traced: divides the float32 logits, after the
         cap. Differentiable; NaN comes of one that is not positive.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
@@ -72,10 +77,12 @@ def sparse_softmax_statistics_with_logits(
     axis = check.axis(axis, logits)
     ids = None if labels is None else check_labels.class_ids(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
+    out = check_labels.excluded(excluded, logits.shape, axis)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
     chosen = check_weights.mask(mask, check_labels.batch_shape(logits.shape, axis))
     with check.scope(name, "sparse_softmax_statistics_with_logits"):
-        return entry.predicted(predictor, Logits(ids, logits, divisor), mask=chosen)
+        data = Logits(with_excluded(ids, out), logits, divisor)
+        return entry.predicted(predictor, data, mask=chosen)
 
 
 def linear_sparse_softmax_statistics(
@@ -84,6 +91,7 @@ def linear_sparse_softmax_statistics(
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
+    excluded: Ids | None = None,
     temperature: Numbers = 1.0,
     logit_softcap: float | None = None,
     block_size: int | None = None,
@@ -108,6 +116,9 @@ def linear_sparse_softmax_statistics(
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
         float32 kernel is rounded to that dtype once a block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf. A
+        negative id is padding, one that appears twice counts once, one that is too large makes its
+        example NaN. The log-probability of an excluded label is -inf.
       temperature: A positive number, which may be traced: divides the float32 logits, after the
         cap. Differentiable; NaN comes of one that is not positive.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
@@ -152,7 +163,8 @@ def linear_sparse_softmax_statistics(
     divisor = check.temperature(temperature, inputs.dtype)
     predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
-    data = Operands(ids, inputs, kernel, bias, divisor)
+    out = check_labels.excluded(excluded, shape, len(shape) - 1)
+    data = Operands(with_excluded(ids, out), inputs, kernel, bias, divisor)
     chosen = check_weights.mask(mask, shape[:-1])
     with check.scope(name, "linear_sparse_softmax_statistics"):
         return entry.predicted(predictor, data, sizes, chosen)

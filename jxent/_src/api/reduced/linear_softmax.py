@@ -10,6 +10,7 @@ from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Bias, Dense, Ids, Numbers
 from jxent._src.core.kernel import Transposed
 from jxent._src.loss_fns import softmax
+from jxent._src.loss_fns.excluded import with_excluded
 from jxent._src.projection.matmuls import Operands
 from jxent._src.run import entry
 from jxent._src.run.reduction import Reduction, SoftmaxAux
@@ -46,6 +47,7 @@ def linear_sparse_softmax_cross_entropy(
     bias: Bias | None = None,
     weights: Numbers = 1.0,
     label_weights: Numbers | None = None,
+    excluded: Ids | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
@@ -84,6 +86,9 @@ def linear_sparse_softmax_cross_entropy(
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing` or
         `class_block_size`.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
+        accidental hits, known positives. A negative id is padding, one that appears twice counts
+        once, one that is too large makes its example NaN. The loss of an excluded label is inf.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
@@ -141,7 +146,8 @@ def linear_sparse_softmax_cross_entropy(
         focusing=focusing,
         has_aux=check.flag("has_aux", has_aux),
     )
-    data = Operands(targets, inputs, kernel, bias)
+    out = check_labels.excluded(excluded, shape, len(shape) - 1)
+    data = Operands(with_excluded(targets, out), inputs, kernel, bias)
     sizes = check.block_sizes(block_size, class_block_size)
     with check.scope(scope, "linear_sparse_softmax_cross_entropy", argument="scope"):
         return entry.reduced(loss_fn, weights, reduction, data, sizes)

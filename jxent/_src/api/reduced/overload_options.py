@@ -6,7 +6,7 @@ An overload for each return type repeats the signature: they take what is the sa
 
 from typing import TypedDict
 
-from jxent._src.core.elementary import Bias, Numbers
+from jxent._src.core.elementary import Bias, Ids, Numbers
 from jxent._src.run.reduction import Reduction
 
 
@@ -28,6 +28,7 @@ class SparseSoftmaxOptions(SoftmaxOptions, total=False):
     """Of class ids and logits."""
 
     label_weights: Numbers | None
+    excluded: Ids | None
     focusing: float
 
 
@@ -44,5 +45,6 @@ class LinearSparseSoftmaxOptions(LinearSoftmaxOptions, total=False):
     """Of class ids and a projection."""
 
     label_weights: Numbers | None
+    excluded: Ids | None
     focusing: float
     class_block_size: int | None

@@ -9,6 +9,7 @@ from jxent._src.api.reduced.overload_options import SoftmaxOptions, SparseSoftma
 from jxent._src.checks import check, check_labels
 from jxent._src.core.elementary import Dense, Ids, Numbers
 from jxent._src.loss_fns import softmax
+from jxent._src.loss_fns.excluded import with_excluded
 from jxent._src.run import entry
 from jxent._src.run.entry import Logits
 from jxent._src.run.reduction import Reduction, SoftmaxAux
@@ -151,6 +152,7 @@ def sparse_softmax_cross_entropy(
     *,
     axis: int = -1,
     label_weights: Numbers | None = None,
+    excluded: Ids | None = None,
     z_loss: float = 0.0,
     logit_softcap: float | None = None,
     focusing: float = 0.0,
@@ -182,6 +184,9 @@ def sparse_softmax_cross_entropy(
       label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
+      excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
+        accidental hits, known positives. A negative id is padding, one that appears twice counts
+        once, one that is too large makes its example NaN. The loss of an excluded label is inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c). A class at -inf
         stays ruled out.
@@ -220,6 +225,7 @@ def sparse_softmax_cross_entropy(
     targets = check_labels.class_labels(
         labels, label_weights, logits.shape, axis, logits.dtype, trailing_one=True
     )
+    out = check_labels.excluded(excluded, logits.shape, axis)
     loss_fn = softmax.of_ids(
         targets,
         classes=ClassAxis(axis, check.axis_name(axis_name)),
@@ -230,4 +236,5 @@ def sparse_softmax_cross_entropy(
         has_aux=check.flag("has_aux", has_aux),
     )
     with check.scope(scope, "sparse_softmax_cross_entropy", argument="scope"):
-        return entry.reduced(loss_fn, weights, reduction, Logits(targets, logits))
+        data = Logits(with_excluded(targets, out), logits)
+        return entry.reduced(loss_fn, weights, reduction, data)

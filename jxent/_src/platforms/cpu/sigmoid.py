@@ -73,14 +73,16 @@ SHORT = 8
     sigmoid.multi_hot_mask,
     "cpu",
     applies=lambda classes, ids, x: (
-        classes.name is None and is_unsharded(x) and ids.shape[-1] > SHORT
+        classes.name is None and is_unsharded(x) and ids.shape[classes.index] > SHORT
     ),
 )
-def _scattered_mask(_: ClassAxis, ids: Array, x: Array) -> Array:
+def _scattered_mask(classes: ClassAxis, ids: Array, x: Array) -> Array:
     """Stored, a byte a class."""
-    places = jnp.broadcast_to(jnp.where(ids < 0, -1, ids), (*x.shape[:-1], ids.shape[-1]))
+    shape = list(x.shape)
+    shape[classes.index] = ids.shape[classes.index]
+    places = jnp.broadcast_to(jnp.where(ids < 0, -1, ids), shape).astype(jnp.int32)
     listed = jnp.ones_like(places, dtype=bool)
-    return written(jnp.zeros_like(x, dtype=bool), -1, places.astype(jnp.int32), listed)
+    return written(jnp.zeros_like(x, dtype=bool), classes.index, places, listed)
 
 
 def _is_unsharded_ids(loss_fn: SparseSigmoid, _: Array, logits: Array, *__: Array | None) -> bool:
