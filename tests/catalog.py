@@ -259,6 +259,10 @@ WEIGHTED_IDS = (
     _linear("sparse_softmax", (7, 5), 3, 2, " weighted", bias=True, labels="weighted"),
     _linear("sparse_softmax", (2, 4, 5), 3, None, " weighted", "weighted_mean", weights=(2, 4),
             options=CAP | Z | SMOOTH, has_aux=True, labels="weighted"),
+    _linear("sparse_softmax", (3, 5), 2, CLASSES_2, " weighted by classes", bias=True,
+            labels="weighted", options=SMOOTH),
+    _linear("sparse_softmax", (2, 4, 5), 3, CLASSES_2, " weighted by classes", "weighted_mean",
+            weights=(2, 4), options=CAP | Z | SMOOTH, has_aux=True, labels="weighted"),
 )  # fmt: skip
 
 

@@ -100,11 +100,10 @@ OPTION_DOCS: dict[str, tuple[str, ...]] = {
         "Classes a block, in place of examples: the kernel's gradient is written once. None, where "
         "`block_size` is None too, leaves it to shapes and platform.",
     ),
-    "label_weights": tuple(
+    "label_weights": (
         "A weight for each of several ids an example, with labels `[*batch, ids]`: the loss is "
         "that of dense labels with these weights, which need not sum to 1. A negative id is "
-        f"padding, one that appears twice adds up. Differentiable. Not with `focusing`{more}."
-        for more in ("", " or `class_block_size`")
+        "padding, one that appears twice adds up. Differentiable. Not with `focusing`.",
     ),
     "excluded": (
         "Lists `[*batch, ids]` of classes that take no part in that example, as at -inf: "

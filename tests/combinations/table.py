@@ -280,8 +280,6 @@ SHARD_MAP = ("shard_map", "varying")
 NEVER = [
     # Documented refusals.
     Never({"has_aux": True, "reduction": "none"}, "has_aux must be False for Reduction.NONE"),
-    Never({"label_weights": "array", "blocks": "classes"},
-          "class_block_size must be None with label_weights"),
     Never({"mesh": "explicit", "split": ("classes", "both"), "blocks": "classes"},
           "class_block_size must be None where the classes are split explicitly"),
     # What says nothing new, or can not be.

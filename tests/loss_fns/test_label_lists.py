@@ -10,6 +10,7 @@ import pytest
 import jxent
 from benchmarks.lib.programs import temporaries
 from jxent import losses
+from tests import reference
 from tests.compile_options import quick
 from tests.reference import WIDE, dense_labels, ulps
 
@@ -335,6 +336,32 @@ FUNCTIONS = {
 def test_wrong_arguments(name, changed, error, message):
     with pytest.raises(error, match=message):
         FUNCTIONS[name](**{"labels": IDS, "label_weights": WEIGHTS, **changed})
-    if "linear" in name:
-        with pytest.raises(ValueError, match="class_block_size must be None with label_weights"):
-            FUNCTIONS[name](labels=IDS, label_weights=WEIGHTS, class_block_size=2)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("ids_per_example", [3, 70])
+@pytest.mark.one_in(4)
+def test_blocks_of_classes(platform, ids_per_example):
+    """Entries of other blocks count in a block's gradient, and have none of their own there."""
+    rng = np.random.default_rng(2)
+    classes, examples = 23, 5
+    logits = 4 * rng.standard_normal((examples, classes))
+    ids = rng.integers(-1, classes, (examples, ids_per_example))
+    listed, each = rng.uniform(0, 1, ids.shape), rng.uniform(0.5, 2, examples)
+    options = {"label_smoothing": 0.1, "z_loss": 0.2}
+
+    def of_blocks(logits, listed):
+        return losses.linear_sparse_softmax_cross_entropy(
+            ids, logits, jnp.eye(classes), label_weights=listed, weights=each, reduction="sum",
+            class_block_size=5, **options,
+        )  # fmt: skip
+
+    def expected(logits, listed):
+        labels = dense_labels(ids, listed, logits)
+        return jnp.sum(each * reference.softmax(labels, logits, **options))
+
+    with jax.enable_x64(True):
+        with jxent.assume_platform(platform):
+            found = jax.value_and_grad(of_blocks, (0, 1))(logits, listed)
+        wanted = jax.value_and_grad(expected, (0, 1))(logits, listed)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-12), found, wanted)

@@ -58,7 +58,7 @@ class OfLogits(Options):
         """The same of classes that are all on this device, or of a block of them."""
         return replace(self, classes=ClassAxis(-1))
 
-    def labels_of(self, block: Block, labels: Array) -> Array:
+    def labels_of(self, block: Block, labels: Any) -> Any:
         """The labels of a block of classes; here of class ids."""
         return self.classes.local_ids(block, labels)
 

@@ -182,10 +182,16 @@ def neg_log_probs(
 ) -> Array:
     """-log p of the listed classes, which their weights multiply; 0 where infinite, see there.
 
-    As `logsumexp.neg_log_probs`; 0 for padding.
+    As `logsumexp.neg_log_probs`; 0 for padding, and for entries of another block of classes.
     """
     value = max_minus_x(logits_of(classes, ids, x), row_max) + log1p(sumexp_rest)
-    return jnp.where(jnp.isinf(value) | (ids < 0), 0, value)
+    value = jnp.where(jnp.isinf(value) | ~_are_listed(classes, ids, x), 0, value)
+    return jnp.where(jnp.isnan(sumexp_rest) & (ids >= 0), sumexp_rest, value)
+
+
+def _are_listed(classes: ClassAxis, ids: Array, x: Array) -> Array:
+    """Whether each entry names a class of these."""
+    return (ids >= 0) & (ids < classes.count(x))
 
 
 @neg_log_probs.defjvp
@@ -193,5 +199,5 @@ def _neg_log_probs_jvp(classes: ClassAxis, primals: Any, tangents: Any) -> tuple
     x, ids, row_max, sumexp_rest = primals
     p, _ = logsumexp.probability_and_complement(x, row_max, sumexp_rest, classes)
     apart = logsumexp.deviation(p, x, row_max, sumexp_rest, tangents[0], classes)
-    tangent_out = jnp.where(ids < 0, 0, -logits_of(classes, ids, apart))
+    tangent_out = jnp.where(_are_listed(classes, ids, x), -logits_of(classes, ids, apart), 0)
     return neg_log_probs(classes, *primals), tangent_out

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jxent._src.core import hints
+from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import WeightedIds, log1p, nan_unless, upcast
 from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES
 from jxent._src.loss_fns import label_lists
@@ -136,11 +137,18 @@ class ListedSoftmax(Softmax):
     """Exclusive classes, lists of weighted ids."""
 
     focusing: float = 0.0
+    has_class_blocks = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.focusing:
             raise ValueError(f"focusing must be 0 with label_weights, got {self.focusing}")
+
+    def labels_of(self, block: Block, labels: WeightedIds) -> WeightedIds:
+        """With ids beyond the block's classes for entries of other blocks, whose weights count."""
+        places = self.classes.local_ids(block, labels.ids)
+        elsewhere = jnp.where(places < 0, block.size, places)
+        return labels._replace(ids=jnp.where(labels.ids < 0, -1, elsewhere))
 
     def _statistics(self, x: Array, labels: WeightedIds) -> DenseLabelResiduals:
         labels, in_range = label_lists.canonicalize_ids(self.classes, labels, x)

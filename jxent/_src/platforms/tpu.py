@@ -9,8 +9,10 @@ from jaxtyping import Array
 from jxent._src.core import hints
 from jxent._src.core.blocks import AnyBlocks, BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import implements
+from jxent._src.core.elementary import WeightedIds
 from jxent._src.loss_fns import sigmoid
 from jxent._src.loss_fns.base import Loss, Residuals
+from jxent._src.loss_fns.excluded import labels_alone
 from jxent._src.loss_fns.statistics import Outputs, Predictor
 from jxent._src.platforms import one_pass
 from jxent._src.platforms.block_choice import chooses_blocks
@@ -55,14 +57,16 @@ def _are_fused(loss_fn: Loss, blocks: AnyBlocks, _: Array | None, operands: Oper
     mask would be stored; nor where the statistics take several passes over the logits, which then
     would be stored.
     """
-    lists = (x for x in jax.tree.leaves(operands.labels) if x.ndim > 1)
-    are_long = any(x.shape[-1] > LONG for x in lists if jnp.issubdtype(x.dtype, jnp.integer))
-    fused = not (are_long or loss_fn.has_teacher)
     return (
         loss_fn.logit_softcap is None
         and isinstance(blocks, BlockCandidates | ClassBlocks)
-        and fused
+        and not (_has_long_lists(operands) or loss_fn.has_teacher)
     )
+
+
+def _has_long_lists(operands: Operands) -> bool:
+    lists = (x for x in jax.tree.leaves(operands.labels) if x.ndim > 1)
+    return any(x.shape[-1] > LONG for x in lists if jnp.issubdtype(x.dtype, jnp.integer))
 
 
 @implements(per_example.losses_and_residuals, "tpu", applies=_are_fused)
@@ -116,6 +120,9 @@ def _widened(blocks: ClassBlocks, operands: Operands) -> ClassBlocks:
 
 def _class_blocks(blocks: BlockCandidates, operands: Operands, products: int) -> ClassBlocks | None:
     """Blocks of classes where they take less time, with so many more products, in wide blocks."""
+    are_weighted = isinstance(labels_alone(operands.labels), WeightedIds)
+    if are_weighted and _has_long_lists(operands):
+        return None  # the statistics are not fused with the product, so that both take more
     if not plan.prefer_class_blocks(V5E, blocks, operands.inputs, operands.kernel, products):
         return None
     return _widened(cast(ClassBlocks, blocks.classes), operands)
@@ -166,6 +173,12 @@ def _statistics_in_one_block(predictor: Predictor, _: AnyBlocks, operands: Opera
 @implements(hints.materialize_before_cap, "tpu")
 def _stored_logits(x: Array) -> Array:
     """With a cap on it the compiler takes minutes to fuse a product with what comes next."""
+    return hints.materialize(x)
+
+
+@implements(hints.materialize_before_lists, "tpu", applies=lambda number, _: number > LONG)
+def _stored_before_lists(_: int, x: Array) -> Array:
+    """As with a cap: 64 ids take the compiler 40 s in place of 10 minutes."""
     return hints.materialize(x)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from jxent._src.core import hints
 from jxent._src.core.blocks import Block, ClassBlocks
-from jxent._src.core.elementary import computing_dtype, upcast, zero_from
+from jxent._src.core.elementary import WeightedIds, computing_dtype, upcast, zero_from
 from jxent._src.core.kernel import Kernel
 from jxent._src.core.versions import linear
 from jxent._src.loss_fns import base, excluded
@@ -127,6 +127,9 @@ def values_and_gradients(
             labels, inputs, kernel, bias, parameters = part
             # Not `data_of`: where the slope is stored alone, a cap may be fused with the product.
             x = project(inputs, kernel, bias)
+            if are_lists:
+                number = excluded.labels_alone(labels).ids.shape[-1]
+                x = hints.materialize_before_lists(number, x)
             data = (*excluded.labels_and_logits(loss_fn.unsharded.classes, labels, x), parameters)
             grads = one_block.gradients(
                 loss_fn.unsharded,
@@ -143,7 +146,7 @@ def values_and_gradients(
         values, _, _, of_rows, of_shared = block(own.number, weights, operands)
         found = {"values": values, **of_rows, **of_shared}
         return (
-            {name: sum + found[name] for name, sum in sums.items()},
+            {name: jax.tree.map(jnp.add, sum, found[name]) for name, sum in sums.items()},
             {name: own.put(whole, found[name]) for name, whole in columns.items()},
         )
 
@@ -151,12 +154,16 @@ def values_and_gradients(
     # float16 has too few exponents for what a factor of the loss may still multiply.
     stored = wide if given == jnp.float16 else given
     dtypes = {"kernel": stored, "inputs": wide, "bias": wide, "parameters": wide}
+    own_labels = excluded.labels_alone(operands.labels)
+    are_lists = isinstance(own_labels, WeightedIds)
+    floating = operands._replace(labels=one_block.floating(own_labels))
     start = {
         name: jax.tree.map(partial(jnp.zeros_like, dtype=dtypes.get(name)), x)
-        for name, x in operands._asdict().items()
+        for name, x in floating._asdict().items()
         if name in wanted
     }
-    columns = {k: x for k, x in start.items() if k != "inputs" and x.ndim}
+    of_rows = ("inputs", "labels") if are_lists else ("inputs",)
+    columns = {k: x for k, x in start.items() if k not in of_rows and x.ndim}
     sums = {k: x for k, x in start.items() if k not in columns}
     if before is None:
         sums["values"] = no_losses(operands)
@@ -166,6 +173,8 @@ def values_and_gradients(
     # As by blocks of examples, whose derivatives stand in for these in second order.
     values, residuals = before
     parts = base.components(loss_fn, residuals.statistics)
+    if are_lists and "labels" in sums:  # a chip's classes have a part of each list
+        sums["labels"] = jax.tree.map(loss_fn.classes.psum, sums["labels"])
     return values, parts, jax.tree.map(upcast, {**sums, **columns})
 
 

@@ -154,7 +154,7 @@ def gradients(
                 residuals.statistics,
                 other_tangents(loss_fn, operands, dlabels, dparameters),
             ),
-            _floating(own_labels) if "labels" in wanted else None,
+            floating(own_labels) if "labels" in wanted else None,
             own_parameters if "parameters" in wanted else None,
         )
         dlabels, dparameters = pull(cotangent + jnp.zeros_like(tangent_out))
@@ -165,6 +165,6 @@ def gradients(
     return of_rows, of_shared
 
 
-def _floating(labels: Any) -> Any:
+def floating(labels: Any) -> Any:
     """None in place of what has no derivative."""
     return jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jnp.floating) else None, labels)

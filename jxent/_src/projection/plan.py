@@ -46,10 +46,9 @@ def blocks_of(loss_fn: OfLogits, sizes: BlockSizes, operands: Operands) -> AnyBl
         return by_examples
     fewer = isinstance(examples, int) and examples < classes
     by_classes = None
-    if sizes.classes and not loss_fn.has_class_blocks:
-        raise ValueError(f"class_block_size must be None with label_weights, got {sizes.classes}")
     if loss_fn.has_class_blocks and (sizes.classes or fewer):
-        dense = labels if jnp.issubdtype(labels.dtype, jnp.floating) else None
+        are_dense = isinstance(labels, jax.Array) and jnp.issubdtype(labels.dtype, jnp.floating)
+        dense = labels if are_dense else None
         per_class = (x for x in (kernel, dense, bias, parameters) if x is not None and x.ndim)
         runs = explicit.num_class_shards(*per_class)
         if runs is not None:

@@ -50,8 +50,7 @@ def linear_sparse_softmax_cross_entropy(
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
-        padding, one that appears twice adds up. Differentiable. Not with `focusing` or
-        `class_block_size`.
+        padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
         accidental hits, known positives. A negative id is padding, one that appears twice counts
         once, one that is too large makes its example NaN. The loss of an excluded label is inf.
