@@ -3,9 +3,8 @@
 Arrays come checked, of one shape, with one axis of classes.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,23 +25,12 @@ from jxent._src.loss_fns.softmax import Softmax, SparseSoftmax
 from jxent._src.numerics import logsumexp
 from jxent._src.numerics.mixed_focal import missed_power
 from jxent._src.run import entry
-from jxent._src.run.entry import Logits
+from jxent._src.run.entry import Logits, compiled
 from jxent._src.sharding import class_axis
 from jxent._src.sharding.class_axis import ClassAxis
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def _compiled(*statics: int) -> Callable[[Function], Function]:
-    """`jax.jit` of a function, in the type that the function has."""
-
-    def compiled(function: Function) -> Function:
-        return cast(Function, jax.jit(function, static_argnums=statics))
-
-    return compiled
-
-
-@_compiled(0, 1)
+@compiled(0, 1)
 def dense(loss_fn: Softmax, dtype: DTypeLike, labels: Array, logits: Array, where: Array) -> Array:
     """The losses of the classes that the mask leaves, 0 with no derivative where it leaves none."""
     classes = loss_fn.classes
@@ -80,7 +68,7 @@ def in_range(ids: Array, classes: int) -> tuple[Array, Array]:
     return jnp.where(ids < 0, ids + classes, ids), is_id
 
 
-@_compiled(0)
+@compiled(0)
 def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | None) -> Array:
     """The losses of ids, NaN out of range, but with finite derivatives, so that they can be masked.
 
@@ -108,7 +96,7 @@ def of_ids(loss_fn: SparseSoftmax, ids: Array, logits: Array, where: Array | Non
     return jnp.where(jnp.any(where, classes.index), loss, 0).astype(logits.dtype)
 
 
-@_compiled(0, 1)
+@compiled(0, 1)
 def poly(
     loss_fn: Softmax,
     dtype: DTypeLike,
@@ -138,7 +126,7 @@ def poly(
     return (loss + epsilon.astype(computing) * first).astype(dtype)
 
 
-@_compiled(0, 1)
+@compiled(0, 1)
 def focal(
     whole: int, dtype: DTypeLike, rest: Any, alpha: Any, labels: Array, logits: Array
 ) -> Array:
@@ -161,7 +149,7 @@ def focal(
     return values.astype(dtype)
 
 
-@_compiled(0, 1)
+@compiled(0, 1)
 def divergence(
     loss_fn: GivenDivergence, dtype: DTypeLike, targets: Array, log_predictions: Array, where: Array
 ) -> Array:

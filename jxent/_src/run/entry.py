@@ -36,10 +36,10 @@ from jxent._src.sharding import class_axis, explicit
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _compiled(*statics: int) -> Callable[[Function], Function]:
+def compiled(*statics: int) -> Callable[[Function], Function]:
     """`jax.jit` of a function, in the type that the function has."""
 
-    def compiled(function: Function) -> Function:
+    def of(function: Function) -> Function:
         # JAX traces a derivative with its mesh set, and a value with none where there is none. Set
         # to what it is, it is the same, and what a value's trace cached serves its gradient.
         @wraps(function)
@@ -49,7 +49,7 @@ def _compiled(*statics: int) -> Callable[[Function], Function]:
 
         return cast(Function, jax.jit(with_mesh_set, static_argnums=statics))
 
-    return compiled
+    return of
 
 
 def _match_all_varying(loss_fn: OfLogits, arrays: Any) -> Any:
@@ -70,7 +70,7 @@ def _without_excluded(loss_fn: OfLogits, data: Logits) -> Logits:
     return Logits(labels, x, data.parameters)
 
 
-@_compiled(0, 2, 4)
+@compiled(0, 2, 4)
 def each(
     loss_fn: Loss,
     data: Logits | Operands,
@@ -87,7 +87,8 @@ def each(
         options.in_dtype(loss_fn, data.inputs.dtype)
         weights = None if mask is None else _as_weights(mask, data.inputs).reshape(-1)
         batch, operands, blocks = _cut(loss_fn, data, sizes)
-        return _each_projected(loss_fn, blocks, weights, operands).reshape(batch)
+        each = _each_projected(loss_fn, blocks, mask is not None, weights, operands)
+        return each.reshape(batch)
     options.in_dtype(loss_fn, data.logits.dtype)
     dtype = data.logits.dtype if dtype is None else dtype
     if mask is None:
@@ -107,21 +108,22 @@ def _as_weights(mask: Array, x: Array) -> Array:
 
 
 def _each_projected(
-    loss_fn: Loss, blocks: AnyBlocks, weights: Array | None, operands: Operands
+    loss_fn: Loss, blocks: AnyBlocks, masks: bool, weights: Array | None, operands: Operands
 ) -> Array:
     """The losses of a projection, weighted; of examples along one axis."""
-    if weights is not None:
+    if masks:
+        assert weights is not None
         weights, inputs = matmuls.zero_nonfinite_where_masked(weights, operands.inputs)
         operands = operands._replace(inputs=inputs)
         if loss_fn.has_teacher:  # its inputs stand in the labels' place
             weights, labels = matmuls.zero_nonfinite_where_masked(weights, operands.labels)
             operands = operands._replace(labels=labels)
-        weights, operands = _match_all_varying(loss_fn, (weights, operands))
-    losses, _ = per_example.per_example(loss_fn, blocks, weights, operands)
+    weights, operands = _match_all_varying(loss_fn, (weights, operands))
+    losses, _ = per_example.per_example(loss_fn, blocks, weights if masks else None, operands)
     return losses if weights is None else base.apply_weights(weights, losses)
 
 
-@_compiled(0, 2)
+@compiled(0, 2)
 def predicted(
     predictor: Predictor,
     data: Logits | Operands,
@@ -180,7 +182,7 @@ def reduced(
     reduction: Reduction | str,
     data: Logits | Operands,
     sizes: BlockSizes = BY_SHAPE,
-    mean_over: str = "",
+    mean_over: str | None = None,
 ) -> Any:
     """The losses, weighted and reduced, in float32 at least; beside them what is asked for."""
     x = data.inputs if isinstance(data, Operands) else data.logits
@@ -237,7 +239,7 @@ def reduced_rows(
 
 _NOT_IN_PARTS = (
     "has_aux must be False for Reduction.NONE: the parts are of a reduced loss, and one "
-    "loss an example is reduced to none"
+    "loss per example is reduced to none"
 )
 
 
@@ -281,7 +283,7 @@ def _shape_of_losses(loss_fn: Loss, data: Logits | Operands) -> tuple[int, ...]:
 def _count(
     loss_fn: Loss,
     reduction: Reduction,
-    mean_over: str,
+    mean_over: str | None,
     weights: Array,
     data: Logits | Operands,
 ) -> Count:
@@ -300,12 +302,12 @@ def _count(
     return count(reduction, weights, shape)
 
 
-@_compiled(0, 1, 2, 3)
+@compiled(0, 1, 2, 3)
 def _reduced(
     loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
-    mean_over: str,
+    mean_over: str | None,
     weights: Array,
     given: Logits,
 ) -> Any:
@@ -335,7 +337,7 @@ def _reduced(
     return weighted if reduction is Reduction.NONE else divided(jnp.sum(weighted), denominator())
 
 
-@_compiled(0, 1)
+@compiled(0, 1)
 def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: Array) -> Array:
     values = upcast(losses)
     if masks:
@@ -349,12 +351,12 @@ def _reduced_losses(masks: bool, reduction: Reduction, weights: Array, losses: A
     return divided(jnp.sum(weighted), count(reduction, weights, weighted.shape))
 
 
-@_compiled(0, 1, 2, 3, 4)
+@compiled(0, 1, 2, 3, 4)
 def _reduced_projection(
     loss_fn: Loss,
     masks: bool,
     reduction: Reduction,
-    mean_over: str,
+    mean_over: str | None,
     blocks: AnyBlocks,
     weights: Array,
     operands: Operands,
@@ -364,18 +366,14 @@ def _reduced_projection(
     batch = given.inputs.shape[:-1]
     each = explicit.broadcast_row_weights(operands.inputs, weights).reshape(-1)
     labels, inputs = _flat(*operands.of_rows)
-    if masks:
-        each, inputs = matmuls.zero_nonfinite_where_masked(each, inputs)
-        # A teacher's inputs stand in the labels' place. What is reduced cleans them where it is
-        # differentiated twice, and saves no second array of their size before.
-        if loss_fn.has_teacher and reduction is Reduction.NONE:
-            each, labels = matmuls.zero_nonfinite_where_masked(each, labels)
     operands = operands._replace(labels=labels, inputs=inputs)
     if reduction is Reduction.NONE:
-        each, operands = _match_all_varying(loss_fn, (each, operands))
-        mask = each if masks else None
-        values, _ = per_example.per_example(loss_fn, blocks, mask, operands)
-        return base.apply_weights(each, values).reshape(batch)
+        return _each_projected(loss_fn, blocks, masks, each, operands).reshape(batch)
+    if masks:
+        # A teacher's inputs are cleaned where the sum is differentiated twice, so that no second
+        # array of their size is saved before.
+        each, inputs = matmuls.zero_nonfinite_where_masked(each, inputs)
+        operands = operands._replace(inputs=inputs)
     # The denominator goes into the weights: dividing the loss afterwards would cost another pass
     # over the kernel's gradient.
     denominator = _count(loss_fn, reduction, mean_over, weights, given)
