@@ -41,7 +41,7 @@ class Program:
     examples: int
     classes: int
     features: int | None = None
-    reduce: bool = True  # one number, or one loss an example
+    reduce: bool = True  # one number, or one loss per example
     block_size: int | None = None
     classes_over: str | tuple[str, ...] = MODEL
     examples_over: str | None = DATA
@@ -51,7 +51,7 @@ class Program:
     def name(self) -> str:
         """Loss, form and shape."""
         sizes = [self.examples, self.features, self.classes]
-        form = "" if self.reduce else ", one loss an example"
+        form = "" if self.reduce else ", one loss per example"
         return f"{self.loss}{form}, " + " x ".join(str(n) for n in sizes if n is not None)
 
 

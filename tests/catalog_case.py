@@ -69,7 +69,7 @@ class Case:
             lists[..., -1] = lists[..., 0]  # an id twice counts once
             arrays["labels"] = lists
         elif self.labels == "weighted":
-            # Three ids an example, of which one may be padding, and one appears twice.
+            # Three ids per example, of which one may be padding, and one appears twice.
             examples = list(self.shape)
             classes = examples.pop(self.axis or 0)
             lists = rng.integers(-1, classes, size=(*examples, 4))

@@ -249,7 +249,7 @@ def wide_focal_term(g, x):
 
 
 class Wide(NamedTuple):
-    """The truth of one loss an example (an element for sigmoid), and what its terms add up to.
+    """The truth of one loss per example (an element for sigmoid), and what its terms add up to.
 
     `curve` is the Hessian-vector product along a given direction. A `..._size` is the sum of the
     absolute values of the terms, which a relative error is relative to.

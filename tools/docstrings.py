@@ -80,28 +80,28 @@ OPTION_DOCS: dict[str, tuple[str, ...]] = {
         for reduced in ("", _REDUCED)
     ),
     "block_size": (
-        "Examples a block. Smaller blocks hold fewer logits, larger ones make faster products. "
+        "Examples per block. Smaller blocks hold fewer logits, larger ones make faster products. "
         "None takes 2^25 / classes, and at least features / 2: adding to the kernel's gradient "
-        "passes over it once a block. Under automatic sharding the shapes seen are the global "
+        "passes over it once per block. Under automatic sharding the shapes seen are the global "
         "ones; pass it there.",
-        "Examples a block. Smaller blocks hold fewer logits, larger ones make faster products. "
+        "Examples per block. Smaller blocks hold fewer logits, larger ones make faster products. "
         "None takes 2^24 / classes, and at least features / 2: adding to the kernel's gradient "
-        "passes over it once a block. Under automatic sharding the shapes seen are the global "
+        "passes over it once per block. Under automatic sharding the shapes seen are the global "
         "ones; pass it there.",
-        "Rows a block. Smaller blocks hold less, larger ones make faster products.",
+        "Rows per block. Smaller blocks hold less, larger ones make faster products.",
     ),
     "class_block_size": (
-        "Classes a block, in place of examples. None, where `block_size` is None too, takes 4 a "
+        "Classes per block, in place of examples. None, where `block_size` is None too, takes 4 a "
         "feature and at least 1024, if there are more classes than examples: each block then has "
         "its losses and its gradients at once, and the kernel's gradient is written once.",
-        "Classes a block, in place of examples: after the losses each block has its gradients, a "
+        "Classes per block, in place of examples: after the losses each block has its gradients, a "
         "product more, but the kernel's gradient is written once. None, where `block_size` is None "
         "too, leaves it to shapes and platform.",
-        "Classes a block, in place of examples: the kernel's gradient is written once. None, where "
-        "`block_size` is None too, leaves it to shapes and platform.",
+        "Classes per block, in place of examples: the kernel's gradient is written once. None, "
+        "where `block_size` is None too, leaves it to shapes and platform.",
     ),
     "label_weights": (
-        "A weight for each of several ids an example, with labels `[*batch, ids]`: the loss is "
+        "A weight for each of several ids per example, with labels `[*batch, ids]`: the loss is "
         "that of dense labels with these weights, which need not sum to 1. A negative id is "
         "padding, one that appears twice adds up. Differentiable. Not with `focusing`.",
     ),

@@ -15,7 +15,7 @@ from benchmarks.compiled.traffic import Cost, traffic
 
 NOTE = f"""\
 The mean loss and its gradients by the logits, or by inputs and kernel; "value": no gradients, \
-"each": one loss an example, averaged by the caller. Options: \
+"each": one loss per example, averaged by the caller. Options: \
 {", ".join(f"{name} {value:g}" for name, value in OPTIONS.items())}, one weight an example. What \
 optax has no function for is the plain formula around it, with a scatter into dense labels for \
 lists of ids.

@@ -35,7 +35,7 @@ EACH: dict[str, Callable] = {
 
 
 def mean_of_each(loss: str, labels, *operands, **options):
-    """One loss an example, reduced by the caller."""
+    """One loss per example, reduced by the caller."""
     names = ("inputs", "kernel") if loss.startswith("projection") else ("logits",)
     named = dict(zip(names, operands, strict=True))
     return EACH[loss](labels=labels, **named, **options).mean()
@@ -171,7 +171,7 @@ def scalar(block_size, inputs, kernel, labels):
 
 
 def per_example(inputs, kernel, labels):
-    """One loss an example, reduced by the caller."""
+    """One loss per example, reduced by the caller."""
     return mean_of_each("projection, softmax ids", labels, inputs, kernel)
 
 
@@ -181,7 +181,7 @@ def label_ids(inputs, kernel, labels):
 
 
 def each_of_label_ids(inputs, kernel, labels):
-    """One loss an example, reduced by the caller."""
+    """One loss per example, reduced by the caller."""
     return mean_of_each("projection, sigmoid ids", labels, inputs, kernel)
 
 

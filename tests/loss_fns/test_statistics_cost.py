@@ -34,7 +34,7 @@ def test_a_field_that_is_not_used_costs_nothing():
 
 
 def test_products():
-    """All fields and both gradients take the four products of one loss an example, no more."""
+    """All fields and both gradients take the four products of one loss per example, no more."""
     labels, x, kernel = np.zeros(7, int), jnp.ones((7, 3)), jnp.ones((3, 5))
 
     def total(names, x, kernel):

@@ -174,4 +174,4 @@ def test_blocks_of_classes_pay_where_the_kernel_is_passed_over_often():
     assert pay(8192, 2304, 256000)
     assert not pay(8192, 16384, 32768)  # products are all that counts
     assert not pay(8192, 4096, 32768)
-    assert pay(8192, 4096, 32768, products=0)  # one loss an example has four in any case
+    assert pay(8192, 4096, 32768, products=0)  # one loss per example has four in any case

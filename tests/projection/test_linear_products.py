@@ -51,7 +51,7 @@ def test_no_product_mixes_dtypes(loss_name, dtype):
             found = products(order, labels, inputs, kernel)
             assert found
             assert all(a == b for a, b in found), found
-            # d/d kernel of float16, one loss an example: cotangents of any size.
+            # d/d kernel of float16, one loss per example: cotangents of any size.
             wide = sum(a == "f32" for a, _ in found)
             assert wide == (dtype == jnp.float16 and f is summed and order is not f), found
         gradients = jax.eval_shape(jax.grad(f, (1, 2)), labels, inputs, kernel)

@@ -90,7 +90,7 @@ def test_no_examples(loss):
 @pytest.mark.parametrize("loss", [SOFTMAX, SIGMOID])
 @pytest.mark.one_in(4)
 def test_strict_promotion_and_uneven_cotangents(loss, sizes):
-    """Of bfloat16 inputs and a float32 table, blocks that leave a rest, one loss an example."""
+    """Of bfloat16 inputs and a float32 table, blocks that leave a rest, one loss per example."""
     labels, inputs, table = operands()
     labels = labels if loss is SOFTMAX else labels[:, None]
     inputs, cotangent = inputs.astype(jnp.bfloat16), jnp.linspace(-1, 2, 12)
@@ -103,7 +103,7 @@ def test_strict_promotion_and_uneven_cotangents(loss, sizes):
         expected, pull_expected = jax.vjp(losses_of, table.T)
         (gradient,), (right,) = pull(cotangent), pull_expected(cotangent)
     chex.assert_trees_all_close(each, expected, rtol=1e-5)
-    # One loss an example: the gradient is rounded to the inputs' dtype once a block.
+    # One loss per example: the gradient is rounded to the inputs' dtype once per block.
     np.testing.assert_allclose(gradient, right.T, atol=2**-7 * np.abs(right).max())
 
 

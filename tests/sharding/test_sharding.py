@@ -58,7 +58,7 @@ def in_suites(parameters, is_short):
 
 
 def jit_is_short(case, kind, shape, second):
-    """Explicit sharding of one loss an example, automatic sharding of all."""
+    """Explicit sharding of one loss per example, automatic sharding of all."""
     if second:
         return kind is AUTO and is_one_of_few(case)
     return shape == BOTH and (kind is AUTO or not case.name.startswith("losses"))

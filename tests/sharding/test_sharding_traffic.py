@@ -57,7 +57,7 @@ def test_logits_in_memory_move_statistics_only(name):
 @pytest.mark.parametrize("manual", [True, False], ids=["shard_map", "auto"])
 @pytest.mark.one_in(6)
 def test_the_projection_moves_its_gradients_once(reduce, manual):
-    """Once a sum over blocks; under automatic sharding XLA:CPU, unlike XLA:TPU, once a block."""
+    """Once a sum over blocks; under automatic sharding XLA:CPU, unlike XLA:TPU, once per block."""
     mesh = mesh_of((2, 4))
     examples, features, classes = 64, 32, 1024
     name = "linear_sparse_softmax_cross_entropy"

@@ -75,7 +75,7 @@ def _class_blocks(blocks: BlockCandidates, operands: Operands, grads: int) -> Cl
 def _blocks_of_tangent(
     loss_fn: Loss, blocks: BlockCandidates, operands: Operands
 ) -> ClassBlocks | None:
-    """One loss an example: the kernel's gradient is written once.
+    """One loss per example: the kernel's gradient is written once.
 
     H100, 8192 examples, 2304 features, 256000 classes, bfloat16: 84 GB in place of 123 moved, 1.6
     in place of 3.5 held, by the compiler.

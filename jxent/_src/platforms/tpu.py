@@ -105,9 +105,9 @@ def _kept_near(operands: Operands) -> Operands:
 
 
 # Classes of a block where inputs are long, and its logits at most. By the compiler, five shapes of
-# 4096 to 16384 examples and 2048 to 3072 features, scalar and one loss an example: 3 per cent fewer
-# cycles to 1 more than in the blocks that every platform has, and 343 million in place of 397 for
-# one loss an example of 8192 by a kernel of 2304 x 256000.
+# 4096 to 16384 examples and 2048 to 3072 features, scalar and one loss per example: 3 % fewer
+# cycles to 1 % more than in the blocks that every platform has, and 343 million in place of 397 for
+# one loss per example of 8192 by a kernel of 2304 x 256000.
 WIDE, MOST_LOGITS = 15 * 1024, 2**27
 
 
@@ -145,7 +145,7 @@ def _blocks_of_gradients(
 def _blocks_of_tangent(
     loss_fn: Loss, blocks: BlockCandidates, operands: Operands
 ) -> ClassBlocks | None:
-    """The same of one loss an example, where both have four products."""
+    """The same of one loss per example, where both have four products."""
     if not loss_fn.second_order_by_class_block:
         return None
     return _class_blocks(blocks, operands, products=0)
@@ -155,7 +155,7 @@ def _blocks_of_tangent(
 def _blocks_of_statistics(
     _: Predictor, blocks: BlockCandidates, operands: Operands
 ) -> ClassBlocks | None:
-    """As those of one loss an example."""
+    """As those of one loss per example."""
     return _class_blocks(blocks, operands, products=0)
 
 

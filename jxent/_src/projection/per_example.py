@@ -4,7 +4,7 @@ The logits of a step, `inputs @ kernel + bias`, are its largest array and are ne
 reduced. Here one block of them is alive at a time. A block of examples has all that its losses
 need; a block of classes has it where classes are independent, and writes d/d kernel but once.
 
-Both forms, one loss an example below and their weighted sum in `reduced`, compute the losses of a
+Both forms, one loss per example below and their weighted sum in `reduced`, compute the losses of a
 block by `base.losses`, so every rule about digits, infinities and dropped examples holds here too.
 """
 

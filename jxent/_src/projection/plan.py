@@ -84,8 +84,8 @@ def cut(
     """The blocks to cut the examples into. `chips`: see `chips_of`.
 
     By default a block has 2^25 logits, but at least half as many examples as there are features:
-    adding to d/d kernel reads and writes it once a block, and fewer examples a block would leave
-    the products waiting for that. Blocks are evened out, unless the examples' number is a symbol
+    adding to d/d kernel reads and writes it once per block, and with fewer examples the products
+    would wait for that. Blocks are evened out, unless the examples' number is a symbol
     (`jax.export`).
     """
     features, classes = kernel

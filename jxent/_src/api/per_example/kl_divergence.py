@@ -120,7 +120,7 @@ def linear_softmax_kl_divergence(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       teacher_bias: Added to the teacher's logits.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       temperature: A positive number, which may be traced: divides both logits in float32, after the
@@ -129,9 +129,9 @@ def linear_softmax_kl_divergence(
       teacher_logit_softcap: The same of the teacher's logits.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^24 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default

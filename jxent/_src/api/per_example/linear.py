@@ -46,9 +46,9 @@ def linear_sparse_softmax_cross_entropy(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
-      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+      label_weights: A weight for each of several ids per example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
@@ -62,11 +62,11 @@ def linear_sparse_softmax_cross_entropy(
       focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
         the label, so that well classified examples count little; z-loss is not. Not with
         `label_smoothing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples: the kernel's gradient is written
+      class_block_size: Classes per block, in place of examples: the kernel's gradient is written
         once. None, where `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
@@ -144,16 +144,16 @@ def linear_softmax_cross_entropy(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
@@ -232,7 +232,7 @@ def linear_sparse_sigmoid_cross_entropy(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
@@ -242,13 +242,14 @@ def linear_sparse_sigmoid_cross_entropy(
         is given to what the label says, so that well classified ones count little.
       negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
         `focusing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
-        takes 4 a feature and at least 1024, if there are more classes than examples: each block
-        then has its losses and its gradients at once, and the kernel's gradient is written once.
+      class_block_size: Classes per block, in place of examples. None, where `block_size` is None
+        too, takes 4 a feature and at least 1024, if there are more classes than examples: each
+        block then has its losses and its gradients at once, and the kernel's gradient is written
+        once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         None: the classes are whole, or split by `jit` alone.
@@ -327,7 +328,7 @@ def linear_sigmoid_cross_entropy(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       pos_weight: The factor q on positive labels: a number, or `[classes]` for one a class.
         Differentiable.
@@ -337,13 +338,14 @@ def linear_sigmoid_cross_entropy(
         is given to what the label says, so that well classified ones count little.
       negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
         `focusing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
-        takes 4 a feature and at least 1024, if there are more classes than examples: each block
-        then has its losses and its gradients at once, and the kernel's gradient is written once.
+      class_block_size: Classes per block, in place of examples. None, where `block_size` is None
+        too, takes 4 a feature and at least 1024, if there are more classes than examples: each
+        block then has its losses and its gradients at once, and the kernel's gradient is written
+        once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. None: the classes are whole, or split by `jit` alone.

@@ -29,7 +29,7 @@ def linear_logits(
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
-        Its gradient is rounded to the inputs' dtype, once a block of `losses.blockwise`.
+        Its gradient is rounded to the inputs' dtype, once per block of `losses.blockwise`.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       name: Names the computation in profiles (`jax.named_scope`).
 

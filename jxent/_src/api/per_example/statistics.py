@@ -114,7 +114,7 @@ def linear_sparse_softmax_statistics(
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least; the gradient of a
-        float32 kernel is rounded to that dtype once a block.
+        float32 kernel is rounded to that dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf. A
         negative id is padding, one that appears twice counts once, one that is too large makes its
@@ -123,11 +123,11 @@ def linear_sparse_softmax_statistics(
         cap. Differentiable; NaN comes of one that is not positive.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples: the kernel's gradient is written
+      class_block_size: Classes per block, in place of examples: the kernel's gradient is written
         once. None, where `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.

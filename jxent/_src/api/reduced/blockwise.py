@@ -74,7 +74,7 @@ def blockwise(
         `loss_fn` closing over one would be an error.
       rows: A pytree of arrays that share their first axis, that of the rows. Floating ones are
         differentiable.
-      block_size: Rows a block. Smaller blocks hold less, larger ones make faster products.
+      block_size: Rows per block. Smaller blocks hold less, larger ones make faster products.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.

@@ -128,7 +128,7 @@ def linear_softmax_kl_divergence(
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
-        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once per block.
       teacher_bias: Added to the teacher's logits.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
@@ -140,9 +140,9 @@ def linear_softmax_kl_divergence(
       teacher_logit_softcap: The same of the teacher's logits.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^24 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default

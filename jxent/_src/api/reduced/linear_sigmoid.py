@@ -53,7 +53,7 @@ def linear_sparse_sigmoid_cross_entropy(
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
-        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -66,13 +66,14 @@ def linear_sparse_sigmoid_cross_entropy(
         is given to what the label says, so that well classified ones count little.
       negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
         `focusing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
-        takes 4 a feature and at least 1024, if there are more classes than examples: each block
-        then has its losses and its gradients at once, and the kernel's gradient is written once.
+      class_block_size: Classes per block, in place of examples. None, where `block_size` is None
+        too, takes 4 a feature and at least 1024, if there are more classes than examples: each
+        block then has its losses and its gradients at once, and the kernel's gradient is written
+        once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; ids stay global. Gradients taken inside need shard_map's default `check_vma=True`.
         The reduction is over this chip's examples: for a mean over all of them take `Reduction.SUM`
@@ -156,7 +157,7 @@ def linear_sigmoid_cross_entropy(
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
-        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -169,13 +170,14 @@ def linear_sigmoid_cross_entropy(
         is given to what the label says, so that well classified ones count little.
       negative_focusing: Another power for the term of negative labels, 1 - z; None for that of
         `focusing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples. None, where `block_size` is None too,
-        takes 4 a feature and at least 1024, if there are more classes than examples: each block
-        then has its losses and its gradients at once, and the kernel's gradient is written once.
+      class_block_size: Classes per block, in place of examples. None, where `block_size` is None
+        too, takes 4 a feature and at least 1024, if there are more classes than examples: each
+        block then has its losses and its gradients at once, and the kernel's gradient is written
+        once.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default
         `check_vma=True`. The reduction is over this chip's examples: for a mean over all of them

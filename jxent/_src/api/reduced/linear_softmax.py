@@ -77,12 +77,12 @@ def linear_sparse_softmax_cross_entropy(
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
-        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
         Differentiable.
-      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+      label_weights: A weight for each of several ids per example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
@@ -96,11 +96,11 @@ def linear_sparse_softmax_cross_entropy(
       focusing: A power g >= 0: the cross-entropy is multiplied by (1 - p)^g, p the probability of
         the label, so that well classified examples count little; z-loss is not. Not with
         `label_smoothing`.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
-      class_block_size: Classes a block, in place of examples: after the losses each block has its
+      class_block_size: Classes per block, in place of examples: after the losses each block has its
         gradients, a product more, but the kernel's gradient is written once. None, where
         `block_size` is None too, leaves it to shapes and platform.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
@@ -207,7 +207,7 @@ def linear_softmax_cross_entropy(
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
         Products are in the inputs' dtype, accumulated in float32 at least, and so are the
         gradients, which come back in the operands' dtypes: that of a float32 kernel unrounded, but
-        for `Reduction.NONE`, where it is rounded to the inputs' dtype once a block.
+        for `Reduction.NONE`, where it is rounded to the inputs' dtype once per block.
       bias: Added to the logits, in any real dtype. -inf rules a class out.
       weights: A number, or an array of one weight an example: `[*batch]` with each dimension 1 or
         equal to the losses', or that with a trailing 1. Where it is 0 the example takes no part.
@@ -217,9 +217,9 @@ def linear_softmax_cross_entropy(
       z_loss: The factor on logsumexp squared, which keeps logits from drifting; >= 0.
       logit_softcap: A positive number c: the logits become c tanh(logits / c), after the bias. A
         class at -inf stays ruled out.
-      block_size: Examples a block. Smaller blocks hold fewer logits, larger ones make faster
+      block_size: Examples per block. Smaller blocks hold fewer logits, larger ones make faster
         products. None takes 2^25 / classes, and at least features / 2: adding to the kernel's
-        gradient passes over it once a block. Under automatic sharding the shapes seen are the
+        gradient passes over it once per block. Under automatic sharding the shapes seen are the
         global ones; pass it there.
       axis_name: Under `shard_map`, the mesh axis that the classes are split over, in parts of equal
         width; labels are split like the logits. Gradients taken inside need shard_map's default

@@ -181,7 +181,7 @@ def sparse_softmax_cross_entropy(
       label_smoothing: The share s of the labels, in [0, 1], that is spread evenly over the C
         classes that are not at -inf.
       axis: The axis of `logits` that holds the classes.
-      label_weights: A weight for each of several ids an example, with labels `[*batch, ids]`: the
+      label_weights: A weight for each of several ids per example, with labels `[*batch, ids]`: the
         loss is that of dense labels with these weights, which need not sum to 1. A negative id is
         padding, one that appears twice adds up. Differentiable. Not with `focusing`.
       excluded: Lists `[*batch, ids]` of classes that take no part in that example, as at -inf:
