@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 import jxent
@@ -324,6 +325,11 @@ NEVER = [
         )
     ),
 ]  # fmt: skip
+# What JAX 0.9 itself does not do, see `docs/inside/versions.md`.
+BEFORE_0_10 = [
+    Never({"mapped": "some", "mesh": "explicit", "split": "both"}),
+    Never({"mapped": "some", "mesh": "auto", "batch": "", "operand": "weights"}),
+]
 OF_SOFTMAX = [
     Never({"focusing": but(0.0), "label_smoothing": but(0.0)}, "focusing must be 0 where labels"),
     Never({"focusing": but(0.0), "label_weights": "array"},
@@ -344,6 +350,8 @@ OF_LOSSES = [Never({"weights": "column", "batch": ""})]
 def never(function: Function) -> list[Never]:
     """The exclusions that a function has."""
     rules = [*NEVER]
+    if jax.__version_info__ < (0, 10):
+        rules += BEFORE_0_10
     rules += OF_SIGMOID if "sigmoid" in function.name or function.per_class else OF_SOFTMAX
     if function.per_class:
         rules += OF_PER_CLASS

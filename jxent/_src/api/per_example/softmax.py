@@ -107,9 +107,7 @@ def sparse_softmax_cross_entropy_with_logits(
 
     Args:
       labels: Class ids in [0, classes), one an example, or lists of them with `label_weights`. Any
-        other id makes its example's loss and gradient NaN. To ignore padding, use `jxent.losses`
-        with `weights=labels >= 0`, or replace bad ids before this call and mask the losses after
-        it.
+        other id makes its example's loss and gradient NaN: `mask=labels >= 0` ignores padding.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
