@@ -571,11 +571,20 @@ def launch(processes: int, argv: list[str]) -> int:
 
 def report(children: list[subprocess.Popen], logs: list[Path]) -> int:
     """Says which processes did not end by themselves; returns the exit status."""
-    statuses = [LOST if child.returncode < 0 else child.returncode for child in children]
+    # JAX ends a process that lost another one: by SIGABRT, before 0.10 with status 1.
+    was_killed = any(
+        child.returncode < 0 and child.returncode != -signal.SIGABRT for child in children
+    )
+    statuses = [
+        LOST if child.returncode < 0 or (was_killed and child.returncode == 1) else child.returncode
+        for child in children
+    ]
     for child, log in zip(children, logs, strict=True):
         text = f"process {child.pid} was ended by signal {-child.returncode}"
         if child.returncode == -signal.SIGABRT:
             text += f", by JAX if another one was lost; its last words are in {log}"
+        elif child.returncode == 1 and was_killed:
+            text = f"process {child.pid} was ended by JAX; its last words are in {log}"
         elif child.returncode == 1:
             text = f"process {child.pid} failed; what the libraries had to say is in {log}"
         else:
