@@ -137,9 +137,8 @@ class Function:
 
     def operands(self) -> tuple[str, ...]:
         """Names of all arrays that it may be given, labels under one name."""
-        names = ("kernel", "bias", "label_weights", "excluded", "pos_weight",
-                 "weights", "mask", "temperature",
-                 "teacher_kernel", "teacher_bias")  # fmt: skip
+        names = ("kernel", "bias", "label_weights", "excluded", "pos_weight", "weights", "mask",
+                 "temperature", "teacher_kernel", "teacher_bias")  # fmt: skip
         first = (self.data, "labels") if self.labels != "none" else (self.data,)
         return (*first, *(name for name in names if self.takes(name)))
 
@@ -319,9 +318,8 @@ NEVER = [
         Never({"operand": name, name: missing})
         for name, missing in (
             ("bias", "none"), ("teacher_bias", "none"), ("label_weights", "none"),
-            ("excluded", "none"),
-            ("pos_weight", ("one", "number")), ("weights", ("none", "number")), ("mask", "none"),
-            ("temperature", ("one", "number")),
+            ("excluded", "none"), ("pos_weight", ("one", "number")),
+            ("weights", ("none", "number")), ("mask", "none"), ("temperature", ("one", "number")),
         )
     ),
 ]  # fmt: skip
@@ -349,9 +347,7 @@ OF_LOSSES = [Never({"weights": "column", "batch": ""})]
 
 def never(function: Function) -> list[Never]:
     """The exclusions that a function has."""
-    rules = [*NEVER]
-    if jax.__version_info__ < (0, 10):
-        rules += BEFORE_0_10
+    rules = [*NEVER, *(BEFORE_0_10 if jax.__version_info__ < (0, 10) else [])]
     rules += OF_SIGMOID if "sigmoid" in function.name or function.per_class else OF_SOFTMAX
     if function.per_class:
         rules += OF_PER_CLASS

@@ -55,11 +55,11 @@ def rows_of(x, ids, z) -> RowSums:
 
 def known(row: RowSums) -> dict[str, np.ndarray]:
     assert row.labels is not None
-    assert row.left is not None
+    assert row.unmasked is not None
     found = {
         "row_max": row.row_max, "sumexp_rest": row.sumexp_rest, "logit": row.logit,
-        "labels": row.labels.below, "left": row.left.below / UNIT,
-        "total": row.labels.total, "count": row.left.total / UNIT,
+        "labels": row.labels.below, "left": row.unmasked.below / UNIT,
+        "total": row.labels.total, "count": row.unmasked.total / UNIT,
     }  # fmt: skip
     return {k: np.asarray(v)[..., 0] for k, v in found.items()}
 

@@ -34,15 +34,15 @@ class Implementation(NamedTuple):
     applies: Callable[..., bool]  # of the function's arguments
 
 
-class _Where(NamedTuple):
+class _KnownPlatform(NamedTuple):
     """What is known of the platform that a program is traced for."""
 
     only: str | None = None  # it is this one
     never: frozenset[str] = frozenset()  # it is none of these
 
 
-_ANYWHERE = _Where()
-_WHERE: ContextVar[_Where] = ContextVar("where", default=_ANYWHERE)
+_NOTHING_KNOWN = _KnownPlatform()
+_KNOWN_PLATFORM: ContextVar[_KnownPlatform] = ContextVar("known platform", default=_NOTHING_KNOWN)
 # The platform that the caller assumes, if any. JAX keeps the value of such a context in the keys of
 # all its caches, so that no program traced under one assumption is taken for one under another. A
 # `ContextVar` would not do: a caller's `jit` would find what it had traced outside.
@@ -59,16 +59,16 @@ class PerPlatform(Generic[Result]):
         self.implementations: list[Implementation] = []
         self._statics = statics
 
-        def in_its_place(where: _Where, *arguments: Any) -> Result:
-            token = _WHERE.set(where)
+        def on_platform(known: _KnownPlatform, *arguments: Any) -> Result:
+            token = _KNOWN_PLATFORM.set(known)
             try:
-                return self._here(*arguments)
+                return self._of_known_platform(*arguments)
             finally:
-                _WHERE.reset(token)
+                _KNOWN_PLATFORM.reset(token)
 
         # JAX's cache of traces is keyed by it: a value and then its gradient share one trace.
-        update_wrapper(in_its_place, reference)
-        self._traced = jax.jit(in_its_place, static_argnums=tuple(range(1 + statics)))
+        update_wrapper(on_platform, reference)
+        self._traced = jax.jit(on_platform, static_argnums=tuple(range(1 + statics)))
         update_wrapper(self, reference)
         self.every.append(self)
 
@@ -81,9 +81,9 @@ class PerPlatform(Generic[Result]):
             return self.reference(*arguments)
         if ASSUMED.value is not None:
             return self.select(ASSUMED.value, *arguments)(*arguments)
-        where = _WHERE.get()
-        if where.only is not None:
-            return self._here(*arguments)
+        known = _KNOWN_PLATFORM.get()
+        if known.only is not None:
+            return self._of_known_platform(*arguments)
         fixed, arrays = arguments[: self._statics], arguments[self._statics :]
         branches: dict[str, Callable[..., Any]] = {}
         firsts: dict[Callable[..., Any], str] = {}
@@ -91,18 +91,18 @@ class PerPlatform(Generic[Result]):
             function = self.select(platform, *arguments)
             # What several platforms share is traced once, as on the first of them.
             first = firsts.setdefault(function, platform)
-            if platform not in where.never and function is not self.reference:
-                branches[platform] = partial(self._traced, _Where(only=first), *fixed)
+            if platform not in known.never and function is not self.reference:
+                branches[platform] = partial(self._traced, _KnownPlatform(only=first), *fixed)
         if not branches:
             return self.reference(*arguments)
-        others = _Where(never=where.never | set(branches))
+        others = _KnownPlatform(never=known.never | set(branches))
         default = partial(self._traced, others, *fixed)
         result: Result = jax.lax.platform_dependent(*arrays, default=default, **branches)
         return result
 
-    def _here(self, *arguments: Any) -> Result:
+    def _of_known_platform(self, *arguments: Any) -> Result:
         """The result of the known platform's implementation, or of the reference."""
-        only = _WHERE.get().only
+        only = _KNOWN_PLATFORM.get().only
         return (self.reference if only is None else self.select(only, *arguments))(*arguments)
 
     def select(self, platform: str, *arguments: Any) -> Callable[..., Result]:

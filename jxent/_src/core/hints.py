@@ -59,7 +59,10 @@ def transpose(inputs: Array) -> Array:
 
 @per_platform()
 def reload(arrays: Any) -> Any:
-    """Ids, or a teacher's logits and a student's, for another pass over the classes."""
+    """Arrays that another pass over the classes reads, and a compiler should read again there.
+
+    Ids, or a teacher's and a student's logits: what both passes compute of them is not stored.
+    """
     return arrays
 
 

@@ -175,7 +175,7 @@ def _losses_jvp(
 ) -> tuple[tuple[Array, Residuals], tuple[Array, Any]]:
     weights, *data = primals
     values, residuals = losses(loss_fn, in_order, weights, *data)
-    nonzero_tangents = present(tangents[1:])
+    nonzero_tangents = none_for_zeros(tangents[1:])
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(
@@ -212,7 +212,7 @@ def _losses_jvp(
 losses.defjvp(_losses_jvp, symbolic_zeros=True)
 
 
-def present(tangents: Any) -> Any:
+def none_for_zeros(tangents: Any) -> Any:
     """The tangents, None for those that are zero."""
     return jax.tree.map(
         lambda t: None if isinstance(t, SymbolicZero) else t,

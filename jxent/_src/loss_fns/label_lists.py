@@ -156,7 +156,7 @@ def grads_of_rows(
 def _grads_jvp(
     classes: ClassAxis, smoothing: float, primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
-    (x, labels, rows), (dx, dlabels, _) = primals, base.present(tangents)
+    (x, labels, rows), (dx, dlabels, _) = primals, base.none_for_zeros(tangents)
     value = grads(classes, smoothing, *primals)
     tangent_out = jnp.zeros_like(value)
     if dx is not None:

@@ -185,7 +185,7 @@ def _weighted_total_jvp(
     loss_fn: Sigmoid, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
     total = weighted_total(loss_fn, *primals)
-    dweights, *nonzero_tangents = base.present(tangents)
+    dweights, *nonzero_tangents = base.none_for_zeros(tangents)
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent(

@@ -189,7 +189,7 @@ def predicted(
 def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[Outputs, Outputs]:
     labels, *data = primals
     found = predicted(predictor, *primals)
-    nonzero_tangents = base.present(tangents[1:])
+    nonzero_tangents = base.none_for_zeros(tangents[1:])
 
     def tangent_out(
         name: str, value: Array, row: RowResiduals, data: Any, nonzero_tangents: Any
@@ -213,9 +213,9 @@ predicted.defjvp(_predicted_jvp, symbolic_zeros=True)
 
 def _jvp_with_zeros(function: Any, primals: Any, tangents: Any) -> Any:
     """As `jax.jvp`, of tangents of which some are None, for zero."""
-    still = [jnp.zeros_like(x) if t is None and x is not None else t
+    tangents = [jnp.zeros_like(x) if t is None and x is not None else t
              for x, t in zip(primals, tangents, strict=True)]  # fmt: skip
-    return jax.jvp(function, tuple(primals), tuple(still))
+    return jax.jvp(function, tuple(primals), tuple(tangents))
 
 
 def with_tangents(tangents_out: dict[str, Array], found: Outputs) -> Outputs:

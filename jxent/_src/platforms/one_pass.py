@@ -51,7 +51,7 @@ class RowSums(NamedTuple):
     sumexp_rest: Array  # sum of exp(x - row_max) over all but one that attains it; carries NaN
     logit: Array | None = None  # of the label, 0 where it is not among them
     labels: WeightedSums | None = None
-    left: WeightedSums | None = None  # a unit for each class that is not at -inf
+    unmasked: WeightedSums | None = None  # a unit for each class that is not at -inf
     predicted: Predicted | None = None
     gaps: Array | None = None  # sum of exp(x - row_max) (row_max - x); nothing at -inf
 
@@ -108,7 +108,7 @@ def combine(a: RowSums, b: RowSums) -> RowSums:
         sumexp_rest,
         None if a.logit is None else a.logit + cast(Array, b.logit),
         None if a.labels is None else weighed(a.labels, cast(WeightedSums, b.labels)),
-        None if a.left is None else weighed(a.left, cast(WeightedSums, b.left)),
+        None if a.unmasked is None else weighed(a.unmasked, cast(WeightedSums, b.unmasked)),
         None if a.predicted is None else predicted(a.predicted, cast(Predicted, b.predicted)),
         None if a.gaps is None else gaps(a.gaps, cast(Array, b.gaps)),
     )
@@ -171,7 +171,7 @@ def across(classes: ClassAxis, row: RowSums) -> RowSums:
     def below(a: WeightedSums) -> Array:
         return a.below + zero_safe_multiply(a.total, max_minus_x)
 
-    labels, left = row.labels, row.left
+    labels, unmasked = row.labels, row.unmasked
     if labels is not None:
         largest_label = jax.lax.pmax(labels.largest, classes.name)
         has_it = labels.largest == largest_label
@@ -192,18 +192,18 @@ def across(classes: ClassAxis, row: RowSums) -> RowSums:
         at_top.astype(row_max.dtype),
         row.logit,
         labels,
-        None if left is None else (left.others, below(left)),
+        None if unmasked is None else (unmasked.others, below(unmasked)),
         None
         if row.gaps is None
         else zero_safe_multiply(e, row.gaps + zero_safe_multiply(1 + row.sumexp_rest, max_minus_x)),
     )
     others, ties, logit, labels, units, gaps = jax.tree.map(classes.psum, here)
-    if left is not None:
-        left = WeightedSums(jnp.zeros_like(units[0]), *units)
+    if unmasked is not None:
+        unmasked = WeightedSums(jnp.zeros_like(units[0]), *units)
     if labels is not None:
         more = (labels.largest - 1) * largest_label
         labels = WeightedSums(largest_label, labels.others + more, labels.below)
-    return RowSums(row_max, others + (ties - 1), logit, labels, left, predicted, gaps)
+    return RowSums(row_max, others + (ties - 1), logit, labels, unmasked, predicted, gaps)
 
 
 def pair_of_rows(classes: ClassAxis, x: Array) -> tuple[Array, Array]:
@@ -228,9 +228,9 @@ def sparse_label_residuals(
     if row.predicted is not None:
         correct = softmax_rows.as_correct(row.predicted.number == ids, pair[1])
         normalizer = normalizer._replace(correct=correct)
-    if row.left is None:
+    if row.unmasked is None:
         return normalizer
-    uniform_mass, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, pair[1])
+    uniform_mass, uniform_cross_entropy = _shares(classes, smoothing, x, row.unmasked, pair[1])
     return normalizer.smoothed(smoothing, uniform_mass, uniform_cross_entropy)
 
 
@@ -249,8 +249,10 @@ def dense_label_residuals(
     labels = cast(WeightedSums, row.labels)
     loss = _cost(labels, sumexp_rest)
     uniform_mass = None
-    if row.left is not None:
-        uniform_mass, uniform_cross_entropy = _shares(classes, smoothing, x, row.left, sumexp_rest)
+    if row.unmasked is not None:
+        uniform_mass, uniform_cross_entropy = _shares(
+            classes, smoothing, x, row.unmasked, sumexp_rest
+        )
         loss = (
             uniform_cross_entropy + (1 - smoothing) * loss
             if smoothing < 1
@@ -288,12 +290,12 @@ def _uniform_part(classes: ClassAxis, smoothing: float, x: Array) -> float | Non
 
 
 def _shares(
-    classes: ClassAxis, smoothing: float, x: Array, left: WeightedSums, sumexp_rest: Array
+    classes: ClassAxis, smoothing: float, x: Array, unmasked: WeightedSums, sumexp_rest: Array
 ) -> tuple[Array, Array]:
-    """What smoothing adds to the label of each class that is left, and what that costs."""
+    """What smoothing adds to the label of each class that is unmasked, and what that costs."""
     unit = cast(float, _uniform_part(classes, smoothing, x))
-    per_unit = smoothing / jnp.maximum(left.total, unit)
-    return per_unit * unit, per_unit * _cost(left, sumexp_rest)
+    per_unit = smoothing / jnp.maximum(unmasked.total, unit)
+    return per_unit * unit, per_unit * _cost(unmasked, sumexp_rest)
 
 
 # Each platform registers these as they are: what several share is traced once.

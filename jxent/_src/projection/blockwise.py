@@ -148,7 +148,7 @@ def _weighted_losses_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> tu
     def weighted(weights: Array, given: BlockwiseInputs) -> Array:
         return weights * _losses(plan, counts, given)
 
-    tangent_out = _tangent(weighted, primals, base.present(tangents))
+    tangent_out = _tangent(weighted, primals, base.none_for_zeros(tangents))
     return weighted_losses(plan, *primals), tangent_out
 
 
@@ -172,7 +172,9 @@ def finite_losses(plan: BlockwiseSpec, ones: Float[Array, "rows"], given: Blockw
 def _finite_losses_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> tuple[Array, Array]:
     ones, given = primals
     counts = jnp.isfinite(losses_as_they_are(plan, ones, given))
-    tangent_out = _tangent(partial(_losses, plan, counts), (given,), (base.present(tangents[1]),))
+    tangent_out = _tangent(
+        partial(_losses, plan, counts), (given,), (base.none_for_zeros(tangents[1]),)
+    )
     return finite_losses(plan, *primals), tangent_out
 
 
@@ -222,7 +224,7 @@ def _passed_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     def passed(x: Array, t: Array | None) -> Any:
         return base.no_tangent(x) if t is None else jnp.where(some, t, 0)
 
-    return shared, jax.tree.map(passed, shared, base.present(tangents[1]))
+    return shared, jax.tree.map(passed, shared, base.none_for_zeros(tangents[1]))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -234,17 +236,17 @@ def total(
 ) -> tuple[Float[Array, ""], Any]:
     """sum(weights * losses), and the sums of what else there is, weighed by `each`."""
     wanted = (False,) * len(jax.tree.leaves(given))
-    value, sums, _ = _fused_value_and_grads(plan, wanted, weights, each, given)
+    value, sums, _ = _fused_values_and_gradients(plan, wanted, weights, each, given)
     return value, sums
 
 
 # As `reduced`'s; a function that adds its losses up over an axis of a mesh adds their tangents too.
 def _total_jvp(plan: BlockwiseSpec, primals: Any, tangents: Any) -> Any:
     weights, each, given = primals
-    dweights, _, nonzero_tangents = base.present(tangents)
+    dweights, _, nonzero_tangents = base.none_for_zeros(tangents)
     leaves = jax.tree.leaves(nonzero_tangents, is_leaf=lambda t: t is None)
     wanted = tuple(t is not None for t in leaves)
-    value, sums, grads = _fused_value_and_grads(plan, wanted, weights, each, given)
+    value, sums, grads = _fused_values_and_gradients(plan, wanted, weights, each, given)
     tangent_out = jnp.zeros_like(value)
     for grad, t in zip(grads, (t for t in leaves if t is not None), strict=True):
         if jnp.issubdtype(t.dtype, jnp.complexfloating):
@@ -267,7 +269,7 @@ class _ValueAndGrads(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _fused_value_and_grads(
+def _fused_values_and_gradients(
     plan: BlockwiseSpec,
     wanted: tuple[bool, ...],
     weights: Array,
@@ -275,24 +277,24 @@ def _fused_value_and_grads(
     given: BlockwiseInputs,
 ) -> _ValueAndGrads:
     counts = plan.counting(weights)
-    return _value_and_grads(plan, wanted, lambda block: block, counts, weights, each, given)
+    return _total_and_gradients(plan, wanted, lambda block: block, counts, weights, each, given)
 
 
-def _fused_value_and_grads_jvp(
+def _fused_values_and_gradients_jvp(
     plan: BlockwiseSpec, wanted: tuple[bool, ...], primals: Any, tangents: Any
 ) -> tuple[_ValueAndGrads, _ValueAndGrads]:
     weights, _, given = primals
     counts = plan.counting_in_derivatives(weights, given)
-    value_and_grads = partial(_value_and_grads, plan, wanted, jax.checkpoint, counts)
-    result = _fused_value_and_grads(plan, wanted, *primals)
-    tangent_out = _tangent(value_and_grads, primals, base.present(tangents))
+    value_and_grads = partial(_total_and_gradients, plan, wanted, jax.checkpoint, counts)
+    result = _fused_values_and_gradients(plan, wanted, *primals)
+    tangent_out = _tangent(value_and_grads, primals, base.none_for_zeros(tangents))
     return result, tangent_out._replace(sums=jax.tree.map(jnp.zeros_like, result.sums))
 
 
-_fused_value_and_grads.defjvp(_fused_value_and_grads_jvp, symbolic_zeros=True)
+_fused_values_and_gradients.defjvp(_fused_values_and_gradients_jvp, symbolic_zeros=True)
 
 
-def _value_and_grads(
+def _total_and_gradients(
     plan: BlockwiseSpec,
     wanted: tuple[bool, ...],
     checkpoint_block: CheckpointBlock,

@@ -14,7 +14,7 @@ from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import WeightedIds, computing_dtype
 from jxent._src.core.kernel import Kernel, Transposed, matrix
 from jxent._src.loss_fns import excluded
-from jxent._src.loss_fns.base import Data, OfLogits, present
+from jxent._src.loss_fns.base import Data, OfLogits, none_for_zeros
 from jxent._src.sharding import explicit, varying
 
 
@@ -89,7 +89,7 @@ def no_losses(operands: Operands) -> Array:
 
 def nonzero_tangents_of(tangents: Any) -> Operands:
     """The tangents of operands, None for those that are zero; excluded classes have none."""
-    nonzero_tangents = cast(Operands, present(tangents))
+    nonzero_tangents = cast(Operands, none_for_zeros(tangents))
     labels = excluded.labels_alone(nonzero_tangents.labels)
     labels, kernel = (x if jax.tree.leaves(x) else None for x in (labels, nonzero_tangents.kernel))
     return nonzero_tangents._replace(labels=labels, kernel=cast(Kernel, kernel))
@@ -180,13 +180,13 @@ def other_tangents(
         return None, None, None
     given = (operands.labels, operands.parameters)
 
-    def still(x: Array | None, t: Array | None) -> Array | None:
+    def zeros_for_none(x: Array | None, t: Array | None) -> Array | None:
         return jnp.zeros_like(x) if t is None and x is not None else t
 
     if dparameters is None:
         dparameters = jax.tree.map(lambda _: None, operands.parameters)
     nonzero_tangents = jax.tree.map(
-        still, given, (dlabels, dparameters), is_leaf=lambda x: x is None
+        zeros_for_none, given, (dlabels, dparameters), is_leaf=lambda x: x is None
     )
     _, (dlabels, dparameters) = jax.jvp(loss_fn.of_operands, given, nonzero_tangents)
     return dlabels, None, dparameters
@@ -220,7 +220,7 @@ def _scaled_product_jvp(
     multiply: Callable[[Array, Array], Array], primals: Any, tangents: Any
 ) -> tuple[Array, Array]:
     _, low, down, operand = primals
-    dgrad, _, _, doperand = present(tangents)
+    dgrad, _, _, doperand = none_for_zeros(tangents)
     value = _scaled_product(multiply, *primals)
     tangent_out = jnp.zeros_like(value)
     if dgrad is not None:

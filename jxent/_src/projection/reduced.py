@@ -44,7 +44,7 @@ def total(
 
     `masks`: whether a weight of 0 drops its example: not where weights are a nonzero plain number.
     """
-    value, parts, _ = _value_and_grads(loss_fn, blocks, masks, frozenset(), weights, operands)
+    value, parts, _ = _total_and_gradients(loss_fn, blocks, masks, frozenset(), weights, operands)
     return value, parts
 
 
@@ -55,11 +55,13 @@ def total(
 def _total_jvp(
     loss_fn: Loss, blocks: AnyBlocks, masks: bool, primals: _Pair, tangents: tuple[Any, Any]
 ) -> tuple[Any, Any]:
-    dweights, nonzero_tangents = base.present(tangents[0]), nonzero_tangents_of(tangents[1])
+    dweights, nonzero_tangents = base.none_for_zeros(tangents[0]), nonzero_tangents_of(tangents[1])
     tangents_in = {k: t for k, t in nonzero_tangents._asdict().items() if jax.tree.leaves(t)}
     if dweights is not None:
         tangents_in["weights"] = dweights
-    value, parts, grads = _value_and_grads(loss_fn, blocks, masks, frozenset(tangents_in), *primals)
+    value, parts, grads = _total_and_gradients(
+        loss_fn, blocks, masks, frozenset(tangents_in), *primals
+    )
     tangent_out = {k: inner(grads[k], t, value.dtype) for k, t in tangents_in.items()}
     # All but these act through the classes that this chip holds.
     are_lists = isinstance(excluded.labels_alone(primals[1].labels), WeightedIds)
@@ -86,7 +88,7 @@ def inner(grad: Any, tangent: Any, dtype: DTypeLike) -> Array:
     return inner
 
 
-def _value_and_grads(
+def _total_and_gradients(
     loss_fn: Loss,
     blocks: AnyBlocks,
     masks: bool,
@@ -101,7 +103,7 @@ def _value_and_grads(
         parts, grads = base.components(loss_fn, residuals.statistics), Grads()
     else:
         names = wanted - {"weights"}
-        values, parts, grads = _fused_value_and_grads(
+        values, parts, grads = _fused_values_and_gradients(
             loss_fn, blocks, masks, names, weights, operands
         )
     if "weights" in wanted:
@@ -119,12 +121,12 @@ def values_and_gradients(
     operands: Operands,
 ) -> ValuesAndGrads:
     """The losses of all examples, their parts, and the gradients of their total."""
-    return _unfused_value_and_grads(
+    return _values_and_gradients_of_blocks(
         loss_fn, blocks, masks, wanted, lambda block: block, weights, operands
     )
 
 
-_fused_value_and_grads = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
+_fused_values_and_gradients = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0, 1, 2, 3))
 
 
 # The derivatives of this scan (second order of the loss) are those of its steps, with each block
@@ -136,17 +138,19 @@ _fused_value_and_grads = jax.custom_jvp(values_and_gradients, nondiff_argnums=(0
 # The tangents come from a scan of their own, all of it under `jax.checkpoint`. When JAX transposes
 # a scan of primals and tangents it first evaluates what does not depend on the tangents, and there
 # the functions that are called lose their derivative rules, which a third derivative then misses.
-@_fused_value_and_grads.defjvp
-def _fused_value_and_grads_jvp(
+@_fused_values_and_gradients.defjvp
+def _fused_values_and_gradients_jvp(
     loss_fn: Loss, blocks: AnyBlocks, masks: bool, wanted: Names, primals: _Pair, tangents: _Pair
 ) -> tuple[ValuesAndGrads, ValuesAndGrads]:
-    results = _fused_value_and_grads(loss_fn, blocks, masks, wanted, *primals)
+    results = _fused_values_and_gradients(loss_fn, blocks, masks, wanted, *primals)
     inputs, kernel = primals[1].inputs, primals[1].kernel
     if not (isinstance(blocks, ClassBlocks) and loss_fn.classwise):
         blocks = plan.for_tangents(blocks, inputs, kernel)
 
     def value_and_grads(weights: Array, operands: Operands) -> ValuesAndGrads:
-        plain = partial(_unfused_value_and_grads, loss_fn, blocks, masks, wanted, jax.checkpoint)
+        plain = partial(
+            _values_and_gradients_of_blocks, loss_fn, blocks, masks, wanted, jax.checkpoint
+        )
         if not (masks and loss_fn.has_teacher):
             return plain(weights, operands)
         # Where a teacher's inputs are inf or NaN they are zeroed, and the loss stays out as before.
@@ -163,7 +167,7 @@ def _fused_value_and_grads_jvp(
     return results, tangents_out(primals, tangents)
 
 
-def _unfused_value_and_grads(
+def _values_and_gradients_of_blocks(
     loss_fn: Loss,
     blocks: AnyBlocks,
     masks: bool,
