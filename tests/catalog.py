@@ -306,9 +306,10 @@ def _statistics(field, shape, features=None, axis=-1, **kwargs):
     tied = ["tied"] * kwargs.get("tied", False)
     by = ["by classes"] * ("class_block_size" in blocks)
     out = ["excluded"] * kwargs.get("excluded", False)
+    out += ["of lists"] * (kwargs.setdefault("labels", "ids") == "lists")
     title = " ".join([*["linear"] * (features is not None), field, *options, *by, *tied, *out])
     return Case(
-        title, f"jxent.{name}", loss, expected, shape, axis=axis, labels="ids", features=features,
+        title, f"jxent.{name}", loss, expected, shape, axis=axis, features=features,
         options=options, passed=passed, pick=attrgetter(field), is_wide=True, **kwargs,
     )  # fmt: skip
 
@@ -324,6 +325,8 @@ STATISTICS = (
     ),
     _statistics("entropy", (3, 5), 2, blocks=CLASSES_2, bias=True, options=TEMPERATURE | CAP),
     _statistics("log_prob", (3, 6), 2, blocks=CLASSES_2, options=TEMPERATURE),
+    _statistics("log_prob", (3, 5), labels="lists", options=TEMPERATURE | CAP),
+    _statistics("log_prob", (2, 4, 5), 3, blocks=CLASSES_2, labels="lists", bias=True),
     _statistics("entropy", (3, 7), excluded=True, options=TEMPERATURE | CAP),
     _statistics("entropy", (3, 7), 2, blocks=CLASSES_2, excluded=True, options=TEMPERATURE),
 )

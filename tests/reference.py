@@ -104,6 +104,9 @@ def statistics(field, labels, logits, axis=-1, temperature=1.0, logit_softcap=No
     x = capped(logits, logit_softcap) / temperature
     log_normalizer = jnp.log(jnp.sum(jnp.exp(x), axis, keepdims=True, where=left))
     log_p = x - log_normalizer
+    if field == "log_prob" and jnp.ndim(labels) == x.ndim:  # lists, 0 for padding
+        listed = jnp.take_along_axis(jnp.moveaxis(log_p, axis, -1), jnp.maximum(labels, 0), -1)
+        return jnp.where(labels < 0, 0, listed)
     if field == "log_prob":
         onehot = jax.nn.one_hot(labels, x.shape[axis], axis=axis, dtype=x.dtype)
         return jnp.sum(onehot * log_p, axis)

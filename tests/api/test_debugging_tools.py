@@ -45,6 +45,9 @@ def data(case):
     """The case's arrays without NaN, by name; labels are random, so that some are at infinities."""
     arrays = case.arrays(np.float32)
     axis = -1 if case.axis is None else case.axis
+    if case.excluded:  # the last class is left where all others are masked
+        out = arrays["excluded"]
+        arrays["excluded"] = np.where(out == case.shape[axis] - 1, -1, out)
     logits = next((name for name in ("logits", "bias") if name in arrays), None)
     along = axis if logits == "logits" else -1
     for name, values in PLACES.items():

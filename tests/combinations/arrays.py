@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 import jxent
+from tests.combinations.plain import one_per_example
 from tests.combinations.table import CLASSES, EXAMPLES, FEATURES, IDS, PASSED, Function, Row
 
 DATA, MODEL = "data", "model"  # the mesh axes, of two chips each
@@ -48,6 +49,12 @@ class Call:
     @property
     def batch(self) -> tuple[int, ...]:
         return BATCHES[self.row["batch"]]
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether labels are lists of ids."""
+        listed = self.row.get("label_weights") == "array" or self.row.get("listed") == "list"
+        return self.function.labels == "lists" or listed
 
     # Which axes are split.
 
@@ -88,8 +95,7 @@ class Call:
             dense = logits if function.data == "logits" else batch + "c"
             if function.labels == "teacher" and function.takes("kernel"):
                 dense = batch + "-"
-            listed = function.labels == "lists" or row.get("label_weights") == "array"
-            ids = batch + "-" * listed
+            ids = batch + "-" * self.has_lists
             tags["labels"] = ids if function.labels in ("ids", "lists") else dense
         for kernel in ("kernel", "teacher_kernel"):
             if function.takes(kernel):
@@ -232,7 +238,8 @@ class Call:
                 arrays["teacher_inputs"] = labels
             else:
                 assert self.function.labels_name is not None
-                arrays[self.function.labels_name] = labels
+                none = self.row.get("listed") == "no labels"
+                arrays[self.function.labels_name] = None if none else labels
         result = self.function.call(**arrays, **self.options())
         return self.totals(result, cotangent)
 
@@ -240,7 +247,10 @@ class Call:
         wide, beside = self.wide, jnp.zeros((), self.wide)
         if isinstance(result, jxent.SoftmaxStatistics):
             beside = jnp.sum(cotangent * result.prediction.astype(wide))
-            result = result.log_prob + 0.7 * result.entropy + 0.3 * result.log_normalizer
+            log_prob = jnp.zeros((), wide)
+            if self.row["listed"] != "no labels":
+                log_prob = one_per_example(result.log_prob, result.entropy)
+            result = log_prob + 0.7 * result.entropy + 0.3 * result.log_normalizer
         elif isinstance(result, tuple):
             result, aux = result
             if isinstance(aux, dict):
@@ -354,7 +364,7 @@ class Drawn:
         places = np.broadcast_to(~places, x.shape)
         if np.issubdtype(x.dtype, np.integer):
             x[places] = 255 if x.dtype == np.uint8 else -1
-            if call.function.labels == "lists" or call.level("label_weights") == "array":
+            if call.has_lists:
                 x[places] = 100  # negative ones are padding anywhere
         else:
             x[places] = np.nan

@@ -99,7 +99,7 @@ class Expected:
         if "statistics" in function.name:
             prediction = jnp.where(arrays.get(KEPT, 1.0) != 0, _predicted(x, arrays), -1)
             beside = jnp.sum(cotangent * prediction.astype(jnp.float64))
-            each = each @ jnp.array([1, 0.7, 0.3])
+            each = each @ jnp.array([float(row["listed"] != "no labels"), 0.7, 0.3])
         return jnp.sum(cotangent * each), beside
 
     def labels_and_logits(self, arrays: Arrays) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jxent
 from jxent import losses
 from tests import reference
+from tests.combinations.plain import given, statistics
 
 Level = Any
 Row = dict[str, Level]
@@ -147,6 +148,8 @@ class Function:
         levels = {name: OPTIONS[name] for name in self.parameters if name in OPTIONS}
         if self.labels in ("ids", "lists"):
             levels["labels"] = ID_DTYPES
+            if "statistics" in self.name:
+                levels["listed"] = ("one", "list", "no labels")
         elif self.labels == "dense" and self.is_reduced and not self.takes("kernel"):
             levels["labels"] = ("same", "float32", "int32")
         elif self.labels in ("dense", "teacher"):
@@ -185,17 +188,6 @@ def blockwise(
         loss_fn, params, {"x": inputs, "y": labels}, block_size=block_size, weights=weights,
         has_aux=has_aux, scope=scope, reduction=reduction,
     )  # fmt: skip
-
-
-def statistics(labels, logits, **options):
-    """The three statistics, each along a last axis of its own."""
-    fields = ("log_prob", "entropy", "log_normalizer")
-    found = [reference.statistics(field, labels, logits, **options) for field in fields]
-    return jnp.stack(found, -1)
-
-
-def given(labels, logits):
-    return logits
 
 
 IDS_OF, LISTS, DENSE, TEACHER = "ids", "lists", "dense", "teacher"

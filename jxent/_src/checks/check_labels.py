@@ -114,17 +114,27 @@ def class_labels(
     return WeightedIds(*(jnp.moveaxis(x, -1, axis) for x in listed))
 
 
+def ids_or_lists(value: ArrayLike, shape: tuple[int, ...], axis: int) -> Array:
+    """Integer ids, one for each example, or lists `[*batch, ids]`, along the classes' axis."""
+    ids = integers(value)
+    if ids.ndim != len(shape):
+        return class_ids(ids, shape, axis)
+    return _lists("labels", ids, shape, axis, "ids [*batch] or lists of ids [*batch, ids]")
+
+
 def excluded(value: ArrayLike | None, shape: tuple[int, ...], axis: int) -> Array | None:
     """Lists `[*batch, ids]` of integer class ids, along the axis of the classes; or None."""
     if value is None:
         return None
     ids = integers(value, "excluded")
-    message = (
-        "be lists of ids, [*batch, ids] with batch {batch}, got shape {x.shape} for logits of "
-        "shape {shape}"
-    )
+    return _lists("excluded", ids, shape, axis, "lists of ids, [*batch, ids]")
+
+
+def _lists(name: str, ids: Array, shape: tuple[int, ...], axis: int, form: str) -> Array:
+    """Lists `[*batch, ids]` of logits of this shape, along the axis of the classes."""
+    message = "be {form} with batch {batch}, got shape {x.shape} for logits of shape {shape}"
     batch = batch_shape(shape, axis)
-    check.require("excluded", ids, (*batch, None), message, batch=batch, shape=shape)
+    check.require(name, ids, (*batch, None), message, form=form, batch=batch, shape=shape)
     return jnp.moveaxis(ids, -1, axis)
 
 

@@ -111,9 +111,21 @@ def _reduced(
 @per_platform(statics=1)
 def logits_of(classes: ClassAxis, ids: Array, x: Array) -> Array:
     """The logits of the listed classes, 0 for padding."""
-    x, ids = jnp.expand_dims(x, classes.index - 1), jnp.expand_dims(ids, classes.index)
-    numbers = classes.iota(x)
-    return jnp.squeeze(classes.sum(jnp.where(numbers == ids, x, 0)), classes.index)
+    axis = classes.index % x.ndim
+    if ids.shape[axis] > UNROLLED:
+        return logits_of_long(classes, ids, x)
+    # One reduction each: over an axis more, some compilers would store the logits in float32.
+    x, numbers = upcast(x), classes.iota(x)
+    each = [jax.lax.slice_in_dim(ids, k, k + 1, axis=axis) for k in range(ids.shape[axis])]
+    found = [jnp.sum(jnp.where(numbers == one, x, 0), axis, keepdims=True) for one in each]
+    return classes.psum(jnp.concatenate(found, axis)) if found else jnp.zeros_like(ids, x.dtype)
+
+
+def logits_of_long(classes: ClassAxis, ids: Array, x: Array) -> Array:
+    """As `logits_of`, by one reduction for all entries of a list."""
+    x, axis = upcast(x), classes.index % x.ndim
+    x, ids = jnp.expand_dims(x, axis), jnp.expand_dims(ids, axis + 1)
+    return classes.psum(jnp.sum(jnp.where(classes.iota(x) == ids, x, 0), axis + 1))
 
 
 @per_platform(statics=3)
@@ -174,6 +186,39 @@ def _grads_jvp(
 
 
 grads.defjvp(_grads_jvp, symbolic_zeros=True)
+
+
+def log_probs(
+    classes: ClassAxis, ids: Array, x: Array, row_max: Array, sumexp_rest: Array
+) -> Array:
+    """Log p of the listed classes; 0 for padding, NaN for an id that is too large.
+
+    Its derivative is `log_probs_tangent`.
+    """
+    places, in_range = _places(classes, ids, x)
+    value = -(max_minus_x(logits_of(classes, places, x), row_max) + log1p(sumexp_rest))
+    return jnp.where(places < 0, 0, nan_unless(in_range, value))
+
+
+def log_probs_tangent(classes: ClassAxis, ids: Array, p: Array, t: Array) -> Array:
+    """Along the tangent `t` of the logits: what it is at the listed classes, less its mean.
+
+    Both are measured from the dominant class: its own derivative is 1 - p, of which nothing is
+    left where p is rounded to 1.
+    """
+    places, in_range = _places(classes, ids, p)
+    origin = logsumexp.origin_of(p, t, classes)
+    apart = logsumexp.beyond(p, t, origin) - logsumexp.mean_of(p, t, origin, classes)
+    # Not a `where` for an id that is too large: its transpose would give the derivative 0.
+    scale = jnp.where(places < 0, 0, nan_unless(in_range, jnp.ones_like(places, dtype=p.dtype)))
+    return logits_of(classes, places, apart) * scale
+
+
+def _places(classes: ClassAxis, ids: Array, x: Array) -> tuple[Array, Array]:
+    """The ids in int32, -1 for padding, and which are not too large."""
+    # In the ids' own dtype: a cast to int32 first would fold large ids into the range.
+    in_range = ids <= largest_id(ids.dtype, classes.count(x))
+    return jnp.where(in_range, jnp.where(ids < 0, -1, ids), 0).astype(jnp.int32), in_range
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

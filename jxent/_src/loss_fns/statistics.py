@@ -28,7 +28,7 @@ from jxent._src.core.elementary import (
     upcast,
 )
 from jxent._src.core.serialization import register_serialization
-from jxent._src.loss_fns import base
+from jxent._src.loss_fns import base, label_lists
 from jxent._src.loss_fns.base import OfLogits
 from jxent._src.numerics import logsumexp, softmax_rows
 from jxent._src.numerics.logsumexp import SparseLabelResiduals
@@ -43,8 +43,11 @@ class SoftmaxStatistics(NamedTuple):
     In their own dtype bfloat16 and float16 could not be compared or subtracted.
     """
 
-    log_prob: Float[Array, "*batch"]
-    """Of the label, in nats: minus the loss. NaN for an id out of range; None without labels."""
+    log_prob: Float[Array, "..."]
+    """Of the label, in nats: minus the loss. NaN for an id out of range; None without labels.
+
+    `[*batch, K]` of lists of K ids, and 0 for padding, a negative id.
+    """
 
     entropy: Float[Array, "*batch"]
     """Of the prediction, in nats."""
@@ -91,19 +94,29 @@ class Predictor(OfLogits):
         """All of them, and what their derivatives are made of."""
         as_given = self.logit_softcap is None and temperature is None
         y = logits if as_given else self.scaled(logits, temperature)
+        lists, labels = self._lists_and_ids(labels, y)
         found = softmax_rows.of_prediction(self.classes, y, self.classes.ids(labels, y))
         row_max, sumexp_rest = logsumexp.nan_if_invalid(found.row_max, found.sumexp_rest)
         normalizer = softmax_rows.of_pair(found.logit, row_max, sumexp_rest)
         in_range = self.classes.contains(labels, y)
-        log_prob = nan_unless(in_range, -normalizer.loss)
+        log_prob = jnp.squeeze(nan_unless(in_range, -normalizer.loss), self.axis)
+        if lists is not None:
+            found_of_lists = label_lists.log_probs(self.classes, lists, y, row_max, sumexp_rest)
+            log_prob = jnp.moveaxis(found_of_lists, self.classes.index, -1)
         # An id out of range is of the log-probability alone: the other fields stay.
         complement = nan_unless(in_range, normalizer.complement)
         mean_gap = found.gaps / (1 + sumexp_rest)
         log_normalizer = normalizer.log_normalizer
         prediction = jnp.where(jnp.isnan(log_normalizer), -1, found.prediction)
-        every = (log_prob, mean_gap + log1p(sumexp_rest), log_normalizer, prediction)
+        of_rows = (mean_gap + log1p(sumexp_rest), log_normalizer, prediction)
         row = RowResiduals(normalizer._replace(complement=complement), mean_gap)
-        return SoftmaxStatistics(*(jnp.squeeze(x, self.axis) for x in every)), row
+        return SoftmaxStatistics(log_prob, *(jnp.squeeze(x, self.axis) for x in of_rows)), row
+
+    def _lists_and_ids(self, labels: Array, y: Array) -> tuple[Array | None, Array]:
+        """Lists of ids, if labels are any, and one id per example: any of those of a list."""
+        if labels.ndim < y.ndim:
+            return None, labels
+        return labels, jnp.zeros_like(jnp.sum(labels, self.axis))
 
     def moved(self, data: Any, nonzero_tangents: Any, row: RowResiduals) -> tuple[Array, Array]:
         """What the softmax is taken of, and its tangent but for a constant of the row."""
@@ -124,8 +137,12 @@ class Predictor(OfLogits):
     def tangents_out(
         self, labels: Array, y: Array, dy: Array, row: RowResiduals
     ) -> dict[str, Array]:
-        """The tangents of the fields along `dy`, of whole rows or of a block of their classes."""
+        """The tangents of the fields along `dy`, of whole rows or of a block of their classes.
+
+        Of lists of ids, of whole rows alone.
+        """
         p = logsumexp.probabilities(y, row.normalizer, self.classes)
+        lists, labels = self._lists_and_ids(labels, y)
         scale = row.normalizer.scale
         scale = nan_unless(~jnp.isnan(row.normalizer.complement), scale)
         # None is out of range where the normaliser is not NaN, but for other classes of a block.
@@ -138,7 +155,11 @@ class Predictor(OfLogits):
             "entropy": p * gap_minus_mean(y, row, self.classes),
             "log_normalizer": p,
         }
-        return {name: self.classes.total(grad * dy) for name, grad in grads.items()}
+        tangents = {name: self.classes.total(grad * dy) for name, grad in grads.items()}
+        if lists is not None:
+            moved = label_lists.log_probs_tangent(self.classes, lists, p, dy)
+            tangents["log_prob"] = jnp.moveaxis(moved, self.classes.index, -1)
+        return tangents
 
 
 def _origin(row: RowResiduals) -> Array:
@@ -195,6 +216,8 @@ def _predicted_jvp(predictor: Predictor, primals: Any, tangents: Any) -> tuple[O
         name: str, value: Array, row: RowResiduals, data: Any, nonzero_tangents: Any
     ) -> Array:
         # After the field itself, see `base`: a step writes the new logits over the old ones.
+        if value.ndim == row.mean_gap.ndim:  # of lists of ids
+            value = jnp.sum(value, -1)
         zero = predictor.classes.expand(hints.ordering_zero(value))
         (_, *data), row = hints.add_dependency(zero, (labels, *data), row)
         found = predictor.tangents_out(labels, *predictor.moved(data, nonzero_tangents, row), row)

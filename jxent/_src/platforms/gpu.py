@@ -7,6 +7,7 @@ from jaxtyping import Array
 from jxent._src.core import hints
 from jxent._src.core.blocks import BlockCandidates, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import implements
+from jxent._src.loss_fns import label_lists
 from jxent._src.loss_fns.base import Loss
 from jxent._src.loss_fns.statistics import Predictor
 from jxent._src.platforms import one_pass
@@ -91,6 +92,17 @@ def _blocks_of_statistics(
 ) -> ClassBlocks | None:
     """The same of statistics, which pass over the slopes as often, by the counts."""
     return _class_blocks(blocks, operands, grads=0)
+
+
+def _is_long(classes: ClassAxis, ids: Array, _: Array) -> bool:
+    return ids.shape[classes.index] > 12
+
+
+@implements(label_lists.logits_of, "cuda", applies=_is_long)
+@implements(label_lists.logits_of, "rocm", applies=_is_long)
+def _logits_of_long_lists(classes: ClassAxis, ids: Array, x: Array) -> Array:
+    """A reduction for each id reads the logits again: 5.6 passes for 32 ids in place of 2.6."""
+    return label_lists.logits_of_long(classes, ids, x)
 
 
 @implements(hints.materialize_grad, "cuda")

@@ -1,6 +1,6 @@
 """Implementations for XLA:TPU, each with its reason."""
 
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -159,11 +159,12 @@ def _blocks_of_statistics(
     return _class_blocks(blocks, operands, products=0)
 
 
-def _is_uncapped(predictor: Predictor, blocks: AnyBlocks, *_: Any) -> bool:
-    return predictor.logit_softcap is None and isinstance(blocks, BlockCandidates)
+def _is_one_pass(predictor: Predictor, blocks: AnyBlocks, operands: Operands) -> bool:
+    are_lists = any(x.ndim > 1 for x in jax.tree.leaves(labels_alone(operands.labels)))
+    return predictor.logit_softcap is None and isinstance(blocks, BlockCandidates) and not are_lists
 
 
-@implements(softmax_statistics.statistics_of_projection, "tpu", applies=_is_uncapped)
+@implements(softmax_statistics.statistics_of_projection, "tpu", applies=_is_one_pass)
 def _statistics_in_one_block(predictor: Predictor, _: AnyBlocks, operands: Operands) -> Outputs:
     """As `_in_one_block`."""
     whole = ExampleBlocks(1, operands.inputs.shape[0])

@@ -11,6 +11,7 @@ from jxent._src.core.blocks import AnyBlocks, ClassBlocks, ExampleBlocks
 from jxent._src.core.dispatch import per_platform
 from jxent._src.core.elementary import computing_dtype
 from jxent._src.core.versions import SECOND_ORDER_BY_CLASSES, linear
+from jxent._src.loss_fns import excluded
 from jxent._src.loss_fns.statistics import (
     Outputs,
     Predictor,
@@ -73,7 +74,8 @@ def tangents_of_projection(
     nonzero_tangents: Operands,
 ) -> dict[str, Array]:
     """The tangents of the fields."""
-    if isinstance(blocks, ClassBlocks) and SECOND_ORDER_BY_CLASSES:
+    are_lists = excluded.labels_alone(operands.labels).ndim > 1
+    if isinstance(blocks, ClassBlocks) and SECOND_ORDER_BY_CLASSES and not are_lists:
         tangents_out = class_blocks.tangents_of_statistics(
             predictor, blocks, row, operands, nonzero_tangents
         )

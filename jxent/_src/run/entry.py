@@ -150,12 +150,12 @@ def predicted(
     if isinstance(data, Operands):
         batch, operands, blocks = _cut(predictor, data, sizes)
         values, _ = softmax_statistics.projected(predictor, blocks, operands)
-        found = SoftmaxStatistics(*(x.reshape(batch) for x in values))
+        found = SoftmaxStatistics(*(x.reshape(*batch, *x.shape[1:]) for x in values))
     else:
         own = _without_excluded(predictor, _match_all_varying(predictor, data))
         found = statistics.predicted(predictor, *own)[0]
     if mask is not None:
-        kept = (jnp.where(mask, x, jnp.zeros_like(x)) for x in found)
+        kept = (jnp.where(_along(mask, -1, x), x, jnp.zeros_like(x)) for x in found)
         prediction = jnp.where(mask, found.prediction, -1)
         found = SoftmaxStatistics(*kept)._replace(prediction=prediction)
     return found if is_labelled else found._replace(log_prob=cast(Array, None))
@@ -163,8 +163,13 @@ def predicted(
 
 def _zero_where_masked(mask: Array, axis: int, labels: Array, x: Array) -> tuple[Array, Array]:
     """Labels, and logits or inputs with one more axis, with 0 where the mask is False."""
-    along = explicit.broadcast_like(jnp.expand_dims(mask, axis), x)
-    return jnp.where(mask, labels, jnp.zeros_like(labels)), jnp.where(along, x, jnp.zeros_like(x))
+    labels, x = (jnp.where(_along(mask, axis, a), a, jnp.zeros_like(a)) for a in (labels, x))
+    return labels, x
+
+
+def _along(mask: Array, axis: int, x: Array) -> Array:
+    """The mask, in the shape of an array that may have an axis more."""
+    return explicit.broadcast_like(jnp.expand_dims(mask, axis), x) if x.ndim > mask.ndim else mask
 
 
 def _cut(

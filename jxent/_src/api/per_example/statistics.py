@@ -1,7 +1,7 @@
 """What a softmax predicts of each example: what policy gradients, DPO and evaluation take."""
 
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float
 
 from jxent._src.checks import check, check_labels, check_weights
 from jxent._src.core.elementary import Bias, Ids, Numbers
@@ -16,7 +16,7 @@ from jxent._src.sharding.class_axis import ClassAxis
 
 def sparse_softmax_statistics_with_logits(
     *,
-    labels: Integer[ArrayLike, "..."] | None = None,
+    labels: Ids | None = None,
     logits: Float[ArrayLike, "..."],
     axis: int = -1,
     excluded: Ids | None = None,
@@ -35,8 +35,10 @@ def sparse_softmax_statistics_with_logits(
     the value nor the gradient is computed under `jit`.
 
     Args:
-      labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
-        gradient; the other fields stay. None: `log_prob` is None.
+      labels: Class ids in [0, classes), one per example: any other id makes its `log_prob` NaN, and
+        its gradient; the other fields stay. Or lists `[*batch, K]`, and `log_prob` has one
+        number per id: 0 for a negative one, which is padding, NaN for one that is too large.
+        None: `log_prob` is None.
       logits: Unnormalised log-probabilities. -inf rules a class out; several +inf share the
         probability equally. A row without a class left is NaN.
       axis: The axis of `logits` that holds the classes.
@@ -55,27 +57,29 @@ def sparse_softmax_statistics_with_logits(
       name: Names the computation in profiles (`jax.named_scope`).
 
     Returns:
-      `SoftmaxStatistics`, one of each an example, in float32 at least whatever the logits' dtype;
+      `SoftmaxStatistics`, one of each per example, in float32 at least whatever the logits' dtype;
       `prediction` in int32. All but `prediction` are differentiable, in any combination.
 
     Raises:
       TypeError: `labels` is not integer, `logits` is not floating, `temperature` is not real,
         `mask` is not boolean, or an option is not a Python value.
-      ValueError: A required array is None, `labels.shape` is not that of `logits` without `axis`,
-        `axis` is not an axis of `logits`, `temperature` is not one positive number, `mask` does not
-        fit, or an option is out of its range.
+      ValueError: A required array is None, `labels` is not `[*batch]` or `[*batch, K]`, `axis` is
+        not an axis of `logits`, `temperature` is not one positive number, `mask` does not fit, or
+        an option is out of its range.
 
     Examples:
       >>> found = sparse_softmax_statistics_with_logits(labels=1, logits=[0.0, 0.0])
       >>> found.log_prob, found.entropy, found.prediction
       (Array(-0.6931472, dtype=float32), Array(0.6931472, dtype=float32), Array(0, dtype=int32))
+      >>> sparse_softmax_statistics_with_logits(labels=[0, 1, -1], logits=[0.0, 0.0]).log_prob
+      Array([-0.6931472, -0.6931472,  0.       ], dtype=float32)
 
     References:
       Shannon, A Mathematical Theory of Communication, 1948, section 6.
     """
     logits = check.floating("logits", logits)
     axis = check.axis(axis, logits)
-    ids = None if labels is None else check_labels.class_ids(labels, logits.shape, axis)
+    ids = None if labels is None else check_labels.ids_or_lists(labels, logits.shape, axis)
     divisor = check.temperature(temperature, logits.dtype)
     out = check_labels.excluded(excluded, logits.shape, axis)
     predictor = Predictor(ClassAxis(axis, check.axis_name(axis_name)), logit_softcap)
@@ -87,7 +91,7 @@ def sparse_softmax_statistics_with_logits(
 
 def linear_sparse_softmax_statistics(
     *,
-    labels: Integer[ArrayLike, "*batch"] | None = None,
+    labels: Ids | None = None,
     inputs: Float[ArrayLike, "*batch features"],
     kernel: Float[ArrayLike, "features classes"] | Transposed,
     bias: Bias | None = None,
@@ -108,8 +112,11 @@ def linear_sparse_softmax_statistics(
     with $y$ the logits, divided by `temperature`, and $p$ their softmax.
 
     Args:
-      labels: Class ids in [0, classes). Any other id makes its example's `log_prob` NaN, and its
-        gradient; the other fields stay. None: `log_prob` is None.
+      labels: Class ids in [0, classes), one per example: any other id makes its `log_prob` NaN, and
+        its gradient; the other fields stay. Or lists `[*batch, K]`, and `log_prob` has one
+        number per id: 0 for a negative one, which is padding, NaN for one that is too large.
+        Their gradients take blocks of examples, with `class_block_size` too. None: `log_prob` is
+        None.
       inputs: What the projection is applied to, features last.
       kernel: The output projection, in the inputs' dtype, or in float32 beside narrower inputs.
         A table `[classes, features]`, as of an embedding, is `jxent.Transposed(table)`.
@@ -145,7 +152,8 @@ def linear_sparse_softmax_statistics(
         integer, `temperature` is not real, `mask` is not boolean, or an option is not a Python
         value.
       ValueError: A required array is None, the shapes do not fit together as above, `labels` is not
-        `[*batch]`, `temperature` is not one positive number, `mask` does not fit, or an option is
+        `[*batch]` or `[*batch, K]`, `temperature` is not one positive number, `mask` does not fit,
+        or an option is
         out of its range.
 
     Examples:
@@ -159,7 +167,7 @@ def linear_sparse_softmax_statistics(
       `jxent.sparse_softmax_statistics_with_logits`.
     """
     inputs, kernel, bias, shape = check.projection(inputs, kernel, bias)
-    ids = None if labels is None else check_labels.class_ids(labels, shape, len(shape) - 1)
+    ids = None if labels is None else check_labels.ids_or_lists(labels, shape, len(shape) - 1)
     divisor = check.temperature(temperature, inputs.dtype)
     predictor = Predictor(ClassAxis(-1, check.axis_name(axis_name)), logit_softcap)
     sizes = check.block_sizes(block_size, class_block_size)
