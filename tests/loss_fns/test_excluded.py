@@ -1,5 +1,7 @@
 """Classes that lists of ids take out of an example."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,9 +53,11 @@ def test_an_id_beyond_the_classes_makes_its_example_nan(dtype):
     left = losses.sparse_softmax_cross_entropy(
         IDS[::2], LOGITS[::2], excluded=out[::2], reduction="sum"
     )
+    linear, projected = losses.linear_sparse_softmax_cross_entropy, (LOGITS, np.eye(6, dtype="f4"))
     for function, arrays in (
         (losses.sparse_softmax_cross_entropy, (LOGITS,)),
-        (losses.linear_sparse_softmax_cross_entropy, (LOGITS, np.eye(6, dtype=np.float32))),
+        (linear, projected),
+        (partial(linear, class_block_size=4), projected),
     ):
         loss, gradients = jax.value_and_grad(
             lambda *a, f=function: f(IDS, *a, weights=weights, excluded=out, reduction="sum"),
@@ -61,6 +65,29 @@ def test_an_id_beyond_the_classes_makes_its_example_nan(dtype):
         )(*map(jnp.asarray, arrays))
         np.testing.assert_allclose(loss, left, rtol=1e-6)
         assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_what_a_masked_example_excludes_is_not_looked_at(dtype):
+    out = np.array([[0, 0, 0], [255, 1, 1], [3, 3, 3], [1, 200, 4]], dtype)
+    mask = np.array([True, False, True, False])
+    kernel = np.eye(6, dtype=np.float32)
+
+    given = {"labels": IDS[::-1], "excluded": out, "mask": mask}
+
+    def total(function, arrays):
+        fields = jax.tree.leaves(function(**given, **arrays))
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in fields), fields
+
+    for functions, arrays in (
+        ((STATISTICS, EACH), {"logits": LOGITS}),
+        ((jxent.linear_sparse_softmax_statistics, LINEAR), {"inputs": LOGITS, "kernel": kernel}),
+    ):
+        for function in functions:
+            gradients, fields = jax.grad(partial(total, function), has_aux=True)(arrays)
+            assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((gradients, fields)))
+            assert not next(iter(gradients.values()))[~mask].any()
+            assert all(set(np.asarray(x)[~mask].tolist()) <= {0, -1} for x in fields)
 
 
 def test_only_the_label_left_costs_nothing():

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Integer
 
 from jxent._src.core.blocks import Block
 from jxent._src.core.elementary import largest_id, nan_unless
+from jxent._src.core.kernel import Kernel
 from jxent._src.loss_fns.base import OfLogits
 from jxent._src.loss_fns.sigmoid import multi_hot_mask
 from jxent._src.sharding.class_axis import ClassAxis
@@ -34,6 +35,21 @@ def labels_alone(labels: Any) -> Any:
 def replaced(labels: Any, by: Any) -> Any:
     """Other labels with what is excluded beside these."""
     return labels._replace(labels=by) if isinstance(labels, WithExcluded) else by
+
+
+def none_where_masked(classes: ClassAxis, mask: Array, labels: Any, x: Array | Kernel) -> Any:
+    """The labels, with nothing excluded where the mask is False; `x` has the classes.
+
+    Whatever stands there: all classes, or ids that are too large, would make the example NaN.
+    """
+    if not isinstance(labels, WithExcluded):
+        return labels
+    number = classes.count(x)
+    # In the ids' own dtype, which may have no negative numbers.
+    too_large = labels.ids > largest_id(labels.ids.dtype, number)
+    ids = jnp.where(too_large, 0, labels.ids).astype(jnp.int32)
+    ids = jnp.where(too_large, number, ids)
+    return labels._replace(ids=jnp.where(classes.expand(mask), ids, -1))
 
 
 def labels_of_block(loss_fn: OfLogits, block: Block, labels: Any) -> Any:

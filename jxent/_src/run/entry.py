@@ -144,9 +144,12 @@ def predicted(
         if predictor.classes.name is not None:  # the same on all chips that split the classes
             of_rows = jnp.zeros(of_rows.shape)
         ids = jnp.zeros_like(of_rows, dtype=jnp.int32)
+    labels = data.labels
     if mask is not None:
         ids, x = _zero_where_masked(mask, axis, ids, x)
-    data = data._replace(labels=excluded.replaced(data.labels, ids), **{name: x})
+        of = data.kernel if isinstance(data, Operands) else data.logits
+        labels = excluded.none_where_masked(predictor.classes, mask, labels, of)
+    data = data._replace(labels=excluded.replaced(labels, ids), **{name: x})
     if isinstance(data, Operands):
         batch, operands, blocks = _cut(predictor, data, sizes)
         values, _ = softmax_statistics.projected(predictor, blocks, operands)
