@@ -160,7 +160,7 @@ def is_short(case, dtype):
     ("case", "dtype"),
     [param(case, dtype, default=is_short(case, dtype)) for case in CASES for dtype in SPREAD],
 )
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 def test_value_and_gradient(case, dtype):
     arrays = case.arrays(jnp.dtype(dtype), SPREAD[dtype])
     f, differentiated = split(case, arrays)
@@ -175,7 +175,7 @@ def test_value_and_gradient(case, dtype):
 
 
 @each_function
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_first_order(case):
     """Both modes, each the other's transpose; checkpoint, linearize, and scan over the loss."""
     f, differentiated = split(case, case.arrays())
@@ -218,7 +218,7 @@ def test_first_order(case):
 
 
 @each_loss
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(7)
 def test_second_order(case):
     """The whole Hessian one way, its products with a direction the other three."""
     f, differentiated = split(case, case.arrays())
@@ -245,7 +245,7 @@ def test_second_order(case):
 
 
 @each_loss_with_logits
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(6)
 def test_third_order(case):
     """At logits of 0 too, where |x| has its corner: a rule that differentiates it goes wrong."""
     f, _ = split(case, case.arrays())
@@ -308,7 +308,7 @@ def test_second_order_through_a_scan_of_the_user(case):
 
 
 @each_loss
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_vmap_is_a_loop(case):
     batches = [case.arrays(seed=s) for s in range(3)]
     f, _ = split(case, batches[0])
@@ -334,7 +334,7 @@ def test_vmap_is_a_loop(case):
 
 
 @each_loss_with_logits
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_eager_jit_and_gradient_give_the_same_value(case):
     f, differentiated = split(case, case.arrays(jnp.float32))
     eager = f(differentiated)
@@ -345,7 +345,7 @@ def test_eager_jit_and_gradient_give_the_same_value(case):
 
 
 @each_case
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(4)
 def test_reverse_mode_saves_no_second_array_of_logits(case):
     """In bfloat16, so that a float32 copy would show; only what the caller gave may be saved."""
     arrays = case.arrays(jnp.bfloat16)
@@ -362,7 +362,7 @@ def test_reverse_mode_saves_no_second_array_of_logits(case):
 
 
 @each_function
-@pytest.mark.one_in(2)
+@pytest.mark.one_in(3)
 def test_a_huge_shape_traces_without_memory(case):
     def grown(a):
         return jax.ShapeDtypeStruct(tuple(n if n == 1 else n * 10**5 for n in a.shape), a.dtype)
@@ -374,7 +374,7 @@ def test_a_huge_shape_traces_without_memory(case):
 
 
 @each_loss
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(6)
 def test_frozen_arguments_cost_nothing(case):
     """Their tangents are symbolic zeros: the gradient of one argument computes no other's."""
     f, differentiated = split(case, case.arrays(jnp.float32))

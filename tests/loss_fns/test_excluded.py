@@ -43,6 +43,7 @@ def test_an_excluded_label_has_an_infinite_loss_and_a_finite_gradient():
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32])
+@pytest.mark.one_in(3)
 def test_an_id_beyond_the_classes_makes_its_example_nan(dtype):
     out = np.array([[1], [127], [3], [6]], dtype)
     value, gradient = value_and_gradient(labels=IDS, logits=LOGITS, excluded=out)
@@ -68,6 +69,7 @@ def test_an_id_beyond_the_classes_makes_its_example_nan(dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+@pytest.mark.one_in(2)
 def test_what_a_masked_example_excludes_is_not_looked_at(dtype):
     out = np.array([[0, 0, 0], [255, 1, 1], [3, 3, 3], [1, 200, 4]], dtype)
     mask = np.array([True, False, True, False])
@@ -121,7 +123,7 @@ def test_no_ids_are_no_exclusion():
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda", "reference"])
 @pytest.mark.parametrize(("classes", "number"), [(40, 9), (1400, 80)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.one_in(4)
+@pytest.mark.one_in(8)
 def test_long_lists_on_each_platform(platform, classes, number, smoothing):
     rng = np.random.default_rng(1)
     logits = 5 * rng.standard_normal((7, classes))
